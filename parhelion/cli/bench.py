@@ -1,0 +1,158 @@
+"""``parhelion bench``: measure this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parhelion.cli.load import open_llm
+from parhelion.cli.options import arguments_of, record_options
+from parhelion.cli.output import count_bar, print_note, stdout
+from parhelion.config import EngineConfig, read_environment
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from parhelion.bench.report import Measurement
+    from parhelion.bench.server_process import ServerProcess
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the result as JSON to this file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measured rounds; one more comes first and is not counted.")]
+Requests = Annotated[int, typer.Option(min=1, help="Requests in all, or in a round.")]
+PromptLength = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
+OutputLength = Annotated[int, typer.Option(min=1, help="Tokens generated for each prompt.")]
+BenchSeed = Annotated[int, typer.Option(help="Seed of the random prompts.")]
+
+
+def bench_app() -> typer.Typer:
+    """The group of benchmarks."""
+    app = typer.Typer(name="bench", help="Measure latency, throughput and serving here.", no_args_is_help=True)
+    app.command()(latency)
+    app.command()(throughput)
+    app.command(name="serve")(serving)
+    return app
+
+
+@record_options()
+def latency(
+    engine: EngineConfig,
+    prompt_length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens of the prompt; may be repeated. [default: 32, 256, 1024]")
+    ] = None,
+    output_length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens to generate; may be repeated. [default: 64]")
+    ] = None,
+    rounds: Rounds = 5,
+    prompt_seed: BenchSeed = 0,
+    output: Output = None,
+    json_: AsJson = False,
+) -> None:
+    """One request at a time: time to the first token, and per token after it.
+
+    Example: [cyan]parhelion bench latency smollm2-135m --prompt-length 128 --output latency.json[/]
+    """
+    from parhelion.bench.latency import LatencySettings, measure_latency
+
+    usual = LatencySettings()
+    settings = LatencySettings(
+        prompt_lengths=tuple(prompt_length or usual.prompt_lengths),
+        output_lengths=tuple(output_length or usual.output_lengths),
+        rounds=rounds,
+        seed=prompt_seed,
+    )
+    with open_llm(engine) as llm, count_bar("measuring latency") as bar:
+        measurements = measure_latency(llm, settings, bar)
+    _show("latency", settings, measurements, output, json_)
+
+
+@record_options()
+def throughput(
+    engine: EngineConfig,
+    num_requests: Requests = 64,
+    prompt_length: PromptLength = 128,
+    output_length: OutputLength = 64,
+    rounds: Rounds = 3,
+    prompt_seed: BenchSeed = 0,
+    output: Output = None,
+    json_: AsJson = False,
+) -> None:
+    """Many requests at once, without a server: tokens a second.
+
+    Example: [cyan]parhelion bench throughput smollm2-135m --num-requests 32[/]
+    """
+    from parhelion.bench.throughput import ThroughputSettings, measure_throughput
+
+    settings = ThroughputSettings(num_requests, prompt_length, output_length, rounds, seed=prompt_seed)
+    with open_llm(engine) as llm, count_bar("measuring throughput") as bar:
+        measurements = measure_throughput(llm, settings, bar)
+    _show("throughput", settings, measurements, output, json_)
+
+
+@record_options()
+def serving(
+    engine: EngineConfig,
+    url: Annotated[
+        str | None, typer.Option(help="A server that runs already, such as http://127.0.0.1:8000; else one is started.")
+    ] = None,
+    num_requests: Requests = 100,
+    prompt_length: PromptLength = 128,
+    output_length: OutputLength = 64,
+    request_rate: Annotated[
+        float, typer.Option(help="Mean arrivals a second (Poisson); inf sends all at once.")
+    ] = math.inf,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests in flight.")] = 16,
+    ttft_objective_ms: Annotated[float, typer.Option(help="Goodput counts requests that keep this TTFT ...")] = 1000.0,
+    tpot_objective_ms: Annotated[float, typer.Option(help="... and this time per output token.")] = 100.0,
+    prompt_seed: BenchSeed = 0,
+    output: Output = None,
+    json_: AsJson = False,
+) -> None:
+    """Load a server over HTTP: TTFT, TPOT, ITL, end-to-end latency and goodput.
+
+    Example: [cyan]parhelion bench serve smollm2-135m --num-requests 100 --concurrency 16[/]
+    """
+    from parhelion.bench.serving import ServingSettings, generate_load, summarize_load
+
+    settings = ServingSettings(
+        num_requests=num_requests,
+        prompt_length=prompt_length,
+        output_length=output_length,
+        request_rate=request_rate,
+        concurrency=concurrency,
+        ttft_objective_ms=ttft_objective_ms,
+        tpot_objective_ms=tpot_objective_ms,
+        seed=prompt_seed,
+    )
+    keys = read_environment().api_keys
+    with _server(engine, url) as server, count_bar("sending requests") as bar:
+        load = generate_load(server.url, server.model, settings, keys[0] if keys else None, bar)
+        records = asyncio.run(load)
+    _show("serving", settings, summarize_load(records, settings), output, json_)
+
+
+def _server(engine: EngineConfig, url: str | None) -> AbstractContextManager[ServerProcess]:
+    """The server at the address, or a fresh one for the block."""
+    from parhelion.bench.server_process import ServerProcess, running_server
+
+    if url is not None:
+        return nullcontext(ServerProcess(url.rstrip("/").removesuffix("/v1"), engine.model, pid=0))
+    return running_server(engine.model, arguments_of(engine))
+
+
+def _show(name: str, settings: Any, measurements: list[Measurement], output: Path | None, as_json: bool) -> None:
+    from parhelion.bench.report import make_report, to_json, to_table, write_json
+
+    report = make_report(name, settings, measurements)
+    if output is not None:
+        write_json(report, output)
+        print_note(f"written to {output}")
+    if as_json:
+        print(to_json(report).decode(), end="")
+    else:
+        stdout().print(to_table(report))

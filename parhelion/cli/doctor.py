@@ -1,0 +1,186 @@
+"""``parhelion doctor``: what this machine offers, and what stands in the way."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from parhelion.cli.output import format_bytes, print_json, spinner, stdout
+from parhelion.config import ServerConfig, read_environment
+
+State = Literal["ok", "note", "problem"]
+
+MIN_FREE_MEMORY = 1 << 30
+MIN_FREE_DISK = 1 << 30
+# Instruction sets that decide how quick CPU kernels are.
+TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: ``ok`` serves as it is, ``note`` costs speed or comfort, ``problem`` stops serving."""
+
+    topic: str
+    state: State
+    detail: str
+
+
+def doctor(
+    port: Annotated[int, typer.Option(help="The port that a server would take.")] = ServerConfig.port,
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what this machine can serve with, what is missing, and the way out. Exit code 1 if something stops serving.
+
+    Example: [cyan]parhelion doctor --port 8000[/]
+    """
+    with spinner("looking around"):
+        findings = examine(port)
+    if json_:
+        print_json(findings)
+    else:
+        _print_findings(findings)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine(port: int) -> list[Finding]:
+    """Everything there is to say of this machine."""
+    home = read_environment().home
+    checks: tuple[Callable[[], Finding], ...] = (
+        check_python,
+        check_torch,
+        check_cpu,
+        check_memory,
+        lambda: check_disk(home),
+        check_compiler,
+        check_models,
+        lambda: check_port(port),
+    )
+    return [*(check() for check in checks), *provider_findings()]
+
+
+def check_python() -> Finding:
+    """The interpreter."""
+    return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def check_torch() -> Finding:
+    """Torch and whether it sees an accelerator."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("torch", "problem", f"it cannot be imported ({str(error)[:200]}); install it again with pip")
+    accelerator = "an accelerator is there, but only the CPU is used" if torch.cuda.is_available() else "CPU only"
+    return Finding("torch", "ok", f"{torch.__version__}, {accelerator}")
+
+
+def check_cpu() -> Finding:
+    """Model, vector units and the threads that the engine would take."""
+    from parhelion.platform.cpu import fingerprint
+
+    cpu = fingerprint()
+    flags = [flag for flag in TELLING_FLAGS if flag in cpu_flags()]
+    state: State = "note" if cpu.capability == "DEFAULT" else "ok"
+    detail = f"{cpu.name}; {cpu.cores} cores, so {cpu.cores} threads; torch uses {cpu.capability}"
+    return Finding("cpu", state, detail + (f"; has {', '.join(flags)}" if flags else ""))
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction-set flags that Linux lists; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def check_memory() -> Finding:
+    """Memory that weights and KV cache can have."""
+    from parhelion.platform.cpu import fingerprint, free_memory
+
+    free, total = free_memory(), fingerprint().memory_bytes
+    detail = f"{format_bytes(free)} free of {format_bytes(total)}"
+    if free < MIN_FREE_MEMORY:
+        return Finding("memory", "note", f"{detail}: end other programs, or give a small --kv-cache-memory")
+    return Finding("memory", "ok", detail)
+
+
+def check_disk(home: Path) -> Finding:
+    """Room where models are pulled to, and whether it can be written to."""
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    detail = f"{format_bytes(free)} free at {home}"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Finding("disk", "problem", f"{folder}: {reason}; set PARHELION_HOME to a folder that you may write to")
+    if free < MIN_FREE_DISK:
+        return Finding("disk", "note", f"{detail}: make room, or set PARHELION_HOME to a folder on a larger disk")
+    return Finding("disk", "ok", detail)
+
+
+def check_compiler() -> Finding:
+    """The C++ compiler that ``--compile`` needs."""
+    from parhelion.platform.cpu import cpp_compiler
+
+    found = cpp_compiler()
+    if found is None:
+        return Finding("c++ compiler", "note", "none found, so --compile cannot work; install g++ or clang++ to use it")
+    return Finding("c++ compiler", "ok", f"{found} (used by --compile)")
+
+
+def check_models() -> Finding:
+    """Which aliases are pulled."""
+    from parhelion.models.catalog import CATALOG
+    from parhelion.models.pull import pulled_path
+
+    pulled = [entry.alias for entry in CATALOG if pulled_path(entry).exists()]
+    absent = [entry.alias for entry in CATALOG if entry.alias not in pulled]
+    parts = [f"pulled: {', '.join(pulled)}"] if pulled else []
+    parts += [f"not pulled yet: {', '.join(absent)} (done on first use)"] if absent else []
+    return Finding("models", "ok", "; ".join(parts))
+
+
+def check_port(port: int) -> Finding:
+    """Whether a server could listen."""
+    host = ServerConfig.host
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            return Finding("port", "note", f"{host}:{port}: {reason}; serve on another with --port")
+    return Finding("port", "ok", f"{host}:{port} is free")
+
+
+def provider_findings() -> list[Finding]:
+    """Who can compute the linear layers here and, of the others, why not."""
+    from parhelion.ops.linear import provider_report
+
+    return [
+        Finding(f"{entry.op}: {entry.provider}", "ok" if entry.available else "note", entry.reason)
+        for entry in provider_report()
+    ]
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
+    table = Table("", "what", "finding", box=None)
+    for finding in findings:
+        table.add_row(marks[finding.state], escape(finding.topic), escape(finding.detail))
+    stdout().print(table)

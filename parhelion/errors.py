@@ -1,0 +1,43 @@
+"""Every error that a user may meet. Each message names the thing, the value, the limit and the way out."""
+
+
+class ParhelionError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class InvalidRequestError(ParhelionError, ValueError):
+    """A request cannot be served as it stands (HTTP 400).
+
+    Attributes:
+        param: the name of the offending parameter, as the client spells it, or None.
+        code: a short machine-readable code.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class QueueFullError(ParhelionError):
+    """More requests are waiting than the engine was told to hold (HTTP 429)."""
+
+
+class EngineDeadError(ParhelionError):
+    """The engine process ended; its requests are lost (HTTP 503)."""
+
+
+class ConfigError(ParhelionError, ValueError):
+    """An option of the engine or the server is unusable, alone or beside the others."""
+
+
+class ModelNotFoundError(ParhelionError):
+    """No model answers to the name, and it cannot be fetched."""
+
+
+class CheckpointError(ParhelionError):
+    """A checkpoint is damaged, incomplete, or of a kind that is not supported."""
+
+
+class OutOfMemoryError(ParhelionError):
+    """The device has too little free memory for the weights or for a useful KV cache."""

@@ -1,0 +1,27 @@
+"""The gated feed-forward block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from parhelion.layers.linear import Linear
+from parhelion.ops.silu_and_mul import silu_and_mul
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """SwiGLU (Shazeer, 2020).
+
+    Attributes:
+        gate_up: hidden to 2 * intermediate, the gate first.
+        down: intermediate to hidden.
+    """
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden] to the same."""
+        return self.down(silu_and_mul(self.gate_up(hidden)))

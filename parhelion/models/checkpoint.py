@@ -1,0 +1,93 @@
+"""A model's weights and configuration, in one form for every file format.
+
+Checkpoints are read as data: nothing in them is ever executed, so there are no pickles and no remote code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from parhelion.errors import CheckpointError
+from parhelion.models.config import ModelConfig
+
+
+class Checkpoint(ABC):
+    """Weights by their Hugging Face names, such as ``model.layers.3.self_attn.q_proj.weight``.
+
+    A context manager: leaving it closes the files. Tensors stay valid after that.
+    """
+
+    @property
+    @abstractmethod
+    def config(self) -> ModelConfig:
+        """The model's dimensions and switches."""
+
+    @property
+    @abstractmethod
+    def source_path(self) -> Path:
+        """The file or folder that it was opened from."""
+
+    @property
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all tensors, in the order of the file."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor, on the CPU; the checkpoint keeps no reference to it.
+
+        Returns:
+            The tensor in the file's dtype (safetensors) or as float32 (GGUF), weights as ``[out_features, in_features]``.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it cannot be read.
+        """
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self.names()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read any more."""
+        return
+
+    def missing(self, name: str) -> CheckpointError:
+        """The error of asking for a tensor that is not there."""
+        return CheckpointError(
+            f"{self.source_path} has no tensor {name}, which {self.config.architecture} needs: "
+            "the checkpoint is incomplete or of another model; fetch or convert it again"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a ``.gguf`` file or a Hugging Face style folder (config.json and safetensors).
+
+    Raises:
+        CheckpointError: neither of these, damaged, incomplete, or of an unsupported model.
+    """
+    # The two formats build on this module, so they are imported when one is opened.
+    from parhelion.models.gguf_file import GgufCheckpoint
+    from parhelion.models.hf_files import SafetensorsCheckpoint
+
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no file or folder {path}")
+    return GgufCheckpoint(path)

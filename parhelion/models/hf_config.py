@@ -1,0 +1,218 @@
+"""A Hugging Face config.json as a ModelConfig, in the spellings of transformers 4 and 5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from parhelion.errors import CheckpointError
+from parhelion.models.config import ModelConfig, RopeConfig
+
+_CONFIG = "config.json"
+_GENERATION_CONFIG = "generation_config.json"
+# Mistral is a Llama whose layers may all have a sliding window.
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "LlamaForCausalLM",
+    "MistralForCausalLM": "LlamaForCausalLM",
+    "Qwen2ForCausalLM": "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM": "Qwen3ForCausalLM",
+}
+_BY_MODEL_TYPE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_DEFAULT_THETA = 10000.0
+
+TokenIds = int | list[int] | None
+_Json = TypeVar("_Json", bound=msgspec.Struct)
+
+
+class _RopeJson(msgspec.Struct):
+    """``rope_scaling`` (transformers 4) or ``rope_parameters`` (transformers 5)."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: float | None = None
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    partial_rotary_factor: float | None = None
+    full_attention: object = None
+    sliding_attention: object = None
+
+
+class _ConfigJson(msgspec.Struct):
+    """The fields of config.json that are read; all others are ignored."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    rope_theta: float | None = None
+    rope_scaling: _RopeJson | None = None
+    rope_parameters: _RopeJson | None = None
+    partial_rotary_factor: float | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    sliding_window: int | None = None
+    use_sliding_window: bool | None = None
+    max_window_layers: int | None = None
+    layer_types: list[str] | None = None
+    hidden_act: str = "silu"
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    quantization_config: dict[str, object] | None = None
+
+
+class _GenerationJson(msgspec.Struct):
+    """The field of generation_config.json that is read."""
+
+    eos_token_id: TokenIds = None
+
+
+def read_hf_config(folder: Path) -> ModelConfig:
+    """The model configuration of a Hugging Face style folder.
+
+    Raises:
+        CheckpointError: no config.json, bad JSON, or something in it that is not supported.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {_CONFIG}: fetch the model's whole folder, or give another path")
+    config = _decode(path, _ConfigJson)
+    architecture = _architecture(path, config)
+    _check_supported(path, config)
+    is_qwen = architecture.startswith("Qwen")
+    bias = bool(config.attention_bias)
+    return ModelConfig(
+        architecture=_ARCHITECTURES[architecture],
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+        rms_norm_eps=config.rms_norm_eps,
+        rope=_rope(path, config),
+        max_position=config.max_position_embeddings,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_bias=True if architecture == "Qwen2ForCausalLM" else bias,
+        attention_output_bias=False if architecture == "Qwen2ForCausalLM" else bias,
+        mlp_bias=bool(config.mlp_bias),
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        sliding_windows=_qwen_windows(config) if is_qwen else _uniform_windows(architecture, config),
+        eos_token_ids=_eos_token_ids(folder, config.eos_token_id),
+        bos_token_id=_first(config.bos_token_id),
+        hidden_act=config.hidden_act,
+    )
+
+
+def hf_eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Ids that end a text, from config.json and generation_config.json, as far as these exist."""
+    path = folder / _CONFIG
+    return _eos_token_ids(folder, _decode(path, _GenerationJson).eos_token_id if path.is_file() else None)
+
+
+def _decode(path: Path, kind: type[_Json]) -> _Json:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.DecodeError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be used ({error}): fetch it again or correct it") from error
+
+
+def _architecture(path: Path, config: _ConfigJson) -> str:
+    named = config.architectures[0] if config.architectures else _BY_MODEL_TYPE.get(config.model_type or "")
+    if named not in _ARCHITECTURES:
+        raise CheckpointError(
+            f"{path} names the architecture {named or config.model_type!r}; supported are {', '.join(_ARCHITECTURES)}"
+        )
+    return named
+
+
+def _check_supported(path: Path, config: _ConfigJson) -> None:
+    if config.hidden_act != "silu":
+        raise CheckpointError(f"{path}: hidden_act is {config.hidden_act!r}; only 'silu' is supported")
+    if config.quantization_config is not None:
+        method = config.quantization_config.get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{path}: the weights are quantized ({method}), which safetensors folders may not be yet: "
+            "use the unquantized model, or a GGUF file of it"
+        )
+
+
+def _rope(path: Path, config: _ConfigJson) -> RopeConfig:
+    parameters = config.rope_parameters or config.rope_scaling or _RopeJson()
+    if parameters.full_attention is not None or parameters.sliding_attention is not None:
+        raise CheckpointError(f"{path}: rope parameters that differ by kind of layer are not supported")
+    rotated = parameters.partial_rotary_factor or config.partial_rotary_factor or 1.0
+    if rotated != 1.0:
+        raise CheckpointError(f"{path}: partial_rotary_factor is {rotated}; only 1.0 is supported")
+    scaling = _scaling(path, parameters)
+    defaults = RopeConfig()
+    return RopeConfig(
+        theta=parameters.rope_theta or config.rope_theta or _DEFAULT_THETA,
+        scaling=scaling,
+        factor=parameters.factor or 1.0 if scaling else 1.0,
+        low_freq_factor=parameters.low_freq_factor or defaults.low_freq_factor,
+        high_freq_factor=parameters.high_freq_factor or defaults.high_freq_factor,
+        original_max_position=parameters.original_max_position_embeddings or config.max_position_embeddings,
+    )
+
+
+def _scaling(path: Path, parameters: _RopeJson) -> Literal["linear", "llama3"] | None:
+    kind = parameters.rope_type or parameters.type or "default"
+    if kind == "default":
+        return None
+    if kind == "linear" or kind == "llama3":
+        if not parameters.factor:
+            raise CheckpointError(f"{path}: rope scaling {kind!r} has no factor")
+        return "linear" if kind == "linear" else "llama3"
+    raise CheckpointError(f"{path}: rope scaling {kind!r} is not supported; supported are default, linear and llama3")
+
+
+def _uniform_windows(architecture: str, config: _ConfigJson) -> tuple[int | None, ...]:
+    if architecture != "MistralForCausalLM" or not config.sliding_window:
+        return ()
+    return (config.sliding_window,) * config.num_hidden_layers
+
+
+def _qwen_windows(config: _ConfigJson) -> tuple[int | None, ...]:
+    """Qwen's windows: per layer by ``layer_types``, else from layer ``max_window_layers`` on."""
+    if not config.use_sliding_window or not config.sliding_window:
+        return ()
+    if config.layer_types is not None:
+        slides = [kind == "sliding_attention" for kind in config.layer_types]
+    else:
+        first = config.max_window_layers if config.max_window_layers is not None else config.num_hidden_layers
+        slides = [layer >= first for layer in range(config.num_hidden_layers)]
+    return tuple(config.sliding_window if slide else None for slide in slides) if any(slides) else ()
+
+
+def _eos_token_ids(folder: Path, from_config: TokenIds) -> tuple[int, ...]:
+    generation = folder / _GENERATION_CONFIG
+    from_generation = _decode(generation, _GenerationJson).eos_token_id if generation.is_file() else None
+    return tuple(dict.fromkeys([*_listed(from_config), *_listed(from_generation)]))
+
+
+def _listed(token_ids: TokenIds) -> list[int]:
+    if token_ids is None:
+        return []
+    return token_ids if isinstance(token_ids, list) else [token_ids]
+
+
+def _first(token_ids: TokenIds) -> int | None:
+    return next(iter(_listed(token_ids)), None)

@@ -1,0 +1,113 @@
+"""``paged_attention`` on a CPU: gather a row's blocks and let torch's fused attention do the rest.
+
+A single decode row whose blocks lie side by side, the common case for one user, is attended to in place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from parhelion.ops.attention.metadata import AttentionMetadata, DecodeGroup, PrefillRow
+
+
+class PagedAttention:
+    """Attention of one model's shape, with the scratch memory that its gathers reuse from layer to layer.
+
+    Args:
+        num_heads, num_kv_heads, head_dim: the model's.
+        scale: factor of the scores, usually head_dim ** -0.5.
+    """
+
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, scale: float) -> None:
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.scale = scale
+        self._scratch: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        sliding_window: int | None = None,
+    ) -> torch.Tensor:
+        """Append keys and values to the cache, then attend.
+
+        Args:
+            query: [num_tokens, num_heads, head_dim], rotated.
+            key, value: [num_tokens, num_kv_heads, head_dim], the key rotated.
+            cache: [2, num_blocks, block_size, num_kv_heads, head_dim]; written in place.
+            metadata: of the step.
+            sliding_window: of this layer.
+
+        Returns:
+            [num_tokens, num_heads * head_dim].
+        """
+        flat = cache.view(2, -1, self.num_kv_heads, self.head_dim)
+        flat[0].index_copy_(0, metadata.slot_mapping, key)
+        flat[1].index_copy_(0, metadata.slot_mapping, value)
+        out = torch.empty_like(query)
+        decodes = metadata.decodes
+        if decodes is not None:
+            out[: decodes.num_rows] = self._decode(query[: decodes.num_rows], cache, decodes, sliding_window)
+        for row in metadata.prefills:
+            rows = slice(row.first_token, row.last_token)
+            out[rows] = self._prefill(query[rows], key[rows], value[rows], cache, row, sliding_window)
+        return out.view(query.shape[0], -1)
+
+    def _decode(
+        self, query: torch.Tensor, cache: torch.Tensor, group: DecodeGroup, window: int | None
+    ) -> torch.Tensor:
+        # The heads that share a key head see the same keys: they become that head's "tokens", so nothing is repeated.
+        query = query.view(group.num_rows, self.num_kv_heads, -1, self.head_dim)
+        if group.first_block is not None:
+            first = group.first_block * cache.shape[2]
+            keys, values = cache.view(2, 1, -1, self.num_kv_heads, self.head_dim)[:, :, first : first + group.longest]
+        else:
+            keys, values = self._gather(cache, group.blocks, group.num_rows)
+        out = F.scaled_dot_product_attention(
+            query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=group.masks[window], scale=self.scale
+        )
+        return out.reshape(group.num_rows, self.num_heads, self.head_dim)
+
+    def _prefill(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        row: PrefillRow,
+        window: int | None,
+    ) -> torch.Tensor:
+        if row.start == 0:
+            keys, values = key, value
+        else:
+            keys, values = (part[0, : row.seq_len] for part in self._gather(cache, row.blocks, 1))
+        mask = row.masks[window]
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return out[0].transpose(0, 1)
+
+    def _gather(self, cache: torch.Tensor, blocks: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy the blocks side by side: two tensors [num_rows, tokens, num_kv_heads, head_dim]."""
+        shape = (2, blocks.numel(), *cache.shape[2:])
+        size = shape[0] * shape[1] * shape[2] * shape[3] * shape[4]
+        # Fresh large buffers cost page faults at each layer; one that grows by doubling costs none.
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = torch.empty(2 * size, dtype=cache.dtype)
+        gathered = self._scratch[:size].view(shape)
+        for part in range(2):
+            torch.index_select(cache[part], 0, blocks, out=gathered[part])
+        keys, values = gathered.view(2, num_rows, -1, *cache.shape[3:])
+        return keys, values

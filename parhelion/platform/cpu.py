@@ -1,0 +1,105 @@
+"""What this machine's CPU is and what it has free. The one place that asks the operating system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True)
+class CpuFingerprint:
+    """Identity of a CPU device, as printed by ``parhelion doctor`` and stored beside every measurement.
+
+    Attributes:
+        name: the model name that the operating system reports.
+        capability: the widest vector unit that torch dispatches to (``AVX2``, ``AVX512``, ``DEFAULT``, ...).
+        cores: logical cores that this process may use, cgroup quota included.
+        memory_bytes: physical memory, or the cgroup's limit where that is lower.
+        torch: torch's version.
+    """
+
+    name: str
+    capability: str
+    cores: int
+    memory_bytes: int
+    torch: str
+
+
+def fingerprint() -> CpuFingerprint:
+    """What this process runs on."""
+    return CpuFingerprint(
+        name=_cpu_name(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        cores=usable_cores(),
+        memory_bytes=min(psutil.virtual_memory().total, _cgroup_memory_limit() or 1 << 62),
+        torch=torch.__version__,
+    )
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on: its affinity mask, cut by a cgroup quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def free_memory() -> int:
+    """Bytes that may still be allocated without swapping, cgroup limit included."""
+    free = psutil.virtual_memory().available
+    limit = _cgroup_memory_limit()
+    if limit is not None:
+        try:
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, max(0, limit - used))
+        except (OSError, ValueError):
+            pass
+    return free
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_resident_memory() -> int:
+    """The most bytes of this process that were ever in memory at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that TorchInductor would use, or None."""
+    for name in ("g++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cgroup_memory_limit() -> int | None:
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,219 @@
+"""A stand-in for the worker and the model: it checks on every row that the KV cache holds what it must."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from parhelion.scheduler import Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
+
+VOCAB_SIZE = 5
+"""Small, so that stop ids turn up and equal prefixes arise by chance as well."""
+
+EOS = 0
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """The fake model: a token that depends on all tokens before it."""
+    return blake2b(bytes(token_ids), digest_size=2).digest()[0] % VOCAB_SIZE
+
+
+def reference_output(config: SchedulerConfig, request: Request) -> tuple[list[int], str]:
+    """Output and finish reason of a request that has the machine to itself."""
+    limit = min(config.max_model_len, config.num_blocks * config.block_size)
+    if request.max_tokens is not None:
+        limit = min(limit, len(request.prompt_token_ids) + request.max_tokens)
+    tokens = list(request.prompt_token_ids)
+    while True:
+        tokens.append(next_token(tokens))
+        if tokens[-1] in request.stop_token_ids:
+            return tokens[len(request.prompt_token_ids) :], "stop"
+        if len(tokens) >= limit:
+            return tokens[len(request.prompt_token_ids) :], "length"
+
+
+@dataclass
+class Slot:
+    """A row of the worker's per-request tensors."""
+
+    request_id: str
+    tokens: list[int]
+    num_prompt_tokens: int
+    blocks: list[int]
+
+
+class SimulatedDevice:
+    """Runs plans in order. A position's content is the prefix of tokens whose KV would lie there."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.block_size = config.block_size
+        self.content: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.slots: dict[int, Slot] = {}
+
+    def run(self, plan: StepPlan) -> list[int]:
+        """The sampled ids of a step."""
+        for new in plan.admissions:
+            self.slots[new.slot] = Slot(new.request_id, list(new.token_ids), new.num_prompt_tokens, list(new.block_ids))
+        for added in plan.new_blocks:
+            self.slots[added.slot].blocks.extend(added.block_ids)
+        sampled: list[int] = []
+        for row in plan.rows:
+            self._write_kv(row)
+            if row.samples:
+                sampled.append(self._sample(row))
+        return sampled
+
+    def _place(self, slot: Slot, position: int) -> tuple[int, int]:
+        return slot.blocks[position // self.block_size], position % self.block_size
+
+    def _write_kv(self, row: Row) -> None:
+        slot = self.slots[row.slot]
+        assert slot.request_id == row.request_id, "a row must name the request that holds its slot"
+        assert row.num_tokens >= 1
+        assert row.start + row.num_tokens <= len(slot.tokens), "every input token must be known to the device"
+        for position in range(row.start):
+            found = self.content.get(self._place(slot, position))
+            assert found == tuple(slot.tokens[: position + 1]), f"{row}: wrong KV at position {position}: {found}"
+        for position in range(row.start, row.start + row.num_tokens):
+            self.content[self._place(slot, position)] = tuple(slot.tokens[: position + 1])
+
+    def _sample(self, row: Row) -> int:
+        slot = self.slots[row.slot]
+        assert row.start + row.num_tokens == len(slot.tokens), "only the last known token's row may sample"
+        assert row.output_index == len(slot.tokens) - slot.num_prompt_tokens
+        slot.tokens.append(next_token(slot.tokens))
+        return slot.tokens[-1]
+
+
+@dataclass
+class Result:
+    """What the engine has heard of a request."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    aborted: bool = False
+
+
+class Simulation:
+    """A scheduler, a device, and steps in flight between them; every call is followed by all checks."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.device = SimulatedDevice(config)
+        self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self.results: dict[str, Result] = {}
+        self.plans: list[StepPlan] = []
+
+    def add(self, request: Request) -> Request:
+        self.scheduler.add(request)
+        self.results[request.request_id] = Result(request)
+        self.scheduler.check_integrity()
+        return request
+
+    def abort(self, request_id: str) -> bool:
+        ended = self.scheduler.abort(request_id)
+        if ended:
+            self.results[request_id].aborted = True
+        self.scheduler.check_integrity()
+        return ended
+
+    def schedule(self) -> StepPlan | None:
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if plan is None:
+            assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs, nothing is in flight: stuck"
+            return None
+        self._check_limits(plan)
+        self.plans.append(plan)
+        self.in_flight.append((plan, self.device.run(plan)))
+        self._check_written_blocks_are_private(plan)
+        return plan
+
+    def update(self) -> list[RequestUpdate]:
+        plan, sampled = self.in_flight.popleft()
+        updates = self.scheduler.update(plan, sampled)
+        self.scheduler.check_integrity()
+        for update in updates:
+            result = self.results[update.request_id]
+            assert result.finish_reason is None, "nothing may come after the last update"
+            assert not result.aborted
+            result.tokens.append(update.token_id)
+            result.finish_reason = update.finish_reason
+            result.stop_token_id = update.stop_token_id
+        return updates
+
+    def run_to_end(self, depth: int, max_steps: int = 5000) -> None:
+        """Go on until every request has ended, with up to ``depth`` steps planned ahead of the one read back."""
+        for _ in range(max_steps):
+            while len(self.in_flight) <= depth and self.schedule() is not None:
+                pass
+            if not self.in_flight:
+                break
+            self.update()
+        self.check_all_ended()
+
+    def check_all_ended(self) -> None:
+        """Everyone has ended with the reference's tokens, and no block is held."""
+        assert not self.scheduler.has_unfinished
+        assert not self.in_flight
+        stats = self.scheduler.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+        for result in self.results.values():
+            expected, reason = reference_output(self.config, result.request)
+            if result.aborted:
+                assert result.finish_reason is None
+                assert result.tokens == expected[: len(result.tokens)]
+                continue
+            assert result.tokens == expected
+            assert result.finish_reason == reason
+            assert result.stop_token_id == (expected[-1] if reason == "stop" else None)
+
+    def _check_limits(self, plan: StepPlan) -> None:
+        assert 1 <= plan.num_tokens <= self.config.max_num_batched_tokens
+        slots = [row.slot for row in plan.rows]
+        assert len(set(slots)) == len(slots) <= self.config.max_num_seqs
+        assert all(0 <= slot < self.config.max_num_seqs for slot in slots)
+        assert all(is_decode(row, plan) for row in plan.rows[: num_decodes(plan)]), "decode rows come first"
+
+    def _check_written_blocks_are_private(self, plan: StepPlan) -> None:
+        for row in plan.rows:
+            blocks = self.device.slots[row.slot].blocks
+            first, last = row.start, row.start + row.num_tokens - 1
+            for block_id in blocks[first // self.config.block_size : last // self.config.block_size + 1]:
+                assert self.scheduler._kv.pool.num_holders(block_id) == 1, f"{row} writes into shared block {block_id}"
+
+
+def is_decode(row: Row, plan: StepPlan) -> bool:
+    """The row continues a request with the one token that the step before it sampled."""
+    admitted = {admission.slot for admission in plan.admissions}
+    return row.samples and row.num_tokens == 1 and row.output_index > 0 and row.slot not in admitted
+
+
+def num_decodes(plan: StepPlan) -> int:
+    return sum(is_decode(row, plan) for row in plan.rows)
+
+
+def make_config(
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 64,
+    max_model_len: int = 128,
+    **others: object,
+) -> SchedulerConfig:
+    return SchedulerConfig(num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len, **others)
+
+
+def make_request(
+    request_id: str,
+    prompt: Sequence[int],
+    max_tokens: int | None = 4,
+    stop: Sequence[int] = (),
+    **others: object,
+) -> Request:
+    return Request(request_id, list(prompt), max_tokens, frozenset(stop), **others)
