@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from parhelion.bench.measure import Summary, summarize
 from parhelion.bench.machine import Circumstances, describe_circumstances
+from parhelion.bench.measure import Summary, summarize
 from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.models.resolve import resolve_model
@@ -83,7 +83,7 @@ class EngineFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result file. Both ratios are medians over rounds of Parhelion's figure over transformers' best in that round."""
+    """The result file. A ratio is Parhelion's figure over transformers' best of the same round."""
 
     benchmark: str
     settings: Settings
@@ -126,14 +126,23 @@ def _serve(pipe: Connection, open_engine: Callable[..., Callable[[Work], Done]],
 
 
 def open_transformers(path: str, dtype: str, threads: int) -> Callable[[Work], Done]:
-    """transformers with its own KV cache; it dequantizes the GGUF on loading."""
+    """transformers with its own KV cache and dense weights: it dequantizes the GGUF on loading."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.generation.streamers import BaseStreamer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     torch.set_num_threads(threads)
     file = Path(path)
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        dtype=getattr(torch, dtype),
+        # Packed weights would save memory and cost speed; the comparison is with its fastest way.
+        quantization_config=GgufConfig(dequantize=True),
+    )
     model.eval()
 
     class Clock(BaseStreamer):
@@ -158,7 +167,6 @@ def open_transformers(path: str, dtype: str, threads: int) -> Callable[[Work], D
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 do_sample=False,
-                min_new_tokens=None,
                 max_new_tokens=n,
                 eos_token_id=None,
                 pad_token_id=0,

@@ -49,7 +49,8 @@ def make_report(
 
 def to_json(report: object) -> bytes:
     """A report (any dataclass) as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(asdict(report)), indent=2) + b"\n"  # type: ignore[call-overload]
+    encoded = msgspec.json.encode(asdict(report), enc_hook=str)  # type: ignore[call-overload]
+    return msgspec.json.format(encoded, indent=2) + b"\n"
 
 
 def write_json(report: object, path: Path) -> None:

@@ -35,10 +35,7 @@ def chat(
     with open_llm(engine) as llm:
 
         def answer(messages: list[Message]) -> Iterator[RequestOutput]:
-            text = llm.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-            # The template has put the special tokens in already.
-            token_ids = llm.tokenizer.encode(text, add_special_tokens=False)
-            return iter(llm.stream({"prompt_token_ids": token_ids}, sampling))
+            return llm.stream(llm.chat_prompt(messages), sampling)
 
         print_note(HELP)
         converse(answer, system)

@@ -1,13 +1,13 @@
-"""Open the engine for a command: fetch the model with a bar, then load it under a spinner."""
+"""Open the engine for a command: fetch the model, then load it, each with a bar."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from parhelion.cli.output import spinner
+from parhelion.cli.output import count_bar
 from parhelion.cli.pull import fetch
 from parhelion.config import EngineConfig
 
@@ -22,10 +22,10 @@ def open_llm(config: EngineConfig) -> Iterator[LLM]:
     Raises:
         ModelNotFoundError, CheckpointError, ConfigError, OutOfMemoryError: it cannot be opened.
     """
-    path = fetch(config.model)
-    with spinner(f"loading {config.model}"):
+    fetch(config.model)
+    with count_bar(f"loading {config.model}") as bar:
         from parhelion.engine.llm import LLM
 
-        llm = LLM(**asdict(replace(config, model=str(path))))
+        llm = LLM(load_progress=bar, **asdict(config))
     with llm:
         yield llm

@@ -12,7 +12,9 @@ from parhelion.cli.output import format_bytes, print_json, stdout, transfer_bar
 
 
 def pull(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="An alias of --list, or a hub id such as org/name.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="An alias of --list, or a hub id such as org/name.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the aliases and what is here already.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:

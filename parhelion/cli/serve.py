@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parhelion.cli.options import record_options
-from parhelion.cli.output import format_bytes, print_json, print_note, stdout
+from parhelion.cli.output import format_bytes, print_json, spinner, stdout
 from parhelion.cli.pull import fetch
 from parhelion.config import EngineConfig, ServerConfig, read_environment
 
@@ -25,6 +26,116 @@ def serve(
 ) -> None:
     """Serve a model over HTTP under OpenAI's interface, until SIGTERM or Ctrl-C; running requests are let finish.
 
+    API keys may also come from PARHELION_API_KEY, where other users of the machine do not see them.
+
     Example: [cyan]parhelion serve smollm2-135m --port 8000 --kv-cache-memory 512MiB[/]
     """
-    from parhelion.server.run import serve as run_server
+    from parhelion.server.run import bind, run
+
+    server = replace(server, api_keys=server.api_keys + read_environment().api_keys)
+    # A taken port is better known before a model is fetched; the server takes it for good later.
+    bind(server.host, server.port).close()
+    fetch(engine.model)
+    with ExitStack() as waiting:
+        waiting.enter_context(spinner(f"starting {engine.model}"))
+
+        def announce(ready: ReadyInfo) -> None:
+            waiting.close()
+            banner = describe(ready)
+            if json_:
+                print_json(banner)
+            else:
+                print_banner(banner, has_keys=bool(server.api_keys))
+
+        run(engine, server, announce)
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What is printed, or given as JSON, once the server answers; sizes in bytes."""
+
+    url: str
+    model: str
+    dtype: str
+    compute_dtype: str
+    linear_provider: str
+    threads: int
+    max_model_len: int
+    kv_cache_blocks: int
+    kv_cache_block_size: int
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    resident_bytes: int
+    load_s: float
+    compile_s: float
+
+
+def describe(ready: ReadyInfo) -> Banner:
+    """What the server and its engine say of themselves; resident memory is that of all their processes now."""
+    from parhelion.engine.async_engine import AsyncEngine
+
+    engine = ready.engine
+    assert isinstance(engine, AsyncEngine), "the server was started with its own engine"
+    info = engine.info
+    return Banner(
+        url=ready.url,
+        model=ready.model_name,
+        dtype=info.dtype,
+        compute_dtype=info.compute_dtype,
+        linear_provider=info.linear_provider,
+        threads=info.threads,
+        max_model_len=ready.max_model_len,
+        kv_cache_blocks=info.num_blocks,
+        kv_cache_block_size=info.block_size,
+        kv_cache_tokens=info.num_blocks * info.block_size,
+        kv_cache_bytes=info.kv_cache_bytes,
+        weight_bytes=info.weight_bytes,
+        resident_bytes=resident_bytes_of_family(),
+        load_s=info.load_s,
+        compile_s=info.compile_s,
+    )
+
+
+def resident_bytes_of_family() -> int:
+    """Memory that this process and all its children hold now."""
+    import psutil
+
+    here = psutil.Process()
+    return sum(process.memory_info().rss for process in (here, *here.children(recursive=True)))
+
+
+def print_banner(banner: Banner, *, has_keys: bool) -> None:
+    """The figures, and two ways to try it."""
+    lines = [
+        f"{banner.model} is served at {banner.url}",
+        f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "
+        f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
+        f"  threads    {banner.threads}",
+        f"  KV cache   {banner.kv_cache_blocks} blocks of {banner.kv_cache_block_size} tokens = "
+        f"{banner.kv_cache_tokens} tokens, {format_bytes(banner.kv_cache_bytes)}",
+        f"  memory     {format_bytes(banner.resident_bytes)} resident; KV blocks join as they are first used",
+        f"  started    in {banner.load_s:.1f} s, of which {banner.compile_s:.1f} s compiling",
+        "",
+        "Try it:",
+        f"  {curl_line(banner, has_keys)}",
+        f"  {python_line(banner, has_keys)}",
+    ]
+    stdout().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def curl_line(banner: Banner, has_keys: bool) -> str:
+    """A chat request for the shell."""
+    body = f'{{"model": "{banner.model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    key = '-H "Authorization: Bearer $PARHELION_API_KEY" ' if has_keys else ""
+    return f"curl {banner.url}/v1/chat/completions -H 'Content-Type: application/json' {key}-d {shlex.quote(body)}"
+
+
+def python_line(banner: Banner, has_keys: bool) -> str:
+    """The same with OpenAI's client."""
+    key = "YOUR_KEY" if has_keys else "none"
+    code = (
+        f"from openai import OpenAI; print(OpenAI(base_url='{banner.url}/v1', api_key='{key}').chat.completions.create("
+        f"model='{banner.model}', messages=[{{'role': 'user', 'content': 'Hello!'}}]).choices[0].message.content)"
+    )
+    return f'python -c "{code}"'

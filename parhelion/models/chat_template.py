@@ -78,10 +78,19 @@ class ChatTemplate:
             )
         # Whatever a template does with messages of the wrong shape, the request is at fault: TypeError for adding None
         # to a string, KeyError, AttributeError, RecursionError, and Jinja's own.
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
             raise InvalidRequestError(
-                f"the model's chat template cannot render these messages ({reason}): check roles and contents", "messages"
+                f"the model's chat template cannot render these messages ({reason}): check roles and contents",
+                "messages",
             ) from error
         return str(rendered[0])
 

@@ -46,15 +46,16 @@ class Checkpoint(ABC):
         """Read one tensor, on the CPU; the checkpoint keeps no reference to it.
 
         Returns:
-            The tensor in the file's dtype (safetensors) or as float32 (GGUF), weights as ``[out_features, in_features]``.
+            The tensor in the file's dtype (safetensors) or as float32 (GGUF); weights are
+            ``[out_features, in_features]``.
 
         Raises:
             CheckpointError: there is no such tensor, or it cannot be read.
         """
 
+    @abstractmethod
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
-        return name in self.names()
 
     def close(self) -> None:
         """Close the files; nothing can be read any more."""

@@ -121,7 +121,6 @@ class DecoderModel:
         self.norm = builder.norm("model.norm", config.hidden_size)
         self.rotary = RotaryTables(inverse_frequencies(config.rope, config.head_dim), max_model_len, self.dtype)
 
-    @torch.inference_mode()
     def forward(self, batch: StepBatch, kv_cache: list[torch.Tensor]) -> torch.Tensor:
         """Compute a step.
 
@@ -142,7 +141,6 @@ class DecoderModel:
             hidden = layer.mlp(layer.post_attention_norm.add(hidden, residual))
         return self.norm.add(hidden, residual)
 
-    @torch.inference_mode()
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size] float32."""
         return self.lm_head(hidden).float()

@@ -22,24 +22,24 @@ def gguf_model_config(header: GgufHeader) -> ModelConfig:
         CheckpointError: an unsupported architecture, rope scaling or split, or missing metadata.
     """
     name = _architecture(header)
-    num_heads = header.require_integer(f"{name}.attention.head_count")
-    hidden_size = header.require_integer(f"{name}.embedding_length")
+    num_heads = header.require_size(f"{name}.attention.head_count")
+    hidden_size = header.require_size(f"{name}.embedding_length")
     head_dim = header.integer(f"{name}.attention.key_length") or hidden_size // num_heads
     _check_head_dim(header, name, head_dim)
-    num_layers = header.require_integer(f"{name}.block_count")
+    num_layers = header.require_size(f"{name}.block_count")
     window = header.integer(f"{name}.attention.sliding_window") if name == "llama" else None
     return ModelConfig(
         architecture=ARCHITECTURES[name],
         vocab_size=_vocab_size(header),
         hidden_size=hidden_size,
-        intermediate_size=header.require_integer(f"{name}.feed_forward_length"),
+        intermediate_size=header.require_size(f"{name}.feed_forward_length"),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=header.integer(f"{name}.attention.head_count_kv") or num_heads,
         head_dim=head_dim,
         rms_norm_eps=header.real(f"{name}.attention.layer_norm_rms_epsilon") or 1e-6,
         rope=_rope(header, name, head_dim),
-        max_position=header.require_integer(f"{name}.context_length"),
+        max_position=header.require_size(f"{name}.context_length"),
         tie_word_embeddings="output.weight" not in header.tensors,
         attention_bias="blk.0.attn_q.bias" in header.tensors,
         attention_output_bias="blk.0.attn_output.bias" in header.tensors,

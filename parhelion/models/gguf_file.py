@@ -73,6 +73,9 @@ class GgufCheckpoint(Checkpoint):
     def names(self) -> list[str]:
         return list(self._infos)
 
+    def has(self, name: str) -> bool:
+        return name in self._infos
+
     def tensor(self, name: str) -> torch.Tensor:
         info = self._infos.get(name)
         if info is None:

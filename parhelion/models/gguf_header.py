@@ -108,15 +108,17 @@ class GgufHeader:
             raise self._wrong_type(key, "a list of numbers")
         return value  # type: ignore[return-value]  # GGUF arrays hold one type throughout
 
-    def require_integer(self, key: str) -> int:
-        """Like ``integer``, for keys that every model has.
+    def require_size(self, key: str) -> int:
+        """Like ``integer``, for sizes and counts that every model has.
 
         Raises:
-            CheckpointError: the key is missing.
+            CheckpointError: the key is missing, or its value is below 1.
         """
         value = self.integer(key)
         if value is None:
             raise CheckpointError(f"{self.path} has no metadata {key!r}: convert the model to GGUF again")
+        if value < 1:
+            raise CheckpointError(f"{self.path}: metadata {key!r} is {value}; it must be at least 1: convert it again")
         return value
 
     def _wrong_type(self, key: str, wanted: str) -> CheckpointError:

@@ -69,7 +69,9 @@ def _byte_level(header: GgufHeader, tokens: list[str]) -> tuple[Backend, bool]:
     try:
         backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=rules.whole_words))
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{header.path}: its merges do not fit its vocabulary ({error}): convert again") from error
+        raise CheckpointError(
+            f"{header.path}: its merges do not fit its vocabulary ({error}): convert again"
+        ) from error
     backend.normalizer = rules.build_normalizer()
     backend.pre_tokenizer = rules.build()
     backend.decoder = decoders.ByteLevel()
@@ -95,7 +97,7 @@ def _sentence_piece(header: GgufHeader, tokens: list[str]) -> Backend:
     if scores is None or len(scores) != len(tokens):
         raise CheckpointError(f"{header.path} has no score for each token: convert the model to GGUF again")
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    unknown = header.integer("tokenizer.ggml.unknown_token_id") or 0
+    unknown = _named_ids(header, tokens).get("unk_token", 0)
     merges = _merges_from_scores(vocab, scores)
     backend = Backend(
         models.BPE(vocab=vocab, merges=merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True)
@@ -130,10 +132,13 @@ def _added_tokens(header: GgufHeader, tokens: list[str]) -> Iterator[AddedToken]
 
 def _frame(header: GgufHeader, tokens: list[str], backend: Backend, adds_bos: bool) -> None:
     """Have ``encode`` put the begin and end tokens around a text where the file asks for them."""
-    wants_bos, wants_eos = header.integer("tokenizer.ggml.add_bos_token"), header.integer("tokenizer.ggml.add_eos_token")
-    bos, eos = header.integer(_NAMED_TOKENS["bos_token"]), header.integer(_NAMED_TOKENS["eos_token"])
-    before = bos if (adds_bos if wants_bos is None else bool(wants_bos)) else None
-    after = eos if wants_eos else None
+    wants_bos, wants_eos = (
+        header.integer("tokenizer.ggml.add_bos_token"),
+        header.integer("tokenizer.ggml.add_eos_token"),
+    )
+    ids = _named_ids(header, tokens)
+    before = ids.get("bos_token") if (adds_bos if wants_bos is None else bool(wants_bos)) else None
+    after = ids.get("eos_token") if wants_eos else None
     framing = [token_id for token_id in (before, after) if token_id is not None]
     if not framing:
         return
@@ -146,6 +151,17 @@ def _frame(header: GgufHeader, tokens: list[str], backend: Backend, adds_bos: bo
 
 
 def _chat_template(header: GgufHeader, tokens: list[str], template: str) -> ChatTemplate:
-    ids = {name: header.integer(key) for name, key in _NAMED_TOKENS.items()}
-    named = {name: tokens[token_id] for name, token_id in ids.items() if token_id is not None}
+    named = {name: tokens[token_id] for name, token_id in _named_ids(header, tokens).items()}
     return ChatTemplate(template, special_tokens=named)
+
+
+def _named_ids(header: GgufHeader, tokens: list[str]) -> dict[str, int]:
+    """The ids of the tokens that have a role, under transformers' names for the roles; those without are left out."""
+    ids = {name: header.integer(key) for name, key in _NAMED_TOKENS.items()}
+    for name, token_id in ids.items():
+        if token_id is not None and not 0 <= token_id < len(tokens):
+            raise CheckpointError(
+                f"{header.path}: {_NAMED_TOKENS[name]} is {token_id}, outside the vocabulary of {len(tokens)}: "
+                "convert the model to GGUF again"
+            )
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}

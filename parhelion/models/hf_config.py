@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ _BY_MODEL_TYPE = {
 }
 _DEFAULT_THETA = 10000.0
 
+_Size = Annotated[int, msgspec.Meta(ge=1)]
 TokenIds = int | list[int] | None
 _Json = TypeVar("_Json", bound=msgspec.Struct)
 
@@ -49,15 +50,15 @@ class _RopeJson(msgspec.Struct):
 class _ConfigJson(msgspec.Struct):
     """The fields of config.json that are read; all others are ignored."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Size
+    num_attention_heads: _Size
     architectures: list[str] | None = None
     model_type: str | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     rope_theta: float | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, cast
 
 import msgspec
+import safetensors
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from parhelion.errors import CheckpointError
 from parhelion.models.checkpoint import Checkpoint
@@ -22,6 +24,14 @@ class _ShardIndex(msgspec.Struct):
     """The part of model.safetensors.index.json that matters: which shard holds a tensor."""
 
     weight_map: dict[str, str]
+
+
+class _Shard(Protocol):
+    """An open safetensors file, whose own class has no types."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> torch.Tensor: ...
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -68,7 +78,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if shard is None:
             raise self.missing(name)
         try:
-            return self._files[shard].get_tensor(name)  # type: ignore[no-any-return]
+            return self._files[shard].get_tensor(name)
         except KeyError:
             raise CheckpointError(f"{self._folder} is closed; open it again to read {name}") from None
         except SafetensorError as error:
@@ -104,8 +114,8 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return CheckpointError(
-            f"{folder} holds weights only as pickles ({pickles[0]}), which can run code when read and are never opened: "
-            "convert them to safetensors (transformers' save_pretrained does)"
+            f"{folder} holds weights only as pickles ({pickles[0]}), which can run code when read and are never "
+            "opened: convert them to safetensors (transformers' save_pretrained does)"
         )
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if ggufs:
@@ -113,14 +123,14 @@ def _no_weights(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}: fetch the weights, or give another folder")
 
 
-def _open_shard(path: Path) -> safe_open:
+def _open_shard(path: Path) -> _Shard:
     try:
-        return safe_open(str(path), framework="pt")
+        return cast(_Shard, safetensors.safe_open(str(path), framework="pt"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again") from error
 
 
-def _check_index(folder: Path, shards: dict[str, str], files: dict[str, safe_open]) -> None:
+def _check_index(folder: Path, shards: dict[str, str], files: dict[str, _Shard]) -> None:
     held = {shard: frozenset(file.keys()) for shard, file in files.items()}
     for name, shard in shards.items():
         if name not in held[shard]:

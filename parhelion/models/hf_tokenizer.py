@@ -29,8 +29,8 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         raise CheckpointError(
-            f"cannot load a tokenizer from {folder} ({reason}): fetch tokenizer.json and tokenizer_config.json, or give "
-            "another folder with --tokenizer"
+            f"cannot load a tokenizer from {folder} ({reason}): fetch tokenizer.json and tokenizer_config.json, or "
+            "give another folder with --tokenizer"
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Backend):

@@ -31,14 +31,22 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
     entry = find_entry(name)
     if entry is not None:
         return pull(entry, progress=progress)
-    path = Path(name).expanduser()
-    if name and path.exists():
+    path = _existing_path(name)
+    if path is not None:
         return _checked_path(path)
-    if path.suffix == ".gguf" or name.startswith(("/", ".", "~")):
+    if name.endswith(".gguf") or name.startswith(("/", ".", "~")):
         raise ModelNotFoundError(f"there is no file or folder {name}; {_forms()}")
     if _HUB_ID.fullmatch(name):
         return _hub_snapshot(name)
     raise ModelNotFoundError(f"no model is called {name!r}; {_forms()}")
+
+
+def _existing_path(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, or with a null character
+        return None
 
 
 def _forms() -> str:
@@ -69,7 +77,8 @@ def _hub_snapshot(repo_id: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"the hub has no model {repo_id} that you may see: check the name, or log in with 'hf auth login'; {_forms()}"
+            f"the hub has no model {repo_id} that you may see: check the name, or log in with 'hf auth login'; "
+            f"{_forms()}"
         ) from error
     except (OSError, ValueError, httpx.HTTPError) as error:
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]

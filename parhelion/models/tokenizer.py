@@ -41,7 +41,6 @@ class Tokenizer:
         self._token_bytes = token_bytes_of(backend)
         self._chat_template = chat_template
         added = backend.get_added_tokens_decoder()
-        self._added_ids = frozenset(added)
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
         self.eos_token_ids = eos_token_ids
@@ -59,19 +58,34 @@ class Tokenizer:
         Args:
             text: special tokens in it, such as ``<|im_start|>``, become their ids.
             add_special_tokens: put those around it that the model expects (a text from a chat template has them).
+
+        Raises:
+            InvalidRequestError: the text holds half of a surrogate pair, which is no character.
         """
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidRequestError(
+                "the text holds a lone surrogate (U+D800..U+DFFF), which is no character: send valid Unicode", "prompt"
+            ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+
+        Raises:
+            InvalidRequestError: an id is negative or 2**32 or more.
+        """
+        try:
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        except OverflowError:
+            raise InvalidRequestError(f"token ids must lie in 0..{self.vocab_size - 1}", "tokens") from None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token adds to a text; empty for unknown ids."""
         token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
-        return token.encode() if token_id in self._added_ids else self._token_bytes.to_bytes(token)
+        return self._token_bytes.to_bytes(token)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, special tokens by name; parts of characters become U+FFFD."""

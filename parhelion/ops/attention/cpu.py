@@ -59,9 +59,7 @@ class PagedAttention:
             out[rows] = self._prefill(query[rows], key[rows], value[rows], cache, row, sliding_window)
         return out.view(query.shape[0], -1)
 
-    def _decode(
-        self, query: torch.Tensor, cache: torch.Tensor, group: DecodeGroup, window: int | None
-    ) -> torch.Tensor:
+    def _decode(self, query: torch.Tensor, cache: torch.Tensor, group: DecodeGroup, window: int | None) -> torch.Tensor:
         # The heads that share a key head see the same keys: they become that head's "tokens", so nothing is repeated.
         query = query.view(group.num_rows, self.num_kv_heads, -1, self.head_dim)
         if group.first_block is not None:

@@ -28,9 +28,14 @@ class Provider(Protocol):
         activation_dtype: of x and of the result.
     """
 
-    name: str
-    weight_dtype: torch.dtype
-    activation_dtype: torch.dtype
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight_dtype(self) -> torch.dtype: ...
+
+    @property
+    def activation_dtype(self) -> torch.dtype: ...
 
     def probe(self) -> str | None:
         """None if it can serve here; else why not."""

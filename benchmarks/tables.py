@@ -1,0 +1,176 @@
+"""Write the tables of README.md and docs/ again from benchmarks/results/, between their markers.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is a key of ``TABLES``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from parhelion.bench.measure import Summary
+from parhelion.bench.report import format_figure
+from parhelion.platform.cpu import CpuFingerprint
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+_MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+class Circumstances(msgspec.Struct):
+    """Where and how a result was measured."""
+
+    command: str
+    measured_at: str
+    machine: CpuFingerprint
+
+
+class EngineRow(msgspec.Struct):
+    """One engine of the comparison."""
+
+    engine: str
+    dtype: str
+    decode_ms_per_token: Summary
+    batch1_tokens_per_s: Summary
+    concurrent_tokens_per_s: Summary | None
+
+
+class ComparisonSettings(msgspec.Struct):
+    """Those options of the comparison that a reader needs."""
+
+    threads: int
+    output_length: int
+    concurrency: int
+
+
+class Comparison(msgspec.Struct):
+    """What ``cpu_vs_transformers.py`` writes."""
+
+    settings: ComparisonSettings
+    engines: list[EngineRow]
+    best_transformers_dtype: str
+    decode_speedup: Summary
+    throughput_ratio: Summary
+    greedy_text_intact: bool
+    circumstances: Circumstances
+
+
+class MeasurementRow(msgspec.Struct):
+    """One row of a plain report."""
+
+    case: str
+    quantity: str
+    unit: str
+    summary: Summary
+
+
+class PlainReport(msgspec.Struct):
+    """What the other scripts write."""
+
+    measurements: list[MeasurementRow]
+    circumstances: Circumstances
+
+
+def comparison_table(content: bytes) -> str:
+    """Both engines side by side, and the ratios."""
+    result = msgspec.json.decode(content, type=Comparison)
+    s = result.settings
+    head = f"| | dtype | decode, batch 1 (ms/token) | batch 1 (tokens/s) | {s.concurrency} at once (tokens/s) |"
+    lines = [head, "|---|---|---:|---:|---:|"]
+    for row in result.engines:
+        cells = [row.decode_ms_per_token, row.batch1_tokens_per_s, row.concurrent_tokens_per_s]
+        lines.append(f"| {row.engine} | {row.dtype} | " + " | ".join(spread(cell) for cell in cells) + " |")
+    texts = "equals" if result.greedy_text_intact else "differs from"
+    lines += [
+        "",
+        "Parhelion over transformers' best dtype of each round: "
+        f"**{result.decode_speedup.median:.2f}x** in batch-1 decode, "
+        f"**{result.throughput_ratio.median:.2f}x** in throughput at {s.concurrency} requests against batch 1. "
+        f"Parhelion's greedy text {texts} transformers' in float32. {s.output_length} tokens a request, "
+        f"{s.threads} threads.",
+        "",
+        footnote(result.circumstances),
+    ]
+    return "\n".join(lines)
+
+
+def plain_table(content: bytes) -> str:
+    """One row a measurement."""
+    result = msgspec.json.decode(content, type=PlainReport)
+    lines = ["| case | quantity | median (p10 to p90) |", "|---|---|---:|"]
+    lines += [f"| {m.case} | {m.quantity} ({m.unit}) | {spread(m.summary)} |" for m in result.measurements]
+    return "\n".join([*lines, "", footnote(result.circumstances)])
+
+
+def spread(summary: Summary | None) -> str:
+    """The median and, where there was more than one value, how far the rest lies from it."""
+    if summary is None:
+        return ""
+    median = format_figure(summary.median)
+    if summary.count == 1:
+        return median
+    return f"{median} ({format_figure(summary.p10)} to {format_figure(summary.p90)})"
+
+
+def footnote(circumstances: Circumstances) -> str:
+    """Machine, date and command."""
+    machine = circumstances.machine
+    return (
+        f"Median and 10th to 90th percentile; {machine.name}, {machine.cores} cores, {machine.capability}, "
+        f"torch {machine.torch}, {circumstances.measured_at[:10]}; `{circumstances.command}`."
+    )
+
+
+TABLES: Mapping[str, Callable[[bytes], str]] = {
+    "cpu_vs_transformers": comparison_table,
+    "scheduler_overhead": plain_table,
+    "memory": plain_table,
+}
+
+
+def table_named(name: str, results: Path = RESULTS) -> str:
+    """The table of a result file, or a line that says how to measure it.
+
+    Raises:
+        ValueError: no table has that name.
+    """
+    if name not in TABLES:
+        raise ValueError(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+    file = results / f"{name}.json"
+    if not file.exists():
+        return f"Not measured yet: `python benchmarks/{name}.py`."
+    return TABLES[name](file.read_bytes())
+
+
+def with_fresh_tables(text: str, results: Path = RESULTS) -> str:
+    """The document with every marked table written again."""
+    return _MARKED.sub(lambda match: f"{match[1]}{table_named(match[2], results)}\n{match[3]}", text)
+
+
+def documents() -> list[Path]:
+    """The files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    """Rewrite the documents, or with ``--check`` only say which are out of date (status 1)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
+    check_only = parser.parse_args().check
+    stale = [path for path in documents() if with_fresh_tables(path.read_text()) != path.read_text()]
+    for path in stale:
+        print(f"{'out of date' if check_only else 'written'}: {path.relative_to(ROOT)}")
+        if not check_only:
+            path.write_text(with_fresh_tables(path.read_text()))
+    sys.exit(1 if check_only and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The front end of a served engine: many requests at once from one event loop, each an ``async for``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from parhelion.config import EngineConfig
+from parhelion.engine.connection import Connection, ProcessConnection, ThreadConnection
+from parhelion.engine.intake import Intake
+from parhelion.engine.messages import (
+    AbortRequests,
+    EngineFailed,
+    EngineInfo,
+    FromEngine,
+    GetStats,
+    LoadProgress,
+    Outputs,
+    RequestRejected,
+    StatsReply,
+)
+from parhelion.engine.names import model_name
+from parhelion.engine.outputs import OutputProcessor
+from parhelion.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    ParhelionError,
+    QueueFullError,
+)
+from parhelion.models.resolve import resolve_model
+from parhelion.models.tokenizer import Tokenizer, load_tokenizer
+from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
+
+STATS_TIMEOUT_S = 30.0
+
+
+@dataclass
+class _Stream:
+    """One request and whoever waits for it."""
+
+    output: RequestOutput
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    error: ParhelionError | None = None
+
+
+class AsyncEngine:
+    """Made by ``from_config``; every method is for the event loop that made it.
+
+    Attributes:
+        tokenizer: the model's.
+        info: what the engine has become.
+    """
+
+    def __init__(self, connection: Connection, tokenizer: Tokenizer, info: EngineInfo, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.info = info
+        self._connection = connection
+        self._intake = Intake(tokenizer, info, seed)
+        self._outputs = OutputProcessor(tokenizer)
+        self._streams: dict[str, _Stream] = {}
+        self._numbers = count()
+        self._stats: dict[int, asyncio.Future[EngineStats]] = {}
+        self._death: str | None = None
+        self._reader = asyncio.create_task(self._read(), name="engine-reader")
+
+    @classmethod
+    async def from_config(
+        cls,
+        config: EngineConfig,
+        *,
+        in_process: bool = False,
+        load_progress: Callable[[int, int], None] | None = None,
+    ) -> AsyncEngine:
+        """Start an engine and wait until it is ready.
+
+        Args:
+            config: all options.
+            in_process: run it in a thread of this process instead of a process of its own.
+            load_progress: called with tensors read so far and how many there are.
+
+        Raises:
+            ModelNotFoundError, CheckpointError, ConfigError, OutOfMemoryError: it cannot start.
+            EngineDeadError: it ended while starting.
+        """
+        path = await asyncio.to_thread(resolve_model, config.model)
+        tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
+        tokenizer_task = asyncio.create_task(asyncio.to_thread(load_tokenizer, tokenizer_path))
+        kind = ThreadConnection if in_process else ProcessConnection
+        connection: Connection = kind(config, path, model_name(config.model))
+        try:
+            tokenizer = await tokenizer_task
+            info = await _wait_until_ready(connection, load_progress)
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection, tokenizer, info, config.seed)
+
+    @property
+    def model_name(self) -> str:
+        return self.info.model_name
+
+    @property
+    def max_model_len(self) -> int:
+        return self.info.max_model_len
+
+    @property
+    def is_dead(self) -> bool:
+        """The engine ended; it serves nothing any more."""
+        return self._death is not None
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+    ) -> AsyncIterator[RequestOutput]:
+        """Cumulative outputs of a request until it is finished; the last one says so.
+
+        News that come faster than they are read are merged. Closing the iterator aborts the request.
+
+        Raises:
+            InvalidRequestError: the request cannot be served as it stands.
+            QueueFullError: too many requests are waiting.
+            EngineDeadError: the engine ended.
+        """
+        stream = await self._start(prompt, params, request_id, priority)
+        try:
+            while True:
+                await stream.news.wait()
+                stream.news.clear()
+                if stream.error is not None:
+                    raise stream.error
+                finished = stream.output.finished
+                yield replace(stream.output)
+                if finished:
+                    return
+        finally:
+            self._drop(stream)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early: its iterator yields what there is, with ``finish_reason`` "abort".
+
+        An id that is unknown or over is ignored.
+        """
+        stream = self._streams.get(request_id)
+        if stream is None or stream.output.finished:
+            return
+        self._abort_in_engine(stream.output)
+        for output in stream.output.outputs:
+            if not output.finished:
+                output.finish_reason = "abort"
+        stream.output.finished = True
+        stream.news.set()
+
+    async def stats(self) -> EngineStats:
+        """Counts of this moment.
+
+        Raises:
+            EngineDeadError: the engine ended, or does not answer.
+        """
+        self._check_alive()
+        number = next(self._numbers)
+        future = asyncio.get_running_loop().create_future()
+        self._stats[number] = future
+        try:
+            self._connection.send(GetStats(number))
+            stats: EngineStats = await asyncio.wait_for(future, STATS_TIMEOUT_S)
+        except TimeoutError:
+            raise EngineDeadError(f"the engine has not answered for {STATS_TIMEOUT_S:g} s") from None
+        finally:
+            self._stats.pop(number, None)
+        return stats
+
+    async def shutdown(self) -> None:
+        """End the engine and whatever still runs on it."""
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._die("the engine was shut down")
+        await self._connection.close()
+
+    async def _start(self, prompt: Prompt, params: SamplingParams, request_id: str | None, priority: int) -> _Stream:
+        self._check_alive()
+        request_id = request_id or f"request-{next(self._numbers)}"
+        if request_id in self._streams:
+            raise InvalidRequestError(f"a request named {request_id!r} is running already", "request_id")
+        # Long texts take a while to tokenize; the event loop has other streams to serve meanwhile.
+        if isinstance(prompt, str) and len(prompt) > 4096:
+            tokenized = await asyncio.to_thread(self._intake.tokenize, prompt)
+        else:
+            tokenized = self._intake.tokenize(prompt)
+        requests = self._intake.requests(request_id, tokenized.token_ids, params, priority)
+        stream = _Stream(self._outputs.add(request_id, tokenized, params, requests))
+        self._streams[request_id] = stream
+        for request in requests:
+            self._connection.send(request)
+        return stream
+
+    def _drop(self, stream: _Stream) -> None:
+        if self._streams.pop(stream.output.request_id, None) is not None:
+            self._abort_in_engine(stream.output)
+
+    def _abort_in_engine(self, output: RequestOutput) -> None:
+        unfinished = self._outputs.forget(output)
+        if unfinished and not self.is_dead:
+            self._connection.send(AbortRequests(unfinished))
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(f"{self._death}: start it again")
+
+    async def _read(self) -> None:
+        while not self.is_dead:
+            try:
+                self._take(await self._connection.receive())
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._die(f"the engine's messages cannot be read: {type(error).__name__}: {str(error)[:200]}")
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Outputs():
+                processed = self._outputs.process(message.tokens)
+                for output in processed.changed:
+                    if (stream := self._streams.get(output.request_id)) is not None:
+                        stream.news.set()
+                if processed.to_abort:
+                    self._connection.send(AbortRequests(processed.to_abort))
+            case RequestRejected():
+                self._reject(message)
+            case StatsReply():
+                future = self._stats.get(message.number)
+                if future is not None and not future.done():
+                    future.set_result(message.stats)
+            case EngineFailed():
+                self._die(f"the engine failed: {message.message}")
+
+    def _reject(self, message: RequestRejected) -> None:
+        stream = self._streams.get(message.request_id.rsplit("/", 1)[0])
+        if stream is None:
+            return
+        if message.queue_full:
+            stream.error = QueueFullError(message.message)
+        else:
+            stream.error = InvalidRequestError(message.message, message.param)
+        stream.news.set()
+
+    def _die(self, why: str) -> None:
+        self._death = self._death or why
+        for stream in self._streams.values():
+            stream.error = stream.error or EngineDeadError(f"{self._death}: the request is lost, send it again")
+            stream.news.set()
+        for future in self._stats.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(self._death))
+
+
+async def _wait_until_ready(connection: Connection, progress: Callable[[int, int], None] | None) -> EngineInfo:
+    while True:
+        message = await connection.receive()
+        if isinstance(message, EngineInfo):
+            return message
+        if isinstance(message, LoadProgress) and progress is not None:
+            progress(message.done, message.total)
+        if isinstance(message, EngineFailed):
+            raise _start_error(message)
+
+
+def _start_error(message: EngineFailed) -> ParhelionError:
+    """The error that kept the engine from starting, under its own class where that is one of ours."""
+    kinds: dict[str, type[ParhelionError]] = {
+        kind.__name__: kind for kind in (CheckpointError, ConfigError, OutOfMemoryError)
+    }
+    kind = kinds.get(message.kind)
+    return kind(message.message) if kind else EngineDeadError(f"the engine did not start: {message.message}")

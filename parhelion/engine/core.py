@@ -1,0 +1,141 @@
+"""The engine core: scheduler and worker, with the planning of step N + 1 overlapping the execution of step N."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
+from parhelion.engine.worker import StepResult
+from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
+from parhelion.types import EngineStats
+
+
+class StepExecutor(Protocol):
+    """Whoever runs a planned step; the ``Worker``, or a stand-in that computes nothing."""
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult: ...
+
+
+class EngineCore:
+    """Requests in, tokens out; not thread-safe, one caller drives it.
+
+    Args:
+        scheduler_config: limits.
+        worker: runs the steps, on a thread of its own.
+        overlap: plan a step ahead.
+        threads: intra-op threads of the worker's thread.
+    """
+
+    def __init__(
+        self, scheduler_config: SchedulerConfig, worker: StepExecutor, *, overlap: bool = True, threads: int = 1
+    ) -> None:
+        self._scheduler = Scheduler(scheduler_config)
+        self._worker = worker
+        self._requests: dict[str, AddRequest] = {}
+        self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
+        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._max_in_flight = 2 if overlap else 1
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="worker", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFullError: too many are waiting.
+            InvalidRequestError: it can never run.
+        """
+        self._scheduler.add(
+            Request(
+                request_id=request.request_id,
+                prompt_token_ids=request.prompt_token_ids,
+                max_tokens=request.max_tokens,
+                stop_token_ids=frozenset(request.stop_token_ids),
+                priority=request.priority,
+                arrival=request.arrival,
+                use_prefix_cache_lookup=request.params.prompt_logprobs is None,
+            )
+        )
+        self._requests[request.request_id] = request
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request; its blocks are free at once. False if it is unknown or over."""
+        self._forget(request_id)
+        return self._scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """There are unfinished requests or steps in flight."""
+        return bool(self._in_flight) or self._scheduler.has_unfinished
+
+    def step(self) -> list[TokenOutput]:
+        """Keep the worker busy and return the tokens of the oldest step, waiting for it to end.
+
+        Raises:
+            Exception: whatever the worker raised; the core is of no use after that.
+        """
+        while len(self._in_flight) < self._max_in_flight:
+            plan = self._scheduler.schedule()
+            if plan is None:
+                break
+            admitted = [self._requests[admission.request_id] for admission in plan.admissions]
+            self._in_flight.append((plan, self._thread.submit(self._worker.execute, plan, admitted)))
+        if not self._in_flight:
+            return []
+        plan, future = self._in_flight.popleft()
+        return self._outputs(plan, future.result())
+
+    def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        self._collect_prompt_logprobs(result)
+        updates = self._scheduler.update(plan, result.token_ids)
+        logprobs = {}
+        if any(item is not None for item in result.logprobs):
+            sampled = (row.request_id for row in plan.rows if row.samples)
+            logprobs = dict(zip(sampled, result.logprobs, strict=True))
+        outputs = []
+        for update in updates:
+            prompt_logprobs = self._prompt_logprobs.pop(update.request_id, None)
+            outputs.append(
+                TokenOutput(
+                    update.request_id,
+                    update.token_id,
+                    update.finish_reason,
+                    update.stop_token_id,
+                    logprobs.get(update.request_id),
+                    [item for item in prompt_logprobs if item is not None] if prompt_logprobs else None,
+                    update.num_cached_tokens,
+                )
+            )
+            if update.finish_reason is not None:
+                self._forget(update.request_id)
+        return outputs
+
+    def _collect_prompt_logprobs(self, result: StepResult) -> None:
+        for chunk in result.prompt_logprobs:
+            request = self._requests.get(chunk.request_id)
+            if request is None:
+                continue
+            collected = self._prompt_logprobs.setdefault(chunk.request_id, [None] * len(request.prompt_token_ids))
+            collected[chunk.first_position : chunk.first_position + len(chunk.logprobs)] = chunk.logprobs
+
+    def _forget(self, request_id: str) -> None:
+        self._requests.pop(request_id, None)
+        self._prompt_logprobs.pop(request_id, None)
+
+    def stats(self) -> EngineStats:
+        """The scheduler's counts."""
+        return self._scheduler.stats()
+
+    def check_integrity(self) -> None:
+        """Raise if any of the scheduler's invariants is broken."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Let the steps in flight end and stop the worker's thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,73 @@
+"""The KV cache's storage: how many blocks fit, and the tensors that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from parhelion.config import EngineConfig
+from parhelion.errors import OutOfMemoryError
+from parhelion.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class KVCacheSize:
+    """Attributes:
+    num_blocks, block_bytes: of all layers together.
+    max_model_len: tokens of the longest request that the model and the blocks allow.
+    """
+
+    num_blocks: int
+    block_bytes: int
+    max_model_len: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+
+def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int) -> KVCacheSize:
+    """Size the cache from ``kv_cache_memory`` or from a share of the free memory.
+
+    Raises:
+        OutOfMemoryError: the blocks would not hold one request of the length asked for, or not one at all.
+    """
+    block_bytes = model.kv_elements_per_token * dtype.itemsize * config.block_size
+    if config.kv_cache_memory is not None:
+        budget, origin = config.kv_cache_memory, "kv_cache_memory"
+        if budget > free_bytes:
+            raise OutOfMemoryError(
+                f"kv_cache_memory is {_mib(budget)}, but only {_mib(free_bytes)} of memory is free: lower it"
+            )
+    else:
+        budget, origin = int(free_bytes * config.kv_cache_fraction), f"{config.kv_cache_fraction:g} of the free memory"
+    model_len = min(config.max_model_len or model.max_position, model.max_position)
+    useful = config.max_num_seqs * -(-model_len // config.block_size)
+    num_blocks = min(budget // block_bytes, useful)
+    storable = num_blocks * config.block_size
+    if config.max_model_len is not None and storable < model_len:
+        raise OutOfMemoryError(
+            f"max_model_len is {model_len} tokens, which take {_mib(-(-model_len // config.block_size) * block_bytes)} "
+            f"of KV cache; {origin} gives {_mib(budget)}: lower max_model_len or raise kv_cache_memory"
+        )
+    if storable < 2 * config.block_size:
+        raise OutOfMemoryError(
+            f"{origin} gives {_mib(budget)} of KV cache, less than two blocks of {_mib(block_bytes)}: "
+            "raise kv_cache_memory or free some memory"
+        )
+    return KVCacheSize(num_blocks, block_bytes, min(model_len, storable))
+
+
+def allocate_kv_cache(size: KVCacheSize, model: ModelConfig, block_size: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """One [2, num_blocks, block_size, num_kv_heads, head_dim] tensor a layer, keys then values, all zero.
+
+    Zeros matter: attention reads the unused end of a block under a mask, and 0 times anything finite is 0. The
+    operating system hands the pages out as they are first written.
+    """
+    shape = (2, size.num_blocks, block_size, model.num_kv_heads, model.head_dim)
+    return [torch.zeros(shape, dtype=dtype) for _ in range(model.num_layers)]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

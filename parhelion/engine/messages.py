@@ -1,0 +1,171 @@
+"""What the front end and the engine say to each other: msgspec structs, MessagePack on the wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+from parhelion.types import EngineStats, FinishReason, SamplingParams
+
+
+class AddRequest(msgspec.Struct, tag=True, frozen=True):
+    """One completion to compute.
+
+    Attributes:
+        request_id: unique among unfinished requests.
+        prompt_token_ids: at least one id.
+        params: as the user gave them; ``n`` and the stop strings are the front end's business.
+        seed: of this completion's random numbers.
+        stop_token_ids: ids that end the text, end-of-sequence ids included unless they are ignored.
+        max_tokens: already cut to the model's length.
+        priority: lower runs first under the priority policy.
+        arrival: seconds on the monotonic clock.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: list[int]
+    max_tokens: int
+    priority: int
+    arrival: float
+
+
+class AbortRequests(msgspec.Struct, tag=True, frozen=True):
+    """Forget these requests and free their blocks; unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+class GetStats(msgspec.Struct, tag=True, frozen=True):
+    """Answered with ``StatsReply`` of the same number."""
+
+    number: int
+
+
+class Shutdown(msgspec.Struct, tag=True, frozen=True):
+    """End the engine."""
+
+
+ToEngine = AddRequest | AbortRequests | GetStats | Shutdown
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position.
+
+    Attributes:
+        token_id, logprob, rank: of the token that is there; rank 1 is the likeliest.
+        top_ids, top_logprobs: the likeliest tokens, in order.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """One new token of one request.
+
+    Attributes:
+        finish_reason, stop_token_id: set on the last.
+        logprob: if asked for.
+        prompt_logprobs: with the first token, if asked for; the first position has none.
+        num_cached_tokens: prompt tokens taken from the prefix cache.
+    """
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    num_cached_tokens: int = 0
+
+
+class Outputs(msgspec.Struct, tag=True, frozen=True):
+    """All new tokens of one step."""
+
+    tokens: list[TokenOutput]
+
+
+class RequestRejected(msgspec.Struct, tag=True, frozen=True):
+    """The engine did not take a request.
+
+    Attributes:
+        queue_full: too many are waiting; else the request itself is at fault.
+        message, param: for the user.
+    """
+
+    request_id: str
+    queue_full: bool
+    message: str
+    param: str | None
+
+
+class StatsReply(msgspec.Struct, tag=True, frozen=True):
+    """The engine's counts at this moment."""
+
+    number: int
+    stats: EngineStats
+
+
+class EngineInfo(msgspec.Struct, tag=True, frozen=True):
+    """What the engine has become once it is ready; also its first message.
+
+    Attributes:
+        model_name: for people and for the API.
+        architecture: of the model.
+        dtype: of the weights.
+        compute_dtype: of the arithmetic.
+        linear_provider: who computes the linear layers.
+        threads: intra-op CPU threads.
+        vocab_size: of the model.
+        max_model_len: tokens of a request, prompt and output together.
+        block_size, num_blocks: of the KV cache.
+        kv_cache_bytes: of all blocks.
+        weight_bytes: of the checkpoint as stored.
+        resident_bytes: of the engine's process when it became ready; untouched KV blocks are not in it.
+        load_s: seconds from the start to being ready.
+        compile_s: seconds of that spent compiling.
+    """
+
+    model_name: str
+    architecture: str
+    dtype: str
+    compute_dtype: str
+    linear_provider: str
+    threads: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    resident_bytes: int
+    load_s: float
+    compile_s: float
+
+
+class LoadProgress(msgspec.Struct, tag=True, frozen=True):
+    """Tensors read so far, while the model loads."""
+
+    done: int
+    total: int
+
+
+class EngineFailed(msgspec.Struct, tag=True, frozen=True):
+    """The engine's last message: it cannot start or cannot go on.
+
+    Attributes:
+        kind: name of the error's class.
+        message: for the user.
+    """
+
+    kind: str
+    message: str
+
+
+FromEngine = Outputs | RequestRejected | StatsReply | EngineInfo | LoadProgress | EngineFailed

@@ -1,0 +1,131 @@
+"""From tokens to what a user sees: text, stop strings, log-probabilities, and several completions under one request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parhelion.engine.detokenizer import IncrementalDetokenizer
+from parhelion.engine.intake import TokenizedPrompt
+from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
+from parhelion.models.tokenizer import Tokenizer
+from parhelion.types import CompletionOutput, Logprob, RequestOutput, RequestTimes, SamplingParams, TokenLogprobs
+
+
+@dataclass
+class _Completion:
+    """One completion in the making."""
+
+    request: RequestOutput
+    output: CompletionOutput
+    detokenizer: IncrementalDetokenizer
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What a batch of tokens has changed.
+
+    Attributes:
+        changed: requests with news, each once.
+        to_abort: engine requests that a stop string ended.
+    """
+
+    changed: list[RequestOutput]
+    to_abort: list[str]
+
+
+class OutputProcessor:
+    """Holds every unfinished request of one front end.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._completions: dict[str, _Completion] = {}
+
+    def add(
+        self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams, requests: Sequence[AddRequest]
+    ) -> RequestOutput:
+        """Start a request; the output that is returned is updated in place by ``process``."""
+        result = RequestOutput(
+            request_id=request_id,
+            prompt=prompt.text,
+            prompt_token_ids=prompt.token_ids,
+            outputs=[
+                CompletionOutput(
+                    index=index,
+                    logprobs=None if params.logprobs is None else [],
+                    cumulative_logprob=None if params.logprobs is None else 0.0,
+                )
+                for index in range(len(requests))
+            ],
+            finished=False,
+            times=RequestTimes(arrival=requests[0].arrival),
+        )
+        for request, output in zip(requests, result.outputs, strict=True):
+            detokenizer = IncrementalDetokenizer(self._tokenizer, prompt.token_ids, params)
+            self._completions[request.request_id] = _Completion(result, output, detokenizer)
+        return result
+
+    def process(self, tokens: Sequence[TokenOutput]) -> Processed:
+        """Take in the tokens of a step. Tokens of requests that are over are ignored."""
+        now = time.monotonic()
+        changed: dict[str, RequestOutput] = {}
+        to_abort = []
+        for token in tokens:
+            completion = self._completions.get(token.request_id)
+            if completion is None:
+                continue
+            if self._take(completion, token, now) and token.finish_reason is None:
+                to_abort.append(token.request_id)
+            request = completion.request
+            if completion.output.finished:
+                del self._completions[token.request_id]
+                request.finished = all(output.finished for output in request.outputs)
+            changed[request.request_id] = request
+        return Processed(list(changed.values()), to_abort)
+
+    def forget(self, request: RequestOutput) -> list[str]:
+        """Drop a request that its user no longer wants.
+
+        Returns:
+            The engine requests of it that were unfinished.
+        """
+        names = [f"{request.request_id}/{output.index}" for output in request.outputs]
+        return [name for name in names if self._completions.pop(name, None) is not None]
+
+    @property
+    def num_unfinished(self) -> int:
+        """Completions still in the making."""
+        return len(self._completions)
+
+    def _take(self, completion: _Completion, token: TokenOutput, now: float) -> bool:
+        """Add a token to its completion. True if a stop string ended it."""
+        request, output = completion.request, completion.output
+        if request.times is not None:
+            request.times.first_token = request.times.first_token or now
+            request.times.last_token = now
+        request.num_cached_tokens = max(request.num_cached_tokens, token.num_cached_tokens)
+        if token.prompt_logprobs is not None and request.prompt_logprobs is None:
+            request.prompt_logprobs = [None, *(self._logprobs(item) for item in token.prompt_logprobs)]
+        output.token_ids.append(token.token_id)
+        if token.logprob is not None and output.logprobs is not None:
+            output.logprobs.append(self._logprobs(token.logprob))
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + token.logprob.logprob
+        matched = completion.detokenizer.append((token.token_id,), token.finish_reason is not None)
+        output.text = completion.detokenizer.text
+        if matched is not None:
+            output.finish_reason, output.stop_reason = "stop", matched
+        else:
+            output.finish_reason, output.stop_reason = token.finish_reason, token.stop_token_id
+        return matched is not None
+
+    def _logprobs(self, item: TokenLogprob) -> TokenLogprobs:
+        text = self._tokenizer.token_text
+        result = {item.token_id: Logprob(item.logprob, item.rank, text(item.token_id))}
+        for rank, (token_id, logprob) in enumerate(zip(item.top_ids, item.top_logprobs, strict=True), start=1):
+            result.setdefault(token_id, Logprob(logprob, rank, text(token_id)))
+        return result

@@ -1,0 +1,106 @@
+"""The engine's own process: ``python -m parhelion.engine.process``, started by ``ProcessConnection``.
+
+It reads its options as JSON from standard input, connects to the two sockets they name, and serves until it is told to
+stop or its parent is gone. It never opens a port.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from parhelion.config import EngineConfig
+from parhelion.engine.load import load_engine
+from parhelion.engine.loop import failure, run_loop
+from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ToEngine
+
+PARENT_CHECK_MS = 1000
+"""How often an idle engine looks whether its parent still lives."""
+
+
+class ProcessOptions(msgspec.Struct, frozen=True):
+    """What the engine's process is started with.
+
+    Attributes:
+        requests_address, outputs_address: ZeroMQ addresses that the front end has bound.
+        parent: process id of the front end.
+    """
+
+    config: EngineConfig
+    model_path: str
+    model_name: str
+    requests_address: str
+    outputs_address: str
+    parent: int
+
+
+class SocketChannel:
+    """MessagePack over a PULL and a PUSH socket."""
+
+    def __init__(self, options: ProcessOptions) -> None:
+        self._context = zmq.Context()
+        self._requests = self._context.socket(zmq.PULL)
+        self._requests.setsockopt(zmq.RCVHWM, 0)
+        self._requests.connect(options.requests_address)
+        self._outputs = self._context.socket(zmq.PUSH)
+        self._outputs.setsockopt(zmq.SNDHWM, 0)
+        self._outputs.setsockopt(zmq.LINGER, 2000)
+        self._outputs.connect(options.outputs_address)
+        self._parent = options.parent
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def receive(self, block: bool) -> ToEngine | None:
+        """The next message, or None (see ``Channel``)."""
+        while not self._requests.poll(PARENT_CHECK_MS if block else 0):
+            if not block or os.getppid() != self._parent:
+                return None
+        message: ToEngine = self._decoder.decode(self._requests.recv())
+        return message
+
+    def send(self, message: FromEngine) -> None:
+        """Queue a message for the front end."""
+        self._outputs.send(self._encoder.encode(message))
+
+    def close(self) -> None:
+        """Send what is queued and close the sockets."""
+        self._context.destroy()
+
+
+def main() -> int:
+    """Run the engine; returns the exit status."""
+    # The front end decides when to stop: a Ctrl-C in a terminal reaches both processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessOptions)
+    channel = SocketChannel(options)
+    try:
+        try:
+            loaded = load_engine(
+                options.config,
+                Path(options.model_path),
+                options.model_name,
+                lambda done, total: channel.send(LoadProgress(done, total)),
+            )
+        except Exception as error:
+            channel.send(failure(error))
+            raise
+        info: EngineInfo = loaded.info
+        channel.send(info)
+        run_loop(loaded.core, channel)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

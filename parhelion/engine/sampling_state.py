@@ -1,0 +1,95 @@
+"""How each running request wants its tokens chosen, as arrays over slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from parhelion.engine.messages import AddRequest
+
+NO_LOGPROBS = -1
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Entries (row, token id, value) of a sparse [rows, vocab] matrix."""
+
+    rows: Ints
+    token_ids: Ints
+    values: Floats
+
+
+class SamplingState:
+    """Sampling parameters by slot; a slot's values are set when a request takes it.
+
+    Args:
+        max_num_seqs: number of slots.
+
+    Attributes: each a [max_num_seqs] array under the parameter's own name. ``logprobs`` and ``prompt_logprobs`` hold
+        ``NO_LOGPROBS`` where none are wanted.
+    """
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.temperature = np.zeros(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int64)
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.repetition_penalty = np.ones(max_num_seqs, np.float32)
+        self.presence_penalty = np.zeros(max_num_seqs, np.float32)
+        self.frequency_penalty = np.zeros(max_num_seqs, np.float32)
+        self.seed = np.zeros(max_num_seqs, np.uint64)
+        self.min_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
+        self.logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
+        self.prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
+        self._bias: dict[int, tuple[Ints, Floats]] = {}
+        self._stop_ids: dict[int, Ints] = {}
+
+    def set(self, slot: int, request: AddRequest) -> None:
+        """Take a request's parameters into its slot."""
+        params = request.params
+        self.temperature[slot] = params.temperature
+        self.top_k[slot] = max(params.top_k, 0)
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.repetition_penalty[slot] = params.repetition_penalty
+        self.presence_penalty[slot] = params.presence_penalty
+        self.frequency_penalty[slot] = params.frequency_penalty
+        self.seed[slot] = request.seed % (1 << 64)
+        self.min_tokens[slot] = params.min_tokens
+        self.num_prompt_tokens[slot] = len(request.prompt_token_ids)
+        self.logprobs[slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        self.prompt_logprobs[slot] = NO_LOGPROBS if params.prompt_logprobs is None else params.prompt_logprobs
+        self._bias.pop(slot, None)
+        if params.logit_bias:
+            ids = np.fromiter(params.logit_bias.keys(), np.int64)
+            self._bias[slot] = ids, np.fromiter(params.logit_bias.values(), np.float32)
+        self._stop_ids.pop(slot, None)
+        if params.min_tokens and request.stop_token_ids:
+            self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
+
+    def added_logits(self, slots: Ints, output_indices: Ints) -> TokenValues | None:
+        """What to add to the logits of the rows that hold ``slots``: biases, and -inf for stop ids that come too early.
+
+        Only requests that ask for either cost anything.
+        """
+        if not self._bias and not self._stop_ids:
+            return None
+        rows, ids, values = [], [], []
+        for row, (slot, output_index) in enumerate(zip(slots.tolist(), output_indices.tolist(), strict=True)):
+            if (bias := self._bias.get(slot)) is not None:
+                rows.append(np.full(len(bias[0]), row, np.int64))
+                ids.append(bias[0])
+                values.append(bias[1])
+            stops = self._stop_ids.get(slot)
+            if stops is not None and output_index < self.min_tokens[slot]:
+                rows.append(np.full(len(stops), row, np.int64))
+                ids.append(stops)
+                values.append(np.full(len(stops), -np.inf, np.float32))
+        if not rows:
+            return None
+        return TokenValues(np.concatenate(rows), np.concatenate(ids), np.concatenate(values))

@@ -1,0 +1,112 @@
+"""Outermost layer: names each request, logs it in one line, and turns an unforeseen exception into a clean 500."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from parhelion.server.errors import api_error
+from parhelion.server.metrics import ServerMetrics
+
+logger = logging.getLogger("parhelion.access")
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the log shows where the client left before it was answered (nginx's number)."""
+
+_HEADER = b"x-request-id"
+_MAX_ID_CHARS = 128
+_RECORD_KEY = "parhelion.record"
+
+
+@dataclass
+class RequestRecord:
+    """What becomes known of a request on its way, for its line in the log.
+
+    Attributes:
+        request_id: the client's ``X-Request-Id`` where it is usable, or a fresh one.
+        arrival: ``time.perf_counter()`` when it came.
+        prompt_tokens, completion_tokens: counts so far.
+        disconnected: whether the client left early.
+        status: what was answered; None before.
+    """
+
+    request_id: str
+    arrival: float = field(default_factory=time.perf_counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    disconnected: bool = False
+    status: int | None = None
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of the request that this scope belongs to; a fresh one outside the middleware."""
+    record: RequestRecord = scope.setdefault(_RECORD_KEY, RequestRecord(uuid.uuid4().hex))
+    return record
+
+
+class AccessLogMiddleware:
+    """Pure ASGI, so that streams pass through untouched.
+
+    Args:
+        app: what lies inside.
+        metrics: told of failures.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(_client_request_id(scope) or uuid.uuid4().hex)
+        scope[_RECORD_KEY] = record
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = record.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception as error:
+            logger.exception("request_id=%s failed", record.request_id)
+            failure = api_error(error)
+            self._metrics.errors.labels(failure.detail.type).inc()
+            if record.status is not None:
+                raise  # half an answer is out: only closing the connection tells the client so
+            await failure.response()(scope, receive, send_named)
+        finally:
+            _log(scope, record)
+
+
+def _client_request_id(scope: Scope) -> str | None:
+    """The client's own name for its request, if it can be repeated in a header and in a line of the log."""
+    for name, value in scope["headers"]:
+        if name == _HEADER:
+            text: str = value.decode("latin-1")
+            usable = 0 < len(text) <= _MAX_ID_CHARS and text.isascii() and text.isprintable() and " " not in text
+            return text if usable else None
+    return None
+
+
+def _log(scope: Scope, record: RequestRecord) -> None:
+    status = CLIENT_CLOSED_REQUEST if record.disconnected or record.status is None else record.status
+    path = "".join(c if c.isascii() and c.isprintable() else "?" for c in scope["path"][:200])
+    logger.info(
+        "request_id=%s %s %s %d prompt_tokens=%d completion_tokens=%d duration_s=%.3f",
+        record.request_id,
+        scope["method"],
+        path,
+        status,
+        record.prompt_tokens,
+        record.completion_tokens,
+        time.perf_counter() - record.arrival,
+    )

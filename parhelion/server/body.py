@@ -1,0 +1,68 @@
+"""Bytes of a request to a typed body, or an error that names the field."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from parhelion.errors import InvalidRequestError
+
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+
+_FIELD = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `")
+_MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
+_MAX_NAMED = 10
+
+
+async def read_body(request: Request, kind: type[BodyT]) -> BodyT:
+    """The request's body as ``kind``, whatever its content type says: clients of this interface send only JSON.
+
+    Raises:
+        InvalidRequestError: it is no JSON, holds an unknown field, lacks one, or a field has the wrong type.
+    """
+    return decode_body(await request.body(), kind)
+
+
+def decode_body(data: bytes, kind: type[BodyT]) -> BodyT:
+    """As ``read_body``, from bytes. NaN, infinities, lone surrogates and nesting without end are refused as well."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error), data, kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"The body is no valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequestError("The body is nested too deeply", code="invalid_json") from None
+
+
+def _invalid_field(message: str, data: bytes, kind: type[msgspec.Struct]) -> InvalidRequestError:
+    found = _FIELD.search(message)
+    path = found["path"] if found else ""
+    reason = message[: found.start()] if found else message
+    if _UNKNOWN.match(reason):
+        names = [path] if path else _unknown_fields(data, kind)
+        where = f" in {path}" if path else ""
+        text = f"{reason}{where}" if path else f"Unknown fields: {', '.join(names[:_MAX_NAMED])}"
+        return InvalidRequestError(
+            f"{text}. They would have no effect here: leave them out", names[0] if names else None, "unknown_parameter"
+        )
+    if missing := _MISSING.match(reason):
+        name = f"{path}.{missing['name']}" if path else missing["name"]
+        return InvalidRequestError(f"{name} is required", name, "missing_required_parameter")
+    if not path:
+        return InvalidRequestError(f"The body must be a JSON object: {reason}", code="invalid_type")
+    return InvalidRequestError(f"{path}: {reason[:1].lower()}{reason[1:]}", path, "invalid_type")
+
+
+def _unknown_fields(data: bytes, kind: type[msgspec.Struct]) -> list[str]:
+    """All top-level names that ``kind`` does not declare, as the decoder names only the first."""
+    try:
+        names = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return []
+    known = set(kind.__struct_fields__)
+    return [name[:100] for name in names if name not in known]

@@ -1,0 +1,35 @@
+"""``POST /tokenize`` and ``POST /detokenize``, as vLLM has them."""
+
+from __future__ import annotations
+
+from parhelion.errors import InvalidRequestError
+from parhelion.server.context import ServingContext
+from parhelion.server.prompts import check_token_ids, encode, render_chat
+from parhelion.server.protocol import DetokenizeRequest, TokenizeRequest
+from parhelion.server.responses import DetokenizeResponse, TokenizeResponse
+
+
+async def tokenize(context: ServingContext, body: TokenizeRequest) -> TokenizeResponse:
+    """Token ids of a prompt, or of messages through the chat template.
+
+    Raises:
+        InvalidRequestError: both are given, or neither.
+    """
+    context.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("give either prompt or messages", "prompt")
+    tokenizer = context.engine.tokenizer
+    if body.prompt is not None:
+        tokens = await encode(tokenizer, body.prompt, add_special_tokens=body.add_special_tokens is not False)
+    else:
+        text = await render_chat(tokenizer, body.messages or [], body)
+        tokens = await encode(tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
+    texts = [tokenizer.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
+    return TokenizeResponse(len(tokens), context.engine.max_model_len, tokens, texts)
+
+
+def detokenize(context: ServingContext, body: DetokenizeRequest) -> DetokenizeResponse:
+    """Text of token ids, special tokens included."""
+    context.check_model(body.model)
+    check_token_ids(body.tokens, context.engine.tokenizer.vocab_size, "tokens")
+    return DetokenizeResponse(context.engine.tokenizer.decode(body.tokens, False))
