@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,10 +82,8 @@ def to_table(report: Report) -> Table:
 
 
 def format_figure(value: float) -> str:
-    """Three significant digits or more, never an exponent: ``0.0123``, ``1.23``, ``123``, ``12345``."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    decimals = 2
-    while abs(value) < 10 ** (1 - decimals) and decimals < 9:
-        decimals += 1
-    return f"{value:.{decimals - (abs(value) >= 10)}f}"
+    """Three significant digits or all of the integer part, never an exponent: ``0.0123``, ``1.23``, ``123``, ``12345``."""
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 9)}f}"

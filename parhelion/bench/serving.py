@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 import msgspec
@@ -74,7 +75,7 @@ class RequestRecord:
     @property
     def gaps_s(self) -> list[float]:
         """Seconds between one chunk and the next (inter-token latency, where a chunk is a token)."""
-        return [after - before for before, after in zip(self.chunks, self.chunks[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.chunks)]
 
 
 class _Choice(msgspec.Struct):

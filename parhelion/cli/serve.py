@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parhelion.cli.options import record_options
-from parhelion.cli.output import format_bytes, print_json, spinner, stdout
+from parhelion.cli.output import count_bar, format_bytes, print_json, stdout
 from parhelion.cli.pull import fetch
 from parhelion.config import EngineConfig, ServerConfig, read_environment
 
@@ -37,7 +37,7 @@ def serve(
     bind(server.host, server.port).close()
     fetch(engine.model)
     with ExitStack() as waiting:
-        waiting.enter_context(spinner(f"starting {engine.model}"))
+        bar = waiting.enter_context(count_bar(f"loading {engine.model}"))
 
         def announce(ready: ReadyInfo) -> None:
             waiting.close()
@@ -47,7 +47,7 @@ def serve(
             else:
                 print_banner(banner, has_keys=bool(server.api_keys))
 
-        run(engine, server, announce)
+        run(engine, server, announce, load_progress=bar)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,7 @@ class Banner:
 
 def describe(ready: ReadyInfo) -> Banner:
     """What the server and its engine say of themselves; resident memory is that of all their processes now."""
-    from parhelion.engine.async_engine import AsyncEngine
-
-    engine = ready.engine
-    assert isinstance(engine, AsyncEngine), "the server was started with its own engine"
-    info = engine.info
+    info = ready.engine.info
     return Banner(
         url=ready.url,
         model=ready.model_name,

@@ -238,7 +238,7 @@ class AsyncEngine:
                 self._die(f"the engine failed: {message.message}")
 
     def _reject(self, message: RequestRejected) -> None:
-        stream = self._streams.get(message.request_id.rsplit("/", 1)[0])
+        stream = self._streams.get(message.request_id.rsplit("#", 1)[0])
         if stream is None:
             return
         if message.queue_full:

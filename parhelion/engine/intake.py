@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from parhelion.engine.messages import AddRequest, EngineInfo
 from parhelion.errors import InvalidRequestError
@@ -36,6 +37,7 @@ class Intake:
         self._tokenizer = tokenizer
         self._info = info
         self._seeds = random.Random(seed)
+        self._numbers = count()
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Text or ids to ids.
@@ -67,7 +69,10 @@ class Intake:
     def requests(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, priority: int
     ) -> list[AddRequest]:
-        """One request a completion, named ``request_id/i``; completion i uses seed + i.
+        """One request a completion; completion i uses seed + i.
+
+        Their names never come twice, even if ``request_id`` does: what the engine had sent of an aborted request may
+        still be on its way when the next one of that name starts.
 
         Raises:
             InvalidRequestError: a parameter names a token that the model does not have.
@@ -77,12 +82,13 @@ class Intake:
         stop_ids = set(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids.update(self._info.eos_token_ids, self._tokenizer.eos_token_ids)
+        unique = f"{request_id}#{next(self._numbers)}"
         room = self._info.max_model_len - len(prompt_token_ids)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         arrival = time.monotonic()
         return [
             AddRequest(
-                request_id=f"{request_id}/{index}",
+                request_id=f"{unique}/{index}",
                 prompt_token_ids=prompt_token_ids,
                 params=params,
                 seed=(seed + index) % (1 << 64),

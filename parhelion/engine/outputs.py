@@ -45,6 +45,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._completions: dict[str, _Completion] = {}
+        self._names: dict[str, list[str]] = {}
 
     def add(
         self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams, requests: Sequence[AddRequest]
@@ -68,6 +69,7 @@ class OutputProcessor:
         for request, output in zip(requests, result.outputs, strict=True):
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt.token_ids, params)
             self._completions[request.request_id] = _Completion(result, output, detokenizer)
+        self._names[request_id] = [request.request_id for request in requests]
         return result
 
     def process(self, tokens: Sequence[TokenOutput]) -> Processed:
@@ -85,6 +87,8 @@ class OutputProcessor:
             if completion.output.finished:
                 del self._completions[token.request_id]
                 request.finished = all(output.finished for output in request.outputs)
+                if request.finished:
+                    self._names.pop(request.request_id, None)
             changed[request.request_id] = request
         return Processed(list(changed.values()), to_abort)
 
@@ -94,7 +98,7 @@ class OutputProcessor:
         Returns:
             The engine requests of it that were unfinished.
         """
-        names = [f"{request.request_id}/{output.index}" for output in request.outputs]
+        names = self._names.pop(request.request_id, [])
         return [name for name in names if self._completions.pop(name, None) is not None]
 
     @property

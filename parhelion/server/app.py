@@ -19,6 +19,7 @@ from parhelion.server.errors import ApiError, api_error
 from parhelion.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
 from parhelion.server.metrics import ServerMetrics
 from parhelion.server.openapi import install_openapi
+from parhelion.server.root_path import RootPathMiddleware
 from parhelion.server.routes import BODIES, build_router
 
 
@@ -43,7 +44,6 @@ def create_application(context: ServingContext) -> FastAPI:
         title="Parhelion",
         version=__version__,
         description="An LLM inference server under OpenAI's interface.",
-        root_path=context.config.root_path,
     )
     app.include_router(build_router(context))
     _add_error_handlers(app, context.metrics)
@@ -51,6 +51,7 @@ def create_application(context: ServingContext) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.config.max_body_bytes, metrics=context.metrics)
     app.add_middleware(ApiKeyMiddleware, api_keys=context.config.api_keys, metrics=context.metrics)
     app.add_middleware(AccessLogMiddleware, metrics=context.metrics)
+    app.add_middleware(RootPathMiddleware, root_path=context.config.root_path)
     install_openapi(app, BODIES)
     return app
 

@@ -20,8 +20,8 @@ def share_a_block(scheduler: Scheduler) -> None:
     second.blocks[0] = first.blocks[0]
 
 
-def lose_a_slot(scheduler: Scheduler) -> None:
-    scheduler._free_slots.pop()
+def free_a_slot_in_use(scheduler: Scheduler) -> None:
+    scheduler._free_slots.append(scheduler._running[0].slot)
 
 
 def hold_too_much(scheduler: Scheduler) -> None:
@@ -49,7 +49,7 @@ def lose_a_token(scheduler: Scheduler) -> None:
     [
         (leak_a_block, "has 0 holders and its count says 1"),
         (share_a_block, "has 2 holders and its count says 1"),
-        (lose_a_slot, "slots are lost or taken twice"),
+        (free_a_slot_in_use, "slots are lost or taken twice"),
         (hold_too_much, "holds 2 blocks for 1 tokens; it needs 1"),
         (forget_half_an_entry, "two tables disagree"),
         (swap_the_queue, "a queue is out of order"),

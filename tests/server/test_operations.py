@@ -1,0 +1,142 @@
+"""Models, health, version, metrics, the OpenAPI document, request ids and the access log."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from parhelion import __version__
+from parhelion.config import ServerConfig
+
+from .conftest import client_of
+from .fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+
+
+async def samples_of(client: httpx.AsyncClient) -> dict[str, float]:
+    text = (await client.get("/metrics")).text
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+async def test_models_are_listed_under_the_served_name(engine: FakeEngine) -> None:
+    async with client_of(engine, ServerConfig(served_model_name="my/model")) as client:
+        (card,) = (await client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["object"], card["max_model_len"]) == ("my/model", "model", 4096)
+        assert (await client.get("/v1/models/my/model")).json() == card
+        assert (await client.get("/v1/models/fake")).status_code == 200
+        answer = (await client.post("/v1/chat/completions", json={**CHAT, "model": "fake"})).json()
+        assert answer["model"] == "my/model"
+
+
+async def test_other_models_are_404(client: httpx.AsyncClient) -> None:
+    for response in (
+        await client.get("/v1/models/other"),
+        await client.post("/v1/chat/completions", json={**CHAT, "model": "other"}),
+        await client.post("/v1/completions", json={"prompt": "x", "model": "other"}),
+        await client.post("/tokenize", json={"prompt": "x", "model": "other"}),
+    ):
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert "other" in error["message"]
+        assert "fake" in error["message"]
+
+
+async def test_unknown_path_and_method_have_openai_errors(client: httpx.AsyncClient) -> None:
+    missing = await client.get("/v1/nothing")
+    assert missing.status_code == 404
+    assert "/v1/nothing" in missing.json()["error"]["message"]
+    wrong = await client.get("/v1/completions")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert "POST" in wrong.json()["error"]["message"]
+
+
+async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await client.get("/health")).status_code == 200
+    engine.is_dead = True
+    response = await client.get("/health")
+    assert (response.status_code, response.json()) == (503, {"status": "engine_dead"})
+
+
+async def test_version_is_the_packages(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/version")).json() == {"version": __version__}
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/chat/completions", json=CHAT)
+    await client.post("/v1/chat/completions", json={**CHAT, "n": 2, "stop": ["r"]})
+    await client.post("/v1/chat/completions", json={**CHAT, "n": 0})
+    samples = await samples_of(client)
+    assert samples["parhelion_requests_total{finish_reason=length}"] == 1
+    assert samples["parhelion_requests_total{finish_reason=stop}"] == 2
+    assert samples["parhelion_request_errors_total{type=invalid_request_error}"] == 1
+    assert samples["parhelion_time_to_first_token_seconds_count"] == 3
+    assert samples["parhelion_e2e_request_latency_seconds_count"] == 2
+    assert samples["parhelion_inter_token_latency_seconds_count"] == 4 + 1 + 0
+    assert samples["parhelion_generation_tokens_total"] == 5 + 2 + 1
+    assert samples["parhelion_kv_cache_usage_ratio"] == 0.25
+    assert samples["parhelion_kv_blocks_in_use"] == 25
+    assert samples["parhelion_preemptions_total"] == 3
+    assert samples["parhelion_requests_running"] == 0
+
+
+async def test_metrics_outlive_the_engine(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await samples_of(client))["parhelion_engine_up"] == 1
+    engine.is_dead = True
+    samples = await samples_of(client)
+    assert samples["parhelion_engine_up"] == 0
+    assert samples["parhelion_preemptions_total"] == 3
+
+
+async def test_metrics_of_two_applications_are_apart(engine: FakeEngine) -> None:
+    async with client_of(engine) as one, client_of(engine) as other:
+        await one.post("/v1/completions", json={"prompt": "x"})
+        assert (await samples_of(one))["parhelion_time_to_first_token_seconds_count"] == 1
+        assert (await samples_of(other))["parhelion_time_to_first_token_seconds_count"] == 0
+
+
+async def test_request_id_is_kept_if_usable_and_made_if_not(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health", headers={"X-Request-Id": "abc-1"})).headers["x-request-id"] == "abc-1"
+    for unusable in ("a b", "x" * 129, "é"):
+        made = await client.get("/health", headers={"X-Request-Id": unusable.encode("latin-1")})
+        assert re.fullmatch("[0-9a-f]{32}", made.headers["x-request-id"])
+
+
+async def test_a_request_is_one_line_in_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "parhelion.access")
+    await client.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "mine"})
+    await client.get("/line%0Abreak")
+    first, second = [record.getMessage() for record in caplog.records if record.name == "parhelion.access"]
+    assert first.startswith("request_id=mine POST /v1/chat/completions 200 prompt_tokens=22 completion_tokens=5 ")
+    assert "GET /line?break 404" in second
+
+
+async def test_openapi_document_resolves_all_its_references(client: httpx.AsyncClient) -> None:
+    response = await client.get("/openapi.json")
+    document = response.json()
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', response.text))
+    assert {"ChatCompletionRequest", "CompletionRequest", "ErrorBody", "ChatCompletion"} <= references
+    assert references <= document["components"]["schemas"].keys()
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    assert chat["requestBody"]["content"]["application/json"]["examples"]
+    assert {"200", "400", "401", "404", "413", "429", "503"} <= chat["responses"].keys()
+
+
+async def test_examples_of_the_document_work(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        for example in methods.get("post", {}).get("requestBody", {}).get("content", {}).values():
+            for shown in example["examples"].values():
+                assert (await client.post(path, json=shown["value"])).status_code == 200, path
