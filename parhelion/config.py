@@ -38,7 +38,8 @@ class EngineConfig:
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
         threads: intra-op CPU threads; None takes the cores this process may use.
-        compile: let TorchInductor fuse the layers' element-wise work (needs a C++ compiler; costs seconds at start).
+        compile: let TorchInductor fuse the work between the linear layers (needs a C++ compiler; costs seconds at the
+            first start, and is cached from then on).
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
     """
 

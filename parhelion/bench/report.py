@@ -82,7 +82,7 @@ def to_table(report: Report) -> Table:
 
 
 def format_figure(value: float) -> str:
-    """Three significant digits or all of the integer part, never an exponent: ``0.0123``, ``1.23``, ``123``, ``12345``."""
+    """Three significant digits or all of the integer part, never an exponent: ``0.0123``, ``12.3``, ``12345``."""
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))

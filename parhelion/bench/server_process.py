@@ -29,16 +29,22 @@ class ReadyLine(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running server: where it answers, what it serves, and its first process."""
+    """A running server: where it answers, what it serves, and its first process (None if it was started elsewhere)."""
 
     url: str
     model: str
-    pid: int
+    process: subprocess.Popen[bytes] | None = None
 
     def peak_resident_bytes(self) -> int:
         """Peak resident set of the server and all its children, each at its own peak (``VmHWM``)."""
-        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        return sum(peak_resident_bytes(process.pid) for process in family)
+        if self.process is None:
+            return 0
+        first = psutil.Process(self.process.pid)
+        return sum(peak_resident_bytes(process.pid) for process in (first, *first.children(recursive=True)))
+
+    def exit_status(self) -> int | None:
+        """How its first process ended; None while it runs, or if it was started elsewhere."""
+        return None if self.process is None else self.process.poll()
 
 
 @contextmanager
@@ -62,7 +68,7 @@ def running_server(model: str, arguments: Sequence[str] = ()) -> Iterator[Server
                     f"the server ended with status {process.wait()} before it was ready; its own message stands above"
                 )
             ready = msgspec.json.decode(line, type=ReadyLine)
-            yield ServerProcess(ready.url, ready.model, process.pid)
+            yield ServerProcess(ready.url, ready.model, process)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

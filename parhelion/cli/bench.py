@@ -141,7 +141,7 @@ def _server(engine: EngineConfig, url: str | None) -> AbstractContextManager[Ser
     from parhelion.bench.server_process import ServerProcess, running_server
 
     if url is not None:
-        return nullcontext(ServerProcess(url.rstrip("/").removesuffix("/v1"), engine.model, pid=0))
+        return nullcontext(ServerProcess(url.rstrip("/").removesuffix("/v1"), engine.model))
     return running_server(engine.model, arguments_of(engine))
 
 

@@ -135,7 +135,7 @@ def check_disk(home: Path) -> Finding:
 
 def check_compiler() -> Finding:
     """The C++ compiler that ``--compile`` needs."""
-    from parhelion.platform.cpu import cpp_compiler
+    from parhelion.platform.compiler import cpp_compiler
 
     found = cpp_compiler()
     if found is None:

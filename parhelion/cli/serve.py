@@ -122,7 +122,7 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
 
 def curl_line(banner: Banner, has_keys: bool) -> str:
     """A chat request for the shell."""
-    body = f'{{"model": "{banner.model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    body = f'{{"model": "{banner.model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 64}}'
     key = '-H "Authorization: Bearer $PARHELION_API_KEY" ' if has_keys else ""
     return f"curl {banner.url}/v1/chat/completions -H 'Content-Type: application/json' {key}-d {shlex.quote(body)}"
 
@@ -132,6 +132,7 @@ def python_line(banner: Banner, has_keys: bool) -> str:
     key = "YOUR_KEY" if has_keys else "none"
     code = (
         f"from openai import OpenAI; print(OpenAI(base_url='{banner.url}/v1', api_key='{key}').chat.completions.create("
-        f"model='{banner.model}', messages=[{{'role': 'user', 'content': 'Hello!'}}]).choices[0].message.content)"
+        f"model='{banner.model}', messages=[{{'role': 'user', 'content': 'Hello!'}}], max_tokens=64)"
+        ".choices[0].message.content)"
     )
     return f'python -c "{code}"'

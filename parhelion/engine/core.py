@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-import torch
-
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
 from parhelion.engine.worker import StepResult
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
@@ -28,11 +26,16 @@ class EngineCore:
         scheduler_config: limits.
         worker: runs the steps, on a thread of its own.
         overlap: plan a step ahead.
-        threads: intra-op threads of the worker's thread.
+        thread: where the steps run, one thread; the core ends it. None makes one.
     """
 
     def __init__(
-        self, scheduler_config: SchedulerConfig, worker: StepExecutor, *, overlap: bool = True, threads: int = 1
+        self,
+        scheduler_config: SchedulerConfig,
+        worker: StepExecutor,
+        *,
+        overlap: bool = True,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._scheduler = Scheduler(scheduler_config)
         self._worker = worker
@@ -40,9 +43,7 @@ class EngineCore:
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._max_in_flight = 2 if overlap else 1
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="worker", initializer=torch.set_num_threads, initargs=(threads,)
-        )
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="worker")
 
     def add(self, request: AddRequest) -> None:
         """Queue a request.

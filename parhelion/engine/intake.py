@@ -49,11 +49,12 @@ class Intake:
             tokenized = TokenizedPrompt(prompt, self._tokenizer.encode(prompt))
         elif isinstance(prompt, dict) and "prompt_token_ids" in prompt:
             tokenized = TokenizedPrompt(None, list(prompt["prompt_token_ids"]))
-            self._check_ids("prompt", tokenized.token_ids)
         else:
             raise InvalidRequestError(
                 f"a prompt is a string or {{'prompt_token_ids': [...]}}, not {type(prompt).__name__}", "prompt"
             )
+        # A tokenizer may know more tokens than the model has embeddings, so ids that came from text are checked too.
+        self._check_ids("prompt", tokenized.token_ids)
         count, limit = len(tokenized.token_ids), self._info.max_model_len
         if not count:
             raise InvalidRequestError("the prompt is empty: it must hold at least one token", "prompt")
@@ -81,7 +82,9 @@ class Intake:
         self._check_ids("stop_token_ids", params.stop_token_ids)
         stop_ids = set(params.stop_token_ids)
         if not params.ignore_eos:
-            stop_ids.update(self._info.eos_token_ids, self._tokenizer.eos_token_ids)
+            # An end-of-sequence id beyond the model's vocabulary can never be sampled.
+            ends = (*self._info.eos_token_ids, *self._tokenizer.eos_token_ids)
+            stop_ids.update(token_id for token_id in ends if token_id < self._info.vocab_size)
         unique = f"{request_id}#{next(self._numbers)}"
         room = self._info.max_model_len - len(prompt_token_ids)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)

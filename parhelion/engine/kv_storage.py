@@ -9,6 +9,7 @@ import torch
 from parhelion.config import EngineConfig
 from parhelion.errors import OutOfMemoryError
 from parhelion.models.config import ModelConfig
+from parhelion.platform.cpu import zeros_on_first_use
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, 
         budget, origin = int(free_bytes * config.kv_cache_fraction), f"{config.kv_cache_fraction:g} of the free memory"
     model_len = min(config.max_model_len or model.max_position, model.max_position)
     useful = config.max_num_seqs * -(-model_len // config.block_size)
-    num_blocks = min(budget // block_bytes, useful)
+    affordable = budget // block_bytes
+    num_blocks = min(affordable, useful)
     storable = num_blocks * config.block_size
     if config.max_model_len is not None and storable < model_len:
         raise OutOfMemoryError(
             f"max_model_len is {model_len} tokens, which take {_mib(-(-model_len // config.block_size) * block_bytes)} "
             f"of KV cache; {origin} gives {_mib(budget)}: lower max_model_len or raise kv_cache_memory"
         )
-    if storable < 2 * config.block_size:
+    if affordable < 2:
         raise OutOfMemoryError(
             f"{origin} gives {_mib(budget)} of KV cache, less than two blocks of {_mib(block_bytes)}: "
             "raise kv_cache_memory or free some memory"
@@ -60,13 +62,13 @@ def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, 
 
 
 def allocate_kv_cache(size: KVCacheSize, model: ModelConfig, block_size: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """One [2, num_blocks, block_size, num_kv_heads, head_dim] tensor a layer, keys then values, all zero.
+    """One [num_blocks, block_size, 2 * num_kv_heads, head_dim] tensor a layer, keys then values, all zero.
 
     Zeros matter: attention reads the unused end of a block under a mask, and 0 times anything finite is 0. The
     operating system hands the pages out as they are first written.
     """
-    shape = (2, size.num_blocks, block_size, model.num_kv_heads, model.head_dim)
-    return [torch.zeros(shape, dtype=dtype) for _ in range(model.num_layers)]
+    shape = (size.num_blocks, block_size, 2 * model.num_kv_heads, model.head_dim)
+    return [zeros_on_first_use(shape, dtype) for _ in range(model.num_layers)]
 
 
 def _mib(size: int) -> str:

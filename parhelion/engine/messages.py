@@ -120,6 +120,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         dtype: of the weights.
         compute_dtype: of the arithmetic.
         linear_provider: who computes the linear layers.
+        elementwise_provider: who computes what lies between them.
         threads: intra-op CPU threads.
         vocab_size: of the model.
         max_model_len: tokens of a request, prompt and output together.
@@ -136,6 +137,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     dtype: str
     compute_dtype: str
     linear_provider: str
+    elementwise_provider: str
     threads: int
     vocab_size: int
     eos_token_ids: list[int]

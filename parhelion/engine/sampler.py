@@ -72,7 +72,7 @@ def gather_logprobs(logprobs: torch.Tensor, token_ids: Ints, num_top: Ints) -> l
     """
     chosen = logprobs.gather(1, torch.from_numpy(token_ids)[:, None])
     ranks = ((logprobs > chosen).sum(1) + 1).tolist()
-    top = logprobs.topk(int(num_top.max()), dim=1)
+    top = logprobs.topk(min(int(num_top.max()), logprobs.shape[1]), dim=1)
     ids, values = top.indices.tolist(), top.values.tolist()
     return [
         TokenLogprob(token, value, ranks[row], ids[row][:count], values[row][:count])

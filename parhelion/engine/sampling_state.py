@@ -10,6 +10,10 @@ import numpy.typing as npt
 from parhelion.engine.messages import AddRequest
 
 NO_LOGPROBS = -1
+
+MIN_TEMPERATURE = 1e-6
+"""The least that a request draws with: the greedy choice already, and logits divided by it do not overflow."""
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -52,7 +56,7 @@ class SamplingState:
     def set(self, slot: int, request: AddRequest) -> None:
         """Take a request's parameters into its slot."""
         params = request.params
-        self.temperature[slot] = params.temperature
+        self.temperature[slot] = 0.0 if params.greedy else max(params.temperature, MIN_TEMPERATURE)
         self.top_k[slot] = max(params.top_k, 0)
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p

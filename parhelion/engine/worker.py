@@ -76,6 +76,18 @@ class Worker:
         self._num_blocks = np.zeros(max_num_seqs, np.int64)
         self._sampling = SamplingState(max_num_seqs)
 
+    def warm_up(self) -> None:
+        """Run a decode row and a prompt through the model, so that whatever compiles at first use has compiled.
+
+        What it leaves in the cache is overwritten before anyone reads it.
+        """
+        with torch.inference_mode():
+            for num_tokens in (1, min(8, self._block_size * len(self._kv_cache[0]))):
+                counts, positions = np.array([num_tokens]), np.arange(num_tokens)
+                zeros = np.zeros(num_tokens, np.int64)
+                hidden = self._forward(zeros[:1], zeros[:1], counts, zeros, positions)
+                self._model.compute_logits(hidden[-1:])
+
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
         """Run a step.
 

@@ -9,7 +9,7 @@ import torch
 from parhelion.layers.linear import Linear
 from parhelion.layers.norm import RMSNorm
 from parhelion.ops.attention import AttentionMetadata, PagedAttention
-from parhelion.ops.rotary_embedding import rotary_embedding
+from parhelion.ops.elementwise import ElementwiseOps
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class SelfAttention:
         attend: the paged attention of this shape.
         q_norm, k_norm: normalization of each head before rotation (Qwen3), or None.
         sliding_window: tokens that a query sees, or None.
+        ops: who computes the rotation.
     """
 
     qkv: Linear
@@ -30,6 +31,7 @@ class SelfAttention:
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     sliding_window: int | None
+    ops: ElementwiseOps
 
     def __call__(
         self,
@@ -38,16 +40,12 @@ class SelfAttention:
         cache: torch.Tensor,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """[num_tokens, hidden] to the same; cache is [2, num_blocks, block_size, num_kv_heads, head_dim]."""
+        """[num_tokens, hidden] to the same; cache is [num_blocks, block_size, 2 * num_kv_heads, head_dim]."""
         heads = self.attend.num_heads
         rotated = heads + self.attend.num_kv_heads
         qkv = self.qkv(hidden).view(hidden.shape[0], -1, self.attend.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            query_key = torch.cat((self.q_norm(qkv[:, :heads]), self.k_norm(qkv[:, heads:rotated])), dim=1)
-        else:
-            query_key = qkv[:, :rotated]
-        query_key = rotary_embedding(query_key, *rotation)
-        attended = self.attend(
-            query_key[:, :heads], query_key[:, heads:], qkv[:, rotated:], cache, metadata, self.sliding_window
-        )
-        return self.out(attended)
+            qkv[:, :heads] = self.q_norm(qkv[:, :heads])
+            qkv[:, heads:rotated] = self.k_norm(qkv[:, heads:rotated])
+        self.ops.rotary_embedding(qkv[:, :rotated], *rotation)
+        return self.out(self.attend(qkv[:, :heads], qkv[:, heads:], cache, metadata, self.sliding_window))

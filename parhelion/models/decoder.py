@@ -17,7 +17,21 @@ from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
 from parhelion.ops.attention import PagedAttention
+from parhelion.ops.elementwise import ElementwiseOps
 from parhelion.ops.linear import Provider
+
+
+@dataclass(frozen=True)
+class Providers:
+    """Who computes what.
+
+    Attributes:
+        linear: all linear layers.
+        elementwise: norms, rotations and activations.
+    """
+
+    linear: Provider
+    elementwise: ElementwiseOps
 
 
 @dataclass(frozen=True)
@@ -36,24 +50,26 @@ class LayerBuilder:
     Args:
         config: the model's.
         weights: its tensors.
-        provider: of all linear layers.
+        providers: who computes the layers.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, provider: Provider) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers) -> None:
         self.config = config
         self.weights = weights
-        self.provider = provider
+        self.providers = providers
         self._attend = PagedAttention(config.num_heads, config.num_kv_heads, config.head_dim, config.head_dim**-0.5)
 
     def linear(self, names: tuple[str, ...], rows: tuple[int, ...], in_features: int, bias: bool) -> Linear:
         """One layer out of several projections of the same input, stacked in the order given."""
         weight = torch.cat([self.weights.get(f"{n}.weight", r, in_features) for n, r in zip(names, rows, strict=True)])
         biases = [self.weights.get(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)] if bias else []
-        return Linear(weight, torch.cat(biases) if biases else None, self.provider)
+        return Linear(weight, torch.cat(biases) if biases else None, self.providers.linear)
 
     def norm(self, name: str, size: int) -> RMSNorm:
         """A normalization over the last ``size`` elements."""
-        return RMSNorm(self.weights.get(f"{name}.weight", size).float(), self.config.rms_norm_eps)
+        return RMSNorm(
+            self.weights.get(f"{name}.weight", size).float(), self.config.rms_norm_eps, self.providers.elementwise
+        )
 
     def attention(self, prefix: str, layer: int) -> SelfAttention:
         """The self-attention of one layer."""
@@ -71,6 +87,7 @@ class LayerBuilder:
             q_norm=self.norm(f"{prefix}.q_norm", c.head_dim) if c.qk_norm else None,
             k_norm=self.norm(f"{prefix}.k_norm", c.head_dim) if c.qk_norm else None,
             sliding_window=c.sliding_window(layer),
+            ops=self.providers.elementwise,
         )
 
     def mlp(self, prefix: str) -> GatedMLP:
@@ -84,6 +101,7 @@ class LayerBuilder:
                 c.mlp_bias,
             ),
             down=self.linear((f"{prefix}.down_proj",), (c.hidden_size,), c.intermediate_size, c.mlp_bias),
+            ops=self.providers.elementwise,
         )
 
     def layer(self, index: int) -> DecoderLayer:
@@ -103,19 +121,19 @@ class DecoderModel:
     Args:
         config: dimensions.
         weights: tensors by Hugging Face name; read once, in order.
-        provider: of all linear layers.
+        providers: who computes the layers.
         max_model_len: positions that the rotary tables cover.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, provider: Provider, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
         self.config = config
-        self.dtype = provider.activation_dtype
-        builder = LayerBuilder(config, weights, provider)
+        self.dtype = providers.linear.activation_dtype
+        builder = LayerBuilder(config, weights, providers)
         embedding = weights.get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         tied = config.tie_word_embeddings or not weights.has("lm_head.weight")
         head = embedding if tied else weights.get("lm_head.weight", config.vocab_size, config.hidden_size)
-        self.lm_head = Linear(head, None, provider)
-        self.embedding = embedding.to(provider.weight_dtype)
+        self.lm_head = Linear(head, None, providers.linear)
+        self.embedding = embedding.to(providers.linear.weight_dtype)
         del embedding, head
         self.layers = [builder.layer(index) for index in range(config.num_layers)]
         self.norm = builder.norm("model.norm", config.hidden_size)
@@ -126,7 +144,7 @@ class DecoderModel:
 
         Args:
             batch: the step's tokens.
-            kv_cache: one [2, num_blocks, block_size, num_kv_heads, head_dim] tensor a layer; written in place.
+            kv_cache: one [num_blocks, block_size, 2 * num_kv_heads, head_dim] tensor a layer; written in place.
 
         Returns:
             [num_tokens, hidden_size], normed, in the activations' dtype.

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parhelion.models.config import ModelConfig
-from parhelion.models.decoder import DecoderModel
+from parhelion.models.decoder import DecoderModel, Providers
 from parhelion.models.weights import Weights
-from parhelion.ops.linear import Provider
 
 
 class Qwen2ForCausalLM(DecoderModel):
     """The shared decoder; the architecture itself says which projections have a bias."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, provider: Provider, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
         config = replace(config, attention_bias=True, attention_output_bias=False)
-        super().__init__(config, weights, provider, max_model_len)
+        super().__init__(config, weights, providers, max_model_len)

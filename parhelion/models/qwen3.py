@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parhelion.models.config import ModelConfig
-from parhelion.models.decoder import DecoderModel
+from parhelion.models.decoder import DecoderModel, Providers
 from parhelion.models.weights import Weights
-from parhelion.ops.linear import Provider
 
 
 class Qwen3ForCausalLM(DecoderModel):
     """The shared decoder with head norms."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, provider: Provider, max_model_len: int) -> None:
-        super().__init__(replace(config, qk_norm=True), weights, provider, max_model_len)
+    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
+        super().__init__(replace(config, qk_norm=True), weights, providers, max_model_len)

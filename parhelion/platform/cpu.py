@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import platform
 import resource
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -79,12 +81,21 @@ def peak_resident_memory() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def cpp_compiler() -> str | None:
-    """Path of the C++ compiler that TorchInductor would use, or None."""
-    for name in ("g++", "clang++"):
-        if path := shutil.which(name):
-            return path
-    return None
+def zeros_on_first_use(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of zeros whose pages the operating system hands out as they are first touched.
+
+    ``torch.zeros`` writes them all: seconds, and resident memory, for gigabytes that may never be used.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the operating system, where the C library can (glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def _cpu_name() -> str:

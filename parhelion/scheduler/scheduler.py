@@ -147,7 +147,7 @@ class Scheduler:
         return plan
 
     def _plan_decodes(self, draft: _Draft) -> list[Request]:
-        """A row for every running request with one token to compute; returns those with more."""
+        """A row for every running request whose next token is its last output; returns those with more to compute."""
         step = draft.step
         block_size = self.config.block_size
         prefills: list[Request] = []
@@ -155,12 +155,13 @@ class Scheduler:
         for request in self._running:
             position = request.num_computed
             length = request.length
-            if length - position != 1:
-                # A victim of an older request has nothing computed, and may look like this too.
+            # The last token of a prompt may stand alone in its chunk; it is no decode for that.
+            if length - position != 1 or position < request.num_prompt_tokens:
+                # A request that an older one has just preempted has nothing computed and ends up here.
                 if request.slot != NO_SLOT:
                     prefills.append(request)
                 continue
-            if length >= request.max_length or request.slot == NO_SLOT:
+            if length >= request.max_length:
                 continue
             # Blocks are taken just as they are needed: at a block's end, all that it holds are full.
             if position % block_size == 0:

@@ -164,9 +164,13 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the port is taken or not allowed, or the host is no address of this machine.
     """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(
+            f"port {port} is no port to listen on at {host!r}; ports run from 1 to 65535, and 0 takes a free one"
+        )
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"host {host!r} with port {port} is no address to listen on: {error}") from None
     family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)

@@ -113,7 +113,7 @@ def test_start_errors_keep_their_class_across_the_process(tiny_path: Path, tmp_p
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text((tiny_path / name).read_text())
     (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00truncate")
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         asyncio.run(AsyncEngine.from_config(config_of(tmp_path)))
     with pytest.raises(OutOfMemoryError, match="kv_cache_memory"):
         asyncio.run(AsyncEngine.from_config(config_of(tiny_path, kv_cache_memory=1 << 50)))

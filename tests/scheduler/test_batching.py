@@ -38,6 +38,16 @@ def test_a_partial_prompt_goes_on_before_new_ones_start():
     simulation.run_to_end(depth=0)
 
 
+def test_a_last_chunk_of_one_token_stands_behind_the_decode_rows():
+    simulation = Simulation(make_config(max_num_seqs=2, max_num_batched_tokens=2))
+    simulation.add(make_request("running", [1], arrival=2.0))
+    simulation.schedule()
+    simulation.add(make_request("first-in-order", [2, 2], arrival=1.0))
+    assert rows_of(simulation.schedule()) == [("running", 1, 1, True), ("first-in-order", 0, 1, False)]
+    assert rows_of(simulation.schedule()) == [("running", 2, 1, True), ("first-in-order", 1, 1, True)]
+    simulation.run_to_end(depth=3)
+
+
 def test_blocks_are_taken_just_as_they_are_needed():
     simulation = Simulation(make_config(block_size=4))
     request = simulation.add(make_request("a", [1] * 4, max_tokens=6))

@@ -108,3 +108,25 @@ def test_a_newcomer_leaves_room_for_the_next_tokens_of_those_that_run():
     assert [row.request_id for row in simulation.schedule().rows] == ["a"]
     simulation.run_to_end(depth=1)
     assert simulation.scheduler.stats().preemptions_total == 0
+
+
+def two_that_outgrow_the_pool() -> Simulation:
+    simulation = Simulation(make_config(num_blocks=9, block_size=2))
+    simulation.add(make_request("old", [1], max_tokens=17))
+    simulation.add(make_request("new", [2], max_tokens=17))
+    return simulation
+
+
+def test_a_newcomer_gets_no_blocks_in_the_step_that_preempts_but_need_not_wait_for_tokens_of_others():
+    rehearsal = two_that_outgrow_the_pool()
+    preempt_newest(rehearsal)
+    simulation = two_that_outgrow_the_pool()
+    for _ in rehearsal.plans[:-1]:
+        simulation.schedule()
+    simulation.add(make_request("newcomer", [3], max_tokens=2))
+    plan = simulation.schedule()
+    assert simulation.scheduler.stats().preemptions_total == 1
+    assert [row.request_id for row in plan.rows] == ["old"]
+    assert simulation.results["new"].request.num_pending > 0
+    assert [row.request_id for row in simulation.schedule().rows] == ["old", "newcomer"]
+    simulation.run_to_end(depth=1)

@@ -88,6 +88,7 @@ class FakeEngine:
         self.priorities: dict[str, int] = {}
         self.aborted: list[str] = []
         self.running: set[str] = set()
+        self._replies: dict[int, bytes] = {}
         self.tokens_made = 0
         self.most_running = 0
 
@@ -133,7 +134,7 @@ class FakeEngine:
         made = len(completion.token_ids)
         if self.fail_after is not None and made >= self.fail_after:
             raise self.failure
-        whole = self.reply[completion.index :].encode()
+        whole = self._encoded(completion.index)
         token_id = EOS if made >= len(whole) else whole[made]
         completion.token_ids.append(token_id)
         self.tokens_made += 1
@@ -150,6 +151,11 @@ class FakeEngine:
         else:
             held = max((len(stop) - 1 for stop in params.stop), default=0)
             completion.text = text[: max(0, len(text) - held)]
+
+    def _encoded(self, start: int) -> bytes:
+        if start not in self._replies:
+            self._replies[start] = self.reply[start:].encode()
+        return self._replies[start]
 
     def _logprobs(self, token_id: int, count: int) -> TokenLogprobs:
         """The chosen token is the second likeliest; the likeliest has the next id."""

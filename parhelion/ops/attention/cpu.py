@@ -29,8 +29,7 @@ class PagedAttention:
     def __call__(
         self,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        key_value: torch.Tensor,
         cache: torch.Tensor,
         metadata: AttentionMetadata,
         sliding_window: int | None = None,
@@ -39,57 +38,55 @@ class PagedAttention:
 
         Args:
             query: [num_tokens, num_heads, head_dim], rotated.
-            key, value: [num_tokens, num_kv_heads, head_dim], the key rotated.
-            cache: [2, num_blocks, block_size, num_kv_heads, head_dim]; written in place.
+            key_value: [num_tokens, 2 * num_kv_heads, head_dim], the keys (rotated) first.
+            cache: [num_blocks, block_size, 2 * num_kv_heads, head_dim], likewise; written in place.
             metadata: of the step.
             sliding_window: of this layer.
 
         Returns:
             [num_tokens, num_heads * head_dim].
         """
-        flat = cache.view(2, -1, self.num_kv_heads, self.head_dim)
-        flat[0].index_copy_(0, metadata.slot_mapping, key)
-        flat[1].index_copy_(0, metadata.slot_mapping, value)
-        out = torch.empty_like(query)
+        cache.view(-1, *key_value.shape[1:]).index_copy_(0, metadata.slot_mapping, key_value)
+        num_tokens = query.shape[0]
         decodes = metadata.decodes
+        if decodes is not None and decodes.num_rows == num_tokens:
+            return self._decode(query, cache, decodes, sliding_window).view(num_tokens, -1)
+        out = torch.empty_like(query)
         if decodes is not None:
             out[: decodes.num_rows] = self._decode(query[: decodes.num_rows], cache, decodes, sliding_window)
         for row in metadata.prefills:
             rows = slice(row.first_token, row.last_token)
-            out[rows] = self._prefill(query[rows], key[rows], value[rows], cache, row, sliding_window)
-        return out.view(query.shape[0], -1)
+            out[rows] = self._prefill(query[rows], key_value[rows], cache, row, sliding_window)
+        return out.view(num_tokens, -1)
 
     def _decode(self, query: torch.Tensor, cache: torch.Tensor, group: DecodeGroup, window: int | None) -> torch.Tensor:
         # The heads that share a key head see the same keys: they become that head's "tokens", so nothing is repeated.
         query = query.view(group.num_rows, self.num_kv_heads, -1, self.head_dim)
         if group.first_block is not None:
-            first = group.first_block * cache.shape[2]
-            keys, values = cache.view(2, 1, -1, self.num_kv_heads, self.head_dim)[:, :, first : first + group.longest]
+            first = group.first_block * cache.shape[1]
+            key_value = cache.view(1, -1, *cache.shape[2:])[:, first : first + group.longest]
         else:
-            keys, values = self._gather(cache, group.blocks, group.num_rows)
-        out = F.scaled_dot_product_attention(
-            query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=group.masks[window], scale=self.scale
-        )
+            key_value = self._gather(cache, group.blocks, group.num_rows)
+        keys, values = key_value.transpose(1, 2).chunk(2, dim=1)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.masks[window], scale=self.scale)
         return out.reshape(group.num_rows, self.num_heads, self.head_dim)
 
     def _prefill(
         self,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        key_value: torch.Tensor,
         cache: torch.Tensor,
         row: PrefillRow,
         window: int | None,
     ) -> torch.Tensor:
-        if row.start == 0:
-            keys, values = key, value
-        else:
-            keys, values = (part[0, : row.seq_len] for part in self._gather(cache, row.blocks, 1))
+        if row.start != 0:
+            key_value = self._gather(cache, row.blocks, 1)[0, : row.seq_len]
+        keys, values = key_value.transpose(0, 1)[None].chunk(2, dim=1)
         mask = row.masks[window]
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
+            keys,
+            values,
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.scale,
@@ -97,15 +94,12 @@ class PagedAttention:
         )
         return out[0].transpose(0, 1)
 
-    def _gather(self, cache: torch.Tensor, blocks: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copy the blocks side by side: two tensors [num_rows, tokens, num_kv_heads, head_dim]."""
-        shape = (2, blocks.numel(), *cache.shape[2:])
-        size = shape[0] * shape[1] * shape[2] * shape[3] * shape[4]
+    def _gather(self, cache: torch.Tensor, blocks: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """Copy the rows' blocks side by side: [num_rows, tokens, 2 * num_kv_heads, head_dim]."""
+        size = blocks.numel() * cache[0].numel()
         # Fresh large buffers cost page faults at each layer; one that grows by doubling costs none.
         if self._scratch is None or self._scratch.numel() < size:
             self._scratch = torch.empty(2 * size, dtype=cache.dtype)
-        gathered = self._scratch[:size].view(shape)
-        for part in range(2):
-            torch.index_select(cache[part], 0, blocks, out=gathered[part])
-        keys, values = gathered.view(2, num_rows, -1, *cache.shape[3:])
-        return keys, values
+        gathered = self._scratch[:size].view(-1, *cache.shape[1:])
+        torch.index_select(cache, 0, blocks, out=gathered)
+        return gathered.view(num_rows, -1, *cache.shape[2:])

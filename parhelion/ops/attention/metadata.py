@@ -18,7 +18,7 @@ class DecodeGroup:
         num_rows: how many.
         blocks: [num_rows * blocks_per_row] int64, the rows' block ids, padded with block 0.
         blocks_per_row: of the longest row.
-        first_block: where the only row's blocks lie if they are side by side in the storage (no gather needed); else None.
+        first_block: where the only row's blocks lie if they are side by side, so that nothing is gathered; else None.
         longest: tokens of the longest row.
         masks: sliding window (or None) to a float mask [num_rows, 1, 1, width] of 0 and -inf, or to None where nothing
             is to be hidden. Width is ``longest`` if first_block is set, else blocks_per_row * block_size.

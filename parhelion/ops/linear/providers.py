@@ -81,7 +81,7 @@ class OneDnnLinear:
         return _try_out(self)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Launcher:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous().to_mkldnn(), self.rows_hint)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), self.rows_hint)
         packed_bias = None if bias is None else bias.float()
         run = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: run(x, packed, packed_bias, "none", [], "")

@@ -6,7 +6,7 @@ import torch
 
 
 def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate each head by its token's angle.
+    """Rotate each head by its token's angle, in place.
 
     Args:
         x: [num_tokens, num_heads, head_dim], queries or keys (or both, stacked along the heads).
@@ -14,8 +14,7 @@ def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> t
         sin: the same, with the first half negated.
 
     Returns:
-        A new tensor of x's shape and dtype.
+        x.
     """
-    first, second = x.chunk(2, dim=-1)
-    swapped = torch.cat((second, first), dim=-1)
-    return torch.addcmul(x * cos, swapped, sin)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return x.mul_(cos).addcmul_(swapped, sin)

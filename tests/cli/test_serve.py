@@ -1,0 +1,65 @@
+"""``serve`` as a process: its ready line, its example lines, the load generator against it, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from pathlib import Path
+
+from parhelion.bench.server_process import running_server
+from parhelion.bench.serving import ServingSettings, generate_load
+from parhelion.cli.serve import Banner, curl_line, print_banner, python_line
+
+BANNER = Banner(
+    url="http://127.0.0.1:8000",
+    model="tiny",
+    dtype="float16",
+    compute_dtype="float32",
+    linear_provider="torch",
+    threads=2,
+    max_model_len=8192,
+    kv_cache_blocks=10,
+    kv_cache_block_size=16,
+    kv_cache_tokens=160,
+    kv_cache_bytes=7 << 20,
+    weight_bytes=92 << 20,
+    resident_bytes=1 << 30,
+    load_s=1.0,
+    compile_s=0.0,
+)
+
+
+def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
+    print_banner(BANNER, has_keys=False)
+    out = capsys.readouterr().out
+    for shown in (
+        "http://127.0.0.1:8000",
+        "tiny",
+        "float16",
+        "threads    2",
+        "10 blocks",
+        "160 tokens",
+        "7.0 MiB",
+        "1.00 GiB",
+    ):
+        assert shown in out
+    assert curl_line(BANNER, False) in out
+    assert python_line(BANNER, False) in out
+
+
+def test_the_example_lines_are_whole_commands_and_show_where_a_key_goes() -> None:
+    assert shlex.split(curl_line(BANNER, False))[0] == "curl"
+    _, flag, code = shlex.split(python_line(BANNER, False))
+    assert flag == "-c"
+    compile(code, "banner", "exec")
+    assert "PARHELION_API_KEY" in curl_line(BANNER, True)
+    assert "YOUR_KEY" in python_line(BANNER, True)
+
+
+def test_a_server_process_is_ready_serves_a_load_and_ends(smollm2_path: Path) -> None:
+    settings = ServingSettings(num_requests=3, prompt_length=8, output_length=4, concurrency=3)
+    with running_server(str(smollm2_path), ["--kv-cache-memory", "64MiB", "--threads", "2"]) as server:
+        assert server.peak_resident_bytes() > 64 << 20
+        records = asyncio.run(generate_load(server.url, server.model, settings))
+    assert [(record.error, record.output_tokens) for record in records] == [("", 4)] * 3
+    assert server.exit_status() == 0

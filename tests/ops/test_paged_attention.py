@@ -1,0 +1,178 @@
+"""``paged_attention`` on a CPU against the float64 reference, over every shape of step that the engine makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from parhelion.ops.attention import PagedAttention, build_metadata
+from parhelion.ops.attention.reference import paged_attention
+
+TOLERANCE = 5e-6
+"""Sums of a few hundred products of unit numbers, each rounded to float32 (6e-8); outputs are at most a few units."""
+
+GARBAGE = 3e4
+"""In every place of the cache that no row may read."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Attributes:
+    starts, counts: of each row, tokens before the step and in it; rows with one token lead.
+    side_by_side: each row's blocks follow each other in the storage; else they are shuffled.
+    """
+
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    num_heads: int = 6
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    block_size: int = 16
+    window: int | None = None
+    side_by_side: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+def block_table(step: Step, num_blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """[num_rows, max_blocks + 1] distinct ids; places that no row uses hold an id out of range, so none may be read."""
+    needed = [-(-(start + count) // step.block_size) for start, count in zip(step.starts, step.counts, strict=True)]
+    ids = np.arange(1, num_blocks) if step.side_by_side else rng.permutation(np.arange(1, num_blocks))
+    table = np.full((len(needed), max(needed) + 1), 10**9, np.int64)
+    for row, count in enumerate(needed):
+        table[row, :count], ids = ids[:count], ids[count:]
+    return table
+
+
+def run(step: Step, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the op computes, and what the reference does on the cache that the op should have written."""
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    lens = [start + count for start, count in zip(step.starts, step.counts, strict=True)]
+    num_blocks = 3 + sum(-(-length // step.block_size) for length in lens)
+    table = block_table(step, num_blocks, rng)
+    slots = [
+        int(table[row, position // step.block_size]) * step.block_size + position % step.block_size
+        for row, length in enumerate(lens)
+        for position in range(length)
+    ]
+    in_step = [p >= start for start, length in zip(step.starts, lens, strict=True) for p in range(length)]
+    written = torch.tensor([slot for slot, new in zip(slots, in_step, strict=True) if new])
+    shape = (num_blocks * step.block_size, 2 * step.num_kv_heads, step.head_dim)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    expected = (signs * GARBAGE).to(step.dtype)
+    expected[slots] = torch.randn(len(slots), *shape[1:], generator=generator).to(step.dtype)
+    cache = expected.clone()
+    cache[written] = GARBAGE
+    query = torch.randn(len(written), step.num_heads, step.head_dim, generator=generator).to(step.dtype)
+    blocked = (num_blocks, step.block_size, *shape[1:])
+    metadata = build_metadata(
+        table,
+        step.starts,
+        step.counts,
+        written.numpy(),
+        step.block_size,
+        frozenset((None, step.window)),
+        step.dtype,
+    )
+    attend = PagedAttention(step.num_heads, step.num_kv_heads, step.head_dim, step.head_dim**-0.5)
+    out = attend(query, expected[written], cache.view(blocked), metadata, step.window)
+    assert torch.equal(cache, expected), "the step's keys and values are in their slots, and nothing else is changed"
+    keys, values = expected.view(blocked).split(step.num_kv_heads, dim=2)
+    offsets = [0, *np.cumsum(step.counts).tolist()]
+    oracle = paged_attention(
+        query, keys, values, torch.from_numpy(table), offsets, lens, step.head_dim**-0.5, step.window
+    )
+    return out, oracle.flatten(1)
+
+
+def check(step: Step, seed: int = 0) -> None:
+    out, oracle = run(step, seed)
+    assert out.shape == oracle.shape
+    assert out.dtype == step.dtype
+    error = (out.double() - oracle).abs().max().item()
+    assert error < TOLERANCE, f"{step} is off by {error:g}"
+
+
+DECODES = Step(starts=(0, 5, 31, 32, 70), counts=(1, 1, 1, 1, 1))
+PREFILLS = Step(starts=(0, 0, 0), counts=(2, 33, 16))
+CHUNKS = Step(starts=(16, 7, 40), counts=(20, 9, 24))
+MIXED = Step(starts=(12, 0, 47, 0, 30, 9), counts=(1, 1, 1, 35, 18, 1))
+STEPS = {"decode": DECODES, "prefill": PREFILLS, "chunked prefill": CHUNKS, "mixed": MIXED}
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 16])
+@pytest.mark.parametrize("name", STEPS)
+def test_every_kind_of_step_agrees_with_the_reference(name: str, block_size: int) -> None:
+    check(replace(STEPS[name], block_size=block_size))
+    check(replace(STEPS[name], block_size=block_size, side_by_side=True))
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (1, 1), (8, 1), (9, 3)])
+@pytest.mark.parametrize("name", STEPS)
+def test_query_heads_share_key_heads_in_order(name: str, num_heads: int, num_kv_heads: int) -> None:
+    check(replace(STEPS[name], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=32))
+
+
+@pytest.mark.parametrize("window", [1, 6, 24, 1000])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_query_sees_its_window_and_nothing_else(name: str, window: int) -> None:
+    check(replace(STEPS[name], window=window, block_size=8))
+    check(replace(STEPS[name], window=window, num_kv_heads=6))
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("window", [None, 10])
+@pytest.mark.parametrize("start", [0, 15, 16, 37])
+def test_one_decode_row_agrees_wherever_its_blocks_lie(start: int, window: int | None, side_by_side: bool) -> None:
+    check(Step((start,), (1,), window=window, side_by_side=side_by_side))
+
+
+def test_a_row_of_one_token_behind_prefills_is_a_chunk_like_any_other() -> None:
+    check(Step(starts=(0, 5), counts=(7, 1)))
+    check(Step(starts=(0, 0), counts=(7, 1)))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_steps_agree_with_the_reference(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_decodes, num_chunks = (int(n) for n in rng.integers(0, 5, 2))
+    starts = [int(n) for n in rng.integers(0, 60, num_decodes + num_chunks + 1)]
+    counts = [1] * num_decodes + [int(n) for n in rng.integers(2, 40, num_chunks + 1)]
+    num_kv_heads = int(rng.integers(1, 4))
+    step = Step(
+        starts=tuple(start if rng.random() < 0.7 else 0 for start in starts),
+        counts=tuple(counts),
+        num_heads=num_kv_heads * int(rng.integers(1, 4)),
+        num_kv_heads=num_kv_heads,
+        block_size=int(rng.choice([1, 4, 8, 16])),
+        window=None if rng.random() < 0.5 else int(rng.integers(1, 80)),
+        side_by_side=bool(rng.random() < 0.3),
+    )
+    check(step, seed)
+
+
+def test_scratch_memory_of_a_long_step_does_not_leak_into_a_short_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    attend = PagedAttention(2, 2, 8, 8**-0.5)
+
+    def decode(starts: tuple[int, ...], cache: torch.Tensor, table: np.ndarray, op: PagedAttention) -> torch.Tensor:
+        count = len(starts)
+        slots = np.array([table[r, s // 4] * 4 + s % 4 for r, s in enumerate(starts)], np.int64)
+        metadata = build_metadata(table, starts, (1,) * count, slots, 4, frozenset((None,)), torch.float32)
+        ones = torch.ones(count, 4, 8)
+        return op(ones[:, :2], ones, cache.clone(), metadata)
+
+    cache = torch.randn(40, 4, 4, 8, generator=generator)
+    table = np.random.default_rng(0).permutation(40).reshape(4, 10).astype(np.int64)
+    decode((39, 30, 20, 10), cache, table, attend)
+    short = decode((5, 2), cache, table[2:], attend)
+    assert torch.equal(short, decode((5, 2), cache, table[2:], PagedAttention(2, 2, 8, 8**-0.5)))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_bfloat16_is_as_near_to_the_reference_as_its_eight_bits_allow(name: str) -> None:
+    out, oracle = run(replace(STEPS[name], dtype=torch.bfloat16))
+    # Rounding of the scores' weights and of the result, 2^-9 of values up to about 3.
+    assert (out.double() - oracle).abs().max().item() < 0.03
