@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 
 from parhelion.config import EngineConfig
-from parhelion.engine.connection import Connection, ProcessConnection, ThreadConnection
+from parhelion.engine.connection import Connection, ProcessConnection
 from parhelion.engine.intake import Intake
 from parhelion.engine.messages import (
     AbortRequests,
@@ -90,8 +91,7 @@ class AsyncEngine:
         path = await asyncio.to_thread(resolve_model, config.model)
         tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
         tokenizer_task = asyncio.create_task(asyncio.to_thread(load_tokenizer, tokenizer_path))
-        kind = ThreadConnection if in_process else ProcessConnection
-        connection: Connection = kind(config, path, model_name(config.model))
+        connection = _connect(config, path, in_process)
         try:
             tokenizer = await tokenizer_task
             info = await _wait_until_ready(connection, load_progress)
@@ -255,6 +255,15 @@ class AsyncEngine:
         for future in self._stats.values():
             if not future.done():
                 future.set_exception(EngineDeadError(self._death))
+
+
+def _connect(config: EngineConfig, model_path: Path, in_process: bool) -> Connection:
+    if in_process:
+        # Only this road computes in this process, so only here is torch imported.
+        from parhelion.engine.thread_connection import ThreadConnection
+
+        return ThreadConnection(config, model_path, model_name(config.model))
+    return ProcessConnection(config, model_path, model_name(config.model))
 
 
 async def _wait_until_ready(connection: Connection, progress: Callable[[int, int], None] | None) -> EngineInfo:

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import msgspec
 
+from parhelion.config import EngineConfig
 from parhelion.types import EngineStats, FinishReason, SamplingParams
+
+
+class ProcessOptions(msgspec.Struct, frozen=True):
+    """What the engine's process is started with.
+
+    Attributes:
+        requests_address, outputs_address: ZeroMQ addresses that the front end has bound.
+        parent: process id of the front end.
+    """
+
+    config: EngineConfig
+    model_path: str
+    model_name: str
+    requests_address: str
+    outputs_address: str
+    parent: int
 
 
 class AddRequest(msgspec.Struct, tag=True, frozen=True):

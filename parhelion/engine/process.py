@@ -15,29 +15,12 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from parhelion.config import EngineConfig
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
-from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ToEngine
+from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
 
 PARENT_CHECK_MS = 1000
 """How often an idle engine looks whether its parent still lives."""
-
-
-class ProcessOptions(msgspec.Struct, frozen=True):
-    """What the engine's process is started with.
-
-    Attributes:
-        requests_address, outputs_address: ZeroMQ addresses that the front end has bound.
-        parent: process id of the front end.
-    """
-
-    config: EngineConfig
-    model_path: str
-    model_name: str
-    requests_address: str
-    outputs_address: str
-    parent: int
 
 
 class SocketChannel:

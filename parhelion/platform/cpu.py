@@ -41,7 +41,7 @@ def fingerprint() -> CpuFingerprint:
         capability=torch.backends.cpu.get_cpu_capability(),
         cores=usable_cores(),
         memory_bytes=min(psutil.virtual_memory().total, _cgroup_memory_limit() or 1 << 62),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
     )
 
 
