@@ -132,6 +132,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "cpu_vs_transformers": comparison_table,
     "scheduler_overhead": plain_table,
     "memory": plain_table,
+    "inductor": plain_table,
 }
 
 

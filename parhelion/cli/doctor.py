@@ -170,11 +170,11 @@ def check_port(port: int) -> Finding:
 
 def provider_findings() -> list[Finding]:
     """Who can compute the linear layers here and, of the others, why not."""
-    from parhelion.ops.linear import provider_report
+    from parhelion.ops import elementwise, linear
 
     return [
         Finding(f"{entry.op}: {entry.provider}", "ok" if entry.available else "note", entry.reason)
-        for entry in provider_report()
+        for entry in (*linear.provider_report(), *elementwise.provider_report())
     ]
 
 
