@@ -21,8 +21,8 @@ EXIT_CHECK_S = 0.5
 """How often a silent engine process is looked at."""
 
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "30000"}
-"""How long OpenMP's threads wait for work before they sleep: some 50 us bridge the gap between two layers' loops. The
-milliseconds of the default would keep the server's process off the same cores."""
+"""How long OpenMP's threads spin before they sleep: enough to bridge the gap between two layers' loops. The default is
+longer and would keep the server's process off the same cores."""
 
 STOP_TIMEOUT_S = 10.0
 """How long an engine gets to stop by itself."""

@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import platform
-import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +72,6 @@ def free_memory() -> int:
 def resident_memory() -> int:
     """Bytes of this process that are in memory now."""
     return psutil.Process().memory_info().rss
-
-
-def peak_resident_memory() -> int:
-    """The most bytes of this process that were ever in memory at once."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def zeros_on_first_use(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

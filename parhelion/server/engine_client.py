@@ -75,9 +75,6 @@ class EngineClient(Protocol):
             InvalidRequestError, QueueFullError, EngineDeadError: at the call or while iterating.
         """
 
-    async def abort(self, request_id: str) -> None:
-        """End a request early."""
-
     async def stats(self) -> EngineStats:
         """Counts of this moment."""
 

@@ -166,9 +166,6 @@ class FakeEngine:
             entries.setdefault(other, Logprob(-0.5 * rank, rank))
         return entries
 
-    async def abort(self, request_id: str) -> None:
-        raise NotImplementedError("the server closes iterators instead")
-
     async def stats(self) -> EngineStats:
         if self.is_dead:
             raise EngineDeadError("the engine died")
