@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from parhelion.ops.provider import Availability
-from parhelion.ops.rms_norm import fused_add_rms_norm, rms_norm
 from parhelion.ops.rotary_embedding import rotary_embedding
 from parhelion.ops.silu_and_mul import silu_and_mul
 from parhelion.platform.compiler import cpp_compiler
@@ -27,6 +27,21 @@ class ElementwiseOps:
     fused_add_rms_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
     rotary_embedding: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """x [..., hidden] divided by the root mean square of its last dimension, times weight [hidden]; x's dtype."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+    return (F.rms_norm(x.float(), (x.shape[-1],), None, epsilon) * weight.float()).to(x.dtype)
+
+
+def fused_add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``residual += x`` in place, then its ``rms_norm``. Returns (normed, residual), each [..., hidden]."""
+    residual += x
+    return rms_norm(residual, weight, epsilon), residual
 
 
 def torch_ops() -> ElementwiseOps:

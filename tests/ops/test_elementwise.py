@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parhelion.layers.rotary import RotaryTables
-from parhelion.ops.rms_norm import fused_add_rms_norm, rms_norm
+from parhelion.ops.elementwise import fused_add_rms_norm, rms_norm
 from parhelion.ops.rotary_embedding import rotary_embedding
 from parhelion.ops.silu_and_mul import silu_and_mul
 

@@ -1,21 +1,17 @@
-"""``rms_norm`` and ``fused_add_rms_norm`` (Zhang and Sennrich, 2019), computed in float32."""
-
-from __future__ import annotations
+"""``rms_norm``: root-mean-square normalization of rows."""
 
 import torch
-import torch.nn.functional as F
 
+from parhelion.ops.helion_provider import HelionProvider
+from parhelion.ops.provider import InductorProvider, ReferenceProvider
+from parhelion.ops.registry import Op
+from parhelion.ops.rms_norm.contract import RmsNorm
+from parhelion.ops.rms_norm.providers import TorchRmsNorm
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x [..., hidden] divided by the root mean square of its last dimension, times weight [hidden]; x's dtype."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
-    return (F.rms_norm(x.float(), (x.shape[-1],), None, epsilon) * weight.float()).to(x.dtype)
+OP = Op(
+    RmsNorm,
+    (ReferenceProvider(), InductorProvider(), HelionProvider(), TorchRmsNorm()),
+    examples=(RmsNorm(64), RmsNorm(576, 1e-5, torch.float32), RmsNorm(2048), RmsNorm(4096)),
+)
 
-
-def fused_add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``residual += x`` in place, then its ``rms_norm``. Returns (normed, residual), each [..., hidden]."""
-    residual += x
-    return rms_norm(residual, weight, epsilon), residual
+__all__ = ["OP", "RmsNorm"]

@@ -1,0 +1,88 @@
+"""The ``helion`` provider: an op's tile program, run by whoever can run it here.
+
+An op's ``helion_kernel.py`` holds the tile programs and one function
+
+    def launch(contract, run, *inputs): ...
+
+that allocates the outputs and hands each program to ``run(kernel, config, *arguments)``. What ``run`` does is decided
+here: compile and launch on a GPU, interpret on a CPU, or record for a build on a machine that has no GPU. That module,
+and with it Helion, is imported only when the provider is asked for a launcher.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.provider import BaseProvider, missing_package
+
+Runner = Callable[..., Any]
+"""``run(kernel, config, *arguments)``: launch a Helion kernel with a fixed config. Returns what the kernel returns."""
+
+
+class HelionProvider(BaseProvider):
+    """Tile programs with the configs that their modules name; never tuned while serving."""
+
+    name = "helion"
+
+    def why_not(self, device: torch.device) -> str | None:
+        if device.type != "cuda" and not interpreting():
+            return "it needs a GPU (on a CPU its programs run only in the interpreter: HELION_INTERPRET=1)"
+        return missing_package("helion", "triton")
+
+    def refuses(self, contract: Contract) -> str | None:
+        refuse: Callable[[Contract], str | None] | None = getattr(kernel_module(contract.name), "refuses", None)
+        return refuse(contract) if refuse is not None else None
+
+    def launcher(self, contract: Contract) -> Launcher:
+        launch = kernel_module(contract.name).launch
+        run: Runner = interpret if interpreting() else CompiledRunner()
+        return functools.partial(launch, contract, run)
+
+
+class CompiledRunner:
+    """Compiles a kernel once per config and kind of arguments, and from then on calls Helion's own host function.
+
+    Helion's dispatch (keys of every argument, look-up of the config) is skipped: a contract's arguments differ from
+    call to call only in M, and Helion compiles M = 1 apart from all other M.
+    """
+
+    def __init__(self) -> None:
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> Any:
+        key = (kernel, config, *(_kind(argument) for argument in arguments))
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = kernel.bind(arguments).compile_config(config)
+            self._compiled[key] = compiled
+        return compiled(*arguments)
+
+
+def interpret(kernel: Any, config: Any, *arguments: Any) -> Any:
+    """Run a kernel in Helion's interpreter, which knows no configs."""
+    return kernel(*arguments)
+
+
+def interpreting() -> bool:
+    """Whether Helion was told to interpret (``HELION_INTERPRET=1``); its own variable, read as it reads it."""
+    return os.environ.get("HELION_INTERPRET", "0") not in ("", "0")
+
+
+def kernel_module(op: str) -> ModuleType:
+    """An op's ``helion_kernel``; imports Helion."""
+    return importlib.import_module(f"parhelion.ops.{op}.helion_kernel")
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        # Helion specializes on sizes 0 and 1; strides and larger sizes are arguments of the compiled kernel.
+        return argument.dtype, tuple(min(size, 2) for size in argument.shape)
+    return argument

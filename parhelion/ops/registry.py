@@ -1,0 +1,76 @@
+"""Every op by name: its contract and its providers. The folders are the list; nothing registers itself at import."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from parhelion.errors import ConfigError
+from parhelion.ops.contract import Contract
+from parhelion.ops.provider import Availability, Provider
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op as its package exports it (``OP``).
+
+    Attributes:
+        contract: the class; its instances carry the static dimensions.
+        providers: in the order in which tables list them.
+        examples: instances that tests and tables use, small ones first.
+    """
+
+    contract: type[Contract]
+    providers: tuple[Provider, ...]
+    examples: tuple[Contract, ...]
+
+    @property
+    def name(self) -> str:
+        return self.contract.name
+
+    def provider(self, name: str) -> Provider:
+        """The provider of that name.
+
+        Raises:
+            ConfigError: there is none; the message lists those that exist.
+        """
+        for provider in self.providers:
+            if provider.name == name:
+                return provider
+        known = ", ".join(provider.name for provider in self.providers)
+        raise ConfigError(f"{self.name} has no provider {name!r}; its providers are {known}")
+
+
+def op_names() -> tuple[str, ...]:
+    """The folders under ``parhelion/ops`` that hold a contract, in alphabetical order."""
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/contract.py")))
+
+
+def op(name: str) -> Op:
+    """An op by name.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    if name not in op_names():
+        raise ConfigError(f"there is no op {name!r}; the ops are {', '.join(op_names())}")
+    found: Op = importlib.import_module(f"parhelion.ops.{name}").OP
+    return found
+
+
+def ops() -> tuple[Op, ...]:
+    """All ops."""
+    return tuple(op(name) for name in op_names())
+
+
+def provider_report(device: torch.device) -> list[Availability]:
+    """Every provider of every op, and whether it can serve on this device."""
+    report = []
+    for each in ops():
+        for provider in each.providers:
+            why_not = provider.why_not(device)
+            report.append(Availability(each.name, provider.name, why_not is None, why_not or "available"))
+    return report

@@ -1,0 +1,28 @@
+"""``rms_norm`` as a tile program: a program takes some rows whole."""
+
+from __future__ import annotations
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.helion_provider import Runner
+from parhelion.ops.rms_norm.contract import RmsNorm
+from parhelion.ops.row_config import row_config
+
+
+@helion.kernel(static_shapes=False)
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, epsilon: float) -> None:
+    num_tokens, hidden_size = x.size()
+    hidden_size = hl.specialize(hidden_size)
+    for rows in hl.tile(num_tokens):
+        wide = x[rows, :].to(torch.float32)
+        factor = torch.rsqrt(torch.sum(wide * wide, dim=-1) / hidden_size + epsilon)
+        y[rows, :] = (wide * factor[:, None] * weight[:].to(torch.float32)[None, :]).to(y.dtype)
+
+
+def launch(contract: RmsNorm, run: Runner, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """See ``RmsNorm``."""
+    y = torch.empty_like(x)
+    run(rms_norm, row_config(contract.hidden_size), x, weight, y, contract.epsilon)
+    return y

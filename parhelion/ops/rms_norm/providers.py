@@ -1,0 +1,37 @@
+"""What others offer for ``rms_norm``."""
+
+from __future__ import annotations
+
+import torch
+
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.provider import BaseProvider
+from parhelion.ops.rms_norm.contract import RmsNorm
+
+
+class TorchRmsNorm(BaseProvider):
+    """ATen's own kernels; on a CPU the shortest chain of them."""
+
+    name = "torch"
+
+    def launcher(self, contract: Contract) -> Launcher:
+        assert isinstance(contract, RmsNorm)
+        return torch_rms_norm(contract.hidden_size, contract.epsilon, contract.dtype)
+
+
+def torch_rms_norm(hidden_size: int, epsilon: float, dtype: torch.dtype) -> Launcher:
+    """``rms_norm`` over the last dimension, computed in float32.
+
+    ``F.rms_norm`` is seven kernels on a CPU; by way of the Euclidean norm it is five, at two thirds of the time.
+    """
+    added = torch.tensor(epsilon)
+    share = 1.0 / hidden_size
+
+    def launch_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.mul(x, weight).mul_(torch.addcmul(added, norm, norm, value=share).rsqrt_())
+
+    def launch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x, (hidden_size,), weight, epsilon)
+
+    return launch_float32 if dtype == torch.float32 else launch
