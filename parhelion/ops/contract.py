@@ -65,12 +65,15 @@ class Contract(ABC):
         mutated: positions of the inputs that a launcher may write to (a residual, a KV cache). The reference never
             writes to its inputs: it returns the new value as an output.
         num_weights: how many of the last inputs are parameters of the model, fixed at load.
+        instead: what serves where the tile program cannot be built (a target without the type, too little shared
+            memory): the name of another op or provider, as the compile matrix prints it.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[tuple[Output, ...]]
     mutated: ClassVar[tuple[int, ...]] = ()
     num_weights: ClassVar[int] = 0
+    instead: ClassVar[str] = "reference"
 
     @abstractmethod
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:

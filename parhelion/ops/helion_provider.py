@@ -5,8 +5,9 @@ An op's ``helion_kernel.py`` holds the tile programs and one function
     def launch(contract, run, *inputs): ...
 
 that allocates the outputs and hands each program to ``run(kernel, config, *arguments)``. What ``run`` does is decided
-here: compile and launch on a GPU, interpret on a CPU, or record for a build on a machine that has no GPU. That module,
-and with it Helion, is imported only when the provider is asked for a launcher.
+here: compile and launch on a GPU, interpret on a CPU, or record for a build on a machine without a GPU. A launch whose
+configs depend on the device asks ``target_of(run)`` first. That module, and with it Helion, is imported only when the
+provider is asked for a launcher.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ class CompiledRunner:
             compiled = kernel.bind(arguments).compile_config(config)
             self._compiled[key] = compiled
         return compiled(*arguments)
+
+
+def target_of(run: Runner) -> str | None:
+    """What a recording runner builds for, such as ``"sm_90"`` or ``"gfx942"`` (its attribute ``target``).
+
+    None if ``run`` launches or interprets: then the inputs' device decides.
+    """
+    target: str | None = getattr(run, "target", None)
+    return target
 
 
 def interpret(kernel: Any, config: Any, *arguments: Any) -> Any:
