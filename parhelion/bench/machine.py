@@ -12,7 +12,7 @@ from pathlib import Path
 
 from parhelion.platform.cpu import CpuFingerprint, fingerprint
 
-_PACKAGES = ("parhelion", "torch", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("parhelion", "torch", "triton", "helion", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from parhelion.cli.load import open_llm
 from parhelion.cli.options import arguments_of, record_options
 from parhelion.cli.output import count_bar, print_note, stdout
 from parhelion.config import EngineConfig, read_environment
+from parhelion.errors import ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ def bench_app() -> typer.Typer:
     app.command()(latency)
     app.command()(throughput)
     app.command(name="serve")(serving)
+    app.command()(kernels)
     return app
 
 
@@ -134,6 +136,63 @@ def serving(
         load = generate_load(server.url, server.model, settings, keys[0] if keys else None, bar)
         records = asyncio.run(load)
     _show("serving", settings, summarize_load(records, settings), output, json_)
+
+
+def kernels(
+    model: Annotated[list[str] | None, typer.Option(help="For this model's shapes. [default: qwen3-8b]")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="This op; may be repeated. [default: all]")] = None,
+    m: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,64,256,1024,8192",
+    providers: Annotated[str, typer.Option(help="Providers, separated by commas; none means all there are.")] = "",
+    quantization: Annotated[
+        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. [default: all]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each case.")] = 20,
+    output: Output = None,
+    json_: AsJson = False,
+) -> None:
+    """Every provider of an op beside the others and beside this device's measured limits.
+
+    On a GPU: CUDA-graph replays with inputs and weights cold. On a CPU: a plain loop.
+
+    Example: [cyan]parhelion bench kernels --model qwen3-8b --op rms_norm --m 1,16,256[/]
+    """
+    from parhelion.bench.kernel_report import KernelSettings, measure_report, to_kernel_table
+    from parhelion.bench.report import to_json, write_json
+
+    settings = KernelSettings(
+        models=tuple(model or ("qwen3-8b",)),
+        ops=tuple(op or ()),
+        num_tokens=_integers("--m", m),
+        providers=tuple(name.strip() for name in providers.split(",") if name.strip()),
+        quantizations=tuple(quantization or ()),
+        device=device,
+        rounds=rounds,
+    )
+    with count_bar("measuring kernels") as bar:
+        report = measure_report(settings, bar)
+    if output is not None:
+        write_json(report, output)
+        print_note(f"written to {output}")
+    if json_:
+        print(to_json(report).decode(), end="")
+    else:
+        stdout().print(to_kernel_table(report))
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    """``"1,16"`` as numbers.
+
+    Raises:
+        ConfigError: one of them is none, or is below 1.
+    """
+    try:
+        numbers = tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"{option} is {text!r}; write positive integers separated by commas, such as 1,16,256")
+    return numbers
 
 
 def _server(engine: EngineConfig, url: str | None) -> AbstractContextManager[ServerProcess]:

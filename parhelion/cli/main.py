@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from parhelion import __version__
 from parhelion.cli.bench import bench_app
+from parhelion.cli.build import build
 from parhelion.cli.chat import chat
 from parhelion.cli.doctor import doctor
 from parhelion.cli.generate import generate
@@ -65,7 +66,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for command in (pull, serve, generate, chat, doctor):
+    for command in (pull, serve, generate, chat, doctor, build):
         app.command()(command)
     app.add_typer(bench_app())
     return app

@@ -1,0 +1,122 @@
+"""How long one launch takes: CUDA-graph replays over rotating buffers on a GPU, a plain loop on a CPU.
+
+A serving engine meets every weight once a step, long after the last time: nothing of it is in the L2 cache. So a graph
+holds many launches, each with inputs and outputs of its own, and before a replay the cache is filled with other data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parhelion.bench.measure import Summary, summarize, time_rounds
+from parhelion.ops.contract import Contract, Launcher, Tensors
+from parhelion.platform.ceilings import l2_bytes
+from parhelion.tuning.record import empty_inputs
+
+LEAST_LAUNCHES = 8
+MOST_LAUNCHES = 64
+"""Launches of a graph, at most: with so many the cost of starting the graph is below 0.1 us a launch."""
+
+MOST_INPUT_BYTES = 8 << 30
+"""Device memory that rotating inputs may take."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How much is measured.
+
+    Attributes:
+        rounds: replays (on a CPU, calls) that count; each is one value of the sample.
+        warmup: calls beforehand, of which the first compiles.
+    """
+
+    rounds: int = 20
+    warmup: int = 3
+
+
+USUAL = Timing()
+
+
+def time_launcher(
+    launch: Launcher, contract: Contract, num_tokens: int, device: torch.device, timing: Timing = USUAL
+) -> Summary:
+    """Seconds of one call for M = ``num_tokens``, inputs and weights cold.
+
+    Raises whatever the launcher raises; on a GPU also if it cannot be captured in a graph.
+    """
+    sets = rotating_inputs(contract, num_tokens, device)
+    if device.type != "cuda":
+        return summarize(time_rounds(lambda: launch(*sets[0]), rounds=timing.rounds, warmup=timing.warmup))
+    return summarize(_replay_seconds(launch, sets, device, timing))
+
+
+def rotating_inputs(contract: Contract, num_tokens: int, device: torch.device) -> list[Tensors]:
+    """Copies of random inputs: enough that what one launch read has left the L2 cache when it is read again."""
+    first = random_inputs(contract, num_tokens, device)
+    if device.type != "cuda":
+        return [first]
+    size = sum(value.nbytes for value in first if isinstance(value, torch.Tensor))
+    count = math.ceil(2 * l2_bytes(device) / max(1, contract.traffic(num_tokens).bytes))
+    count = min(max(count, LEAST_LAUNCHES), MOST_LAUNCHES, max(1, MOST_INPUT_BYTES // max(1, size)))
+    return [first, *(tuple(_copy(value) for value in first) for _ in range(count - 1))]
+
+
+def random_inputs(contract: Contract, num_tokens: int, device: torch.device) -> Tensors:
+    """Inputs for a measurement: made on the device, except where they hold indices, which must be valid."""
+    shapes = empty_inputs(contract, num_tokens)
+    if not all(isinstance(value, torch.Tensor) and _may_be_anything(value.dtype) for value in shapes):
+        return contract.sample_inputs(num_tokens, device, torch.Generator().manual_seed(0))
+    generator = torch.Generator(device).manual_seed(0)
+    return tuple(_random_like(value, device, generator) for value in shapes)
+
+
+def _replay_seconds(launch: Launcher, sets: Sequence[Tensors], device: torch.device, timing: Timing) -> list[float]:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for call in range(timing.warmup):
+            launch(*sets[call % len(sets)])
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        # Kept until the end of the capture, so that no launch writes where another one has just written.
+        outputs: list[Any] = [launch(*inputs) for inputs in sets]
+    del outputs
+    fill_cache = _cache_filler(device)
+    graph.replay()
+    seconds = []
+    for _ in range(timing.rounds):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        fill_cache()
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3 / len(sets))
+    return seconds
+
+
+def _cache_filler(device: torch.device) -> Callable[[], object]:
+    """Reads, so that no written lines are left that a measured kernel would have to wait for."""
+    other = torch.ones(max(1, 2 * l2_bytes(device) // 4), dtype=torch.int32, device=device)
+    return lambda: other.max()
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _may_be_anything(dtype: torch.dtype) -> bool:
+    return bool(dtype.is_floating_point or dtype == torch.int8)
+
+
+def _random_like(value: torch.Tensor, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    if value.dtype == torch.int8:
+        return made.random_(-127, 128, generator=generator)
+    return made.copy_(torch.randn(value.shape, device=device, generator=generator))

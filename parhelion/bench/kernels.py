@@ -1,0 +1,132 @@
+"""Every provider of an op beside the others and beside the device's limits, measured in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from parhelion.bench.kernel_timer import USUAL, Timing, time_launcher
+from parhelion.bench.measure import Summary
+from parhelion.ops.contract import Contract
+from parhelion.ops.provider import Provider
+from parhelion.ops.registry import op
+from parhelion.platform.ceilings import Ceilings, measure_ceilings
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One provider of one contract at one M.
+
+    Attributes:
+        op, contract, num_tokens, provider: which.
+        time_us: microseconds of a launch; None if it was not measured.
+        floor_us: the contract's bytes or FLOPs, whichever takes longer, over the device's measured ceilings.
+        of_floor: the floor over the median time: 1 is as fast as the device can be.
+        vs_best_rival: the median time of the fastest other provider over this one's: above 1 this one is the fastest.
+        problem: why it was not measured; None if it was.
+    """
+
+    op: str
+    contract: str
+    num_tokens: int
+    provider: str
+    time_us: Summary | None
+    floor_us: float
+    of_floor: float | None = None
+    vs_best_rival: float | None = None
+    problem: str | None = None
+
+
+def measure_kernels(
+    contracts: Sequence[Contract],
+    num_tokens: Sequence[int],
+    device: torch.device,
+    providers: Sequence[str] = (),
+    timing: Timing = USUAL,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[KernelRow]:
+    """Measure the providers of contracts at every M.
+
+    A provider that cannot serve, or fails, gets a row that says so, and the others are measured all the same.
+
+    Args:
+        providers: their names; none means all that the ops have.
+        progress: told how many measurements are done, and how many there are.
+    """
+    ceilings = measure_ceilings(device)
+    wanted = [(contract, provider) for contract in contracts for provider in _providers(contract, providers)]
+    total = len(wanted) * len(num_tokens)
+    rows: list[KernelRow] = []
+    for contract in contracts:
+        for size in num_tokens:
+            group = []
+            for provider in _providers(contract, providers):
+                group.append(_measure(contract, size, provider, device, ceilings, timing))
+                progress(len(rows) + len(group), total)
+            rows += with_rivals(group)
+    return rows
+
+
+def with_rivals(rows: Sequence[KernelRow]) -> list[KernelRow]:
+    """The rows of one contract and M with each compared to the fastest of the others."""
+    compared = []
+    for row in rows:
+        others = [other.time_us.median for other in rows if other is not row and other.time_us is not None]
+        if row.time_us is not None and others:
+            row = replace(row, vs_best_rival=min(others) / row.time_us.median)
+        compared.append(row)
+    return compared
+
+
+def floor_us(contract: Contract, num_tokens: int, ceilings: Ceilings) -> float:
+    """Microseconds that the device needs at least."""
+    traffic = contract.traffic(num_tokens)
+    return 1e6 * ceilings.floor_s(traffic.bytes, traffic.flops, traffic.unit)
+
+
+def _providers(contract: Contract, names: Sequence[str]) -> list[Provider]:
+    known = op(contract.name)
+    return [known.provider(name) for name in names] if names else list(known.providers)
+
+
+def _measure(
+    contract: Contract,
+    num_tokens: int,
+    provider: Provider,
+    device: torch.device,
+    ceilings: Ceilings,
+    timing: Timing,
+) -> KernelRow:
+    floor = floor_us(contract, num_tokens, ceilings)
+    row = KernelRow(contract.name, contract.key(), num_tokens, provider.name, None, floor)
+    problem = provider.why_not(device) or provider.refuses(contract)
+    if problem is not None:
+        return replace(row, problem=problem)
+    # A compiler keeps only so many shapes of one function.
+    torch.compiler.reset()
+    try:
+        seconds = time_launcher(provider.launcher(contract), contract, num_tokens, device, timing)
+    # A provider may fail in any way; the table says how.
+    except Exception as error:
+        return replace(row, problem=first_line(error))
+    times = scaled(seconds, 1e6)
+    return replace(row, time_us=times, of_floor=floor / times.median if times.median else None)
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def scaled(summary: Summary, factor: float) -> Summary:
+    """A summary in another unit."""
+    return Summary(
+        summary.count,
+        *(
+            factor * value
+            for value in (summary.median, summary.p10, summary.p90, summary.p99, summary.minimum, summary.maximum)
+        ),
+    )

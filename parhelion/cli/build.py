@@ -1,0 +1,118 @@
+"""``parhelion build``: compile every tile program, for every target, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parhelion.cli.output import count_bar, print_json, print_note, stdout
+from parhelion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from parhelion.tuning.matrix import Build
+    from parhelion.tuning.page import Asked
+
+EXIT_REGRESSED = 1
+
+
+def build(
+    check: Annotated[bool, typer.Option("--check", help="Build every program and report; keep no binaries.")] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Build for this model's shapes; may be repeated. [default: all listed]")
+    ] = None,
+    quantization: Annotated[
+        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. [default: all]")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. [default: all]")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. [default: one a core]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the matrix as a page of Markdown.")
+    ] = None,
+    expect: Annotated[
+        Path | None, typer.Option(help="Exit with status 1 if a pair that this file lists is not built.")
+    ] = None,
+    write_expected: Annotated[Path | None, typer.Option(help="Write the pairs that are built to this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print every program as JSON instead of a table.")] = False,
+) -> None:
+    """Cross-compile every tile program for the shapes of named models, with no GPU, and say what builds where.
+
+    Example: [cyan]parhelion build --check --model qwen3-8b --target sm_90[/]
+    """
+    if not check:
+        raise ConfigError("build only checks so far: pass --check")
+    from parhelion.platform.cpu import usable_cores
+    from parhelion.tuning import expected
+    from parhelion.tuning.matrix import NUM_TOKENS, build_matrix
+    from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, scheme
+    from parhelion.tuning.model_shapes import MODEL_SHAPES, model_shape
+    from parhelion.tuning.page import Asked, compile_matrix_page
+    from parhelion.tuning.target import TARGETS
+    from parhelion.tuning.target import target as target_named
+
+    shapes = [model_shape(name) for name in model] if model else list(MODEL_SHAPES)
+    schemes = [scheme(name) for name in quantization] if quantization else list(SCHEMES)
+    targets = tuple(target_named(name) for name in target) if target else TARGETS
+    once = expected.read_expected(expect) if expect is not None else {}
+    with count_bar("compiling") as bar:
+        contracts = contracts_of_models(shapes, schemes)
+        builds = build_matrix(contracts, targets, jobs=jobs or usable_cores(), progress=bar)
+    asked = Asked(
+        tuple(shape.name for shape in shapes),
+        tuple(each.name for each in schemes),
+        targets,
+        NUM_TOKENS,
+        _command(model, quantization, target, output),
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(compile_matrix_page(builds, asked))
+        print_note(f"written to {output}")
+    if write_expected is not None:
+        expected.write_expected(write_expected, builds)
+        print_note(f"written to {write_expected}")
+    if json_:
+        print_json(builds)
+    else:
+        _print_summary(builds, asked)
+    lost = expected.regressions(once, builds, [each.name for each in targets])
+    for line in lost:
+        print_note(line)
+    if lost:
+        raise typer.Exit(EXIT_REGRESSED)
+
+
+def _command(
+    models: list[str] | None, quantizations: list[str] | None, targets: list[str] | None, output: Path | None
+) -> str:
+    """The command that makes the page again."""
+    words = ["parhelion build --check"]
+    words += [f"--model {name}" for name in models or ()]
+    words += [f"--quantization {name}" for name in quantizations or ()]
+    words += [f"--target {name}" for name in targets or ()]
+    words += [f"--output {output}"] if output is not None else []
+    return " ".join(words)
+
+
+def _print_summary(builds: list[Build], asked: Asked) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from parhelion.tuning.page import summary_cell
+
+    table = Table("op", *(target.name for target in asked.targets), "seconds", title="programs built")
+    for op in dict.fromkeys(build.op for build in builds):
+        own = [build for build in builds if build.op == op]
+        cells = [summary_cell([b for b in own if b.target == target.name]) for target in asked.targets]
+        table.add_row(op, *cells, f"{sum(build.seconds for build in own):.1f}")
+    console = stdout()
+    console.print(table)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for build in builds:
+        if build.reason is not None:
+            reasons.setdefault((build.op, build.reason), []).append(build.target)
+    for (op, reason), targets in reasons.items():
+        console.print(f"{op}, {', '.join(dict.fromkeys(targets))}: {escape(reason)}")

@@ -1,0 +1,116 @@
+"""Which contracts a model needs: those that its layers call, under every quantization and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from parhelion.errors import ConfigError
+from parhelion.layers.decoder_layer import LayerShape, LayerWeights, layer_calls
+from parhelion.layers.fusions import FUSED
+from parhelion.layers.linear import linear_calls
+from parhelion.layers.program import PLAIN, Call, cover
+from parhelion.ops.contract import Contract
+from parhelion.ops.embedding import Embedding
+from parhelion.ops.registry import ops
+from parhelion.ops.weight_only_mm import WeightOnlyMm
+from parhelion.quantization import (
+    FP8_BLOCK,
+    FP8_PER_TOKEN,
+    INT8_PER_TOKEN,
+    UNQUANTIZED,
+    LinearWeights,
+    QuantScheme,
+)
+from parhelion.tuning.model_shapes import ModelShape
+
+SCHEMES = (UNQUANTIZED, FP8_PER_TOKEN, FP8_BLOCK, INT8_PER_TOKEN)
+
+BLOCK_SIZE = 16
+"""Tokens of a KV block."""
+
+MAX_POSITION = 4096
+"""Positions of the rotary table; programs do not depend on it."""
+
+
+def scheme(name: str) -> QuantScheme:
+    """A quantization scheme by name.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    for each in SCHEMES:
+        if each.name == name:
+            return each
+    known = ", ".join(each.name for each in SCHEMES)
+    raise ConfigError(f"there is no quantization {name!r}; there are {known}")
+
+
+def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:
+    """The contracts that a model calls, each once: the first layer's, a later layer's, embedding and output head.
+
+    The layers themselves are asked, with parameters that have shapes and no values.
+    """
+    found: dict[Contract, None] = {Embedding(shape.vocab_size, shape.hidden_size, dtype): None}
+    for is_first in (True, False):
+        calls = _layer(shape, quantization, dtype, is_first)
+        for plan in (PLAIN, FUSED):
+            found.update(dict.fromkeys(call.contract for call in cover(calls, plan)))
+    if quantization.weight_dtype == torch.float8_e4m3fn and quantization.block is None:
+        # What layers call instead on a GPU without 8-bit floats.
+        found.update(dict.fromkeys(WeightOnlyMm(k, n, dtype) for n, k in shape.projections))
+    head = linear_calls("hidden", "logits", _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED, False), dtype)
+    found.update(dict.fromkeys(call.contract for call in head))
+    return list(found)
+
+
+def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:
+    """The contracts of several models, each once, op by op; of ops that no layer calls, the examples."""
+    found: dict[Contract, None] = {}
+    for shape in shapes:
+        for each in schemes:
+            if not _divides(shape, each):
+                continue
+            found.update(dict.fromkeys(contracts_of(shape, each)))
+    called = {contract.name for contract in found}
+    for op in ops():
+        if op.name not in called:
+            found.update(dict.fromkeys(op.examples))
+    return sorted(found, key=lambda contract: contract.name)
+
+
+def _divides(shape: ModelShape, quantization: QuantScheme) -> bool:
+    """Whether every input of a linear layer is made of whole groups."""
+    return quantization.block is None or all(k % quantization.block == 0 for _, k in shape.projections)
+
+
+def _layer(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtype, is_first: bool) -> list[Call]:
+    dims = LayerShape(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        epsilon=shape.rms_norm_eps,
+        block_size=BLOCK_SIZE,
+        max_position=MAX_POSITION,
+        sliding_window=None,
+        dtype=dtype,
+    )
+    qkv, out, gate_up, down = (_linear(n, k, quantization, False) for n, k in shape.projections)
+    if shape.qkv_bias:
+        qkv = _linear(*shape.projections[0], quantization, True)
+    norm = _empty(shape.hidden_size)
+    head_norm = _empty(shape.head_dim) if shape.qk_norm else None
+    weights = LayerWeights(norm, norm, qkv, out, gate_up, down, head_norm, head_norm)
+    return layer_calls(dims, weights, _empty(MAX_POSITION, shape.head_dim), is_first)
+
+
+def _linear(n: int, k: int, quantization: QuantScheme, bias: bool) -> LinearWeights:
+    scales = _empty(n, 1) if quantization.is_quantized else None
+    return LinearWeights(_empty(n, k), scales, _empty(n) if bias else None, quantization)
+
+
+def _empty(*size: int) -> torch.Tensor:
+    return torch.empty(size, device="meta")

@@ -1,0 +1,124 @@
+"""What an op would launch, found out without a GPU: its ``launch`` runs on empty CPU tensors and is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from parhelion.ops.contract import Contract, Tensors
+from parhelion.ops.helion_provider import kernel_module
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a generated Triton kernel.
+
+    Attributes:
+        kernel: the tile program's name.
+        function: the generated ``triton.JITFunction``.
+        arguments: in the order of its parameters.
+        options: ``num_warps``, ``num_stages`` and the like.
+        source: the generated module, of which the function is part.
+        config: the Helion config, in words.
+    """
+
+    kernel: str
+    function: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    source: str
+    config: str
+
+
+class GeneratedCode:
+    """Generated modules by kernel, config and kind of arguments: one generation serves all targets and sizes."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-")
+        self._modules: dict[str, ModuleType] = {}
+        self._sources: dict[tuple[int, str], str] = {}
+
+    def source(self, bound: Any, config: Any) -> str:
+        """The Triton module of a bound kernel under a config."""
+        key = (id(bound), repr(config))
+        if key not in self._sources:
+            # Helion keeps bound kernels for as long as their kernel lives, so their ids stay theirs.
+            self._sources[key] = bound.to_triton_code(config)
+        return self._sources[key]
+
+    def module(self, source: str) -> ModuleType:
+        """The module, imported from a file: Triton reads the source of its functions."""
+        name = f"generated_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        if name not in self._modules:
+            path = Path(self._folder.name) / f"{name}.py"
+            path.write_text(source)
+            self._modules[name] = _import(name, path)
+        return self._modules[name]
+
+
+class Recorder:
+    """A runner (see ``helion_provider``) that generates code for every kernel it is given, and launches nothing.
+
+    Attributes:
+        target: the name of the target that is built for; launches with configs of their own for it read it.
+        launches: what was recorded so far.
+    """
+
+    def __init__(self, target: str, code: GeneratedCode) -> None:
+        self.target = target
+        self.launches: list[Launch] = []
+        self._code = code
+
+    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> None:
+        source = self._code.source(kernel.bind(arguments), config)
+        module = self._code.module(source)
+
+        def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
+            # Options with an underscore are Helion's own; its launcher keeps them from Triton.
+            kept = {name: value for name, value in options.items() if not name.startswith("_")}
+            self.launches.append(Launch(kernel.name, function, positional, kept, source, str(config)))
+
+        host: Callable[..., Any] = getattr(module, kernel.name)
+        host(*arguments, _launcher=launcher)
+
+
+def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode) -> list[Launch]:
+    """What the op's tile programs launch for M = ``num_tokens`` on a target."""
+    recorder = Recorder(target, code)
+    kernel_module(contract.name).launch(contract, recorder, *empty_inputs(contract, num_tokens))
+    return recorder.launches
+
+
+def empty_inputs(contract: Contract, num_tokens: int) -> Tensors:
+    """Inputs of the right shapes, strides and dtypes that hold nothing: pages never touched cost no memory.
+
+    The shapes are those of the contract's own samples, made where making them computes nothing.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        inputs = contract.sample_inputs(num_tokens, torch.device("cpu"), torch.Generator())
+    return tuple(_empty(value) for value in inputs)
+
+
+def _empty(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,127 @@
+"""Work spread over spawned processes that outlive a failing item: a compiler may hang, or take its process with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_workers(
+    work: Callable[[Item], Result],
+    groups: Sequence[Sequence[Item]],
+    failed: Callable[[Item, str], Result],
+    *,
+    jobs: int,
+    limit_s: float,
+    prepare: Callable[[], None],
+) -> Iterator[Result]:
+    """``work`` applied to every item, in spawned processes; results come as they are ready.
+
+    Args:
+        work: a module's function.
+        groups: the items; those of one group go to one process, in order, so that it may reuse what it made for them.
+        failed: the result of an item whose process died or took longer than ``limit_s``, from the item and why.
+        jobs: how many processes.
+        limit_s: seconds that an item may take.
+        prepare: called once in each process before anything else is imported there.
+    """
+    waiting = deque(deque(group) for group in groups if group)
+    workers = [_Worker(work, prepare) for _ in range(min(jobs, len(waiting)))]
+    try:
+        for worker in workers:
+            worker.take(waiting.popleft())
+        while busy := [worker for worker in workers if worker.item is not None]:
+            wait([worker.pipe for worker in busy], timeout=1.0)
+            for worker in busy:
+                item = worker.item
+                assert item is not None
+                if worker.pipe.poll():
+                    yield worker.result(failed)
+                elif time.monotonic() - worker.since > limit_s:
+                    worker.restart()
+                    yield failed(item, f"took longer than {limit_s:g} s")
+                else:
+                    continue
+                if not worker.advance() and waiting:
+                    worker.take(waiting.popleft())
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker(Generic[Item, Result]):
+    """A process with the group that it works on.
+
+    Attributes:
+        item: what it works on now; None if nothing.
+        since: when it was given that, by the monotonic clock.
+    """
+
+    def __init__(self, work: Callable[[Item], Result], prepare: Callable[[], None]) -> None:
+        self._work = work
+        self._prepare = prepare
+        self._group: deque[Item] = deque()
+        self.item: Item | None = None
+        self.since = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._work, self._prepare, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def take(self, group: deque[Item]) -> None:
+        """Begin with a group."""
+        self._group = group
+        self.advance()
+
+    def advance(self) -> bool:
+        """Begin with the group's next item; False if there is none."""
+        self.item = self._group.popleft() if self._group else None
+        if self.item is None:
+            return False
+        self.since = time.monotonic()
+        self.pipe.send(self.item)
+        return True
+
+    def result(self, failed: Callable[[Item, str], Result]) -> Result:
+        """What the process sent or, if it died instead, a failure."""
+        assert self.item is not None
+        try:
+            received: Result = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            reason = f"the compiler crashed (exit status {self._process.exitcode})"
+            self.restart()
+            return failed(self.item, reason)
+        return received
+
+    def restart(self) -> None:
+        """Replace the process."""
+        self.stop()
+        self._start()
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(work: Callable[[Any], Any], prepare: Callable[[], None], pipe: Connection) -> None:
+    prepare()
+    while True:
+        try:
+            item = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        pipe.send(work(item))
