@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.provider import BaseProvider
 from parhelion.ops.rms_norm.contract import RmsNorm
+from parhelion.ops.vendor_provider import FlashInferProvider, VllmProvider, vllm_ops
 
 
 class TorchRmsNorm(BaseProvider):
@@ -35,3 +38,27 @@ def torch_rms_norm(hidden_size: int, epsilon: float, dtype: torch.dtype) -> Laun
         return torch.nn.functional.rms_norm(x, (hidden_size,), weight, epsilon)
 
     return launch_float32 if dtype == torch.float32 else launch
+
+
+class VllmRmsNorm(VllmProvider):
+    """``_C.rms_norm``."""
+
+    def launcher(self, contract: Contract) -> Launcher:
+        assert isinstance(contract, RmsNorm)
+        rms_norm, epsilon = vllm_ops().rms_norm, contract.epsilon
+
+        def launch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            y = torch.empty_like(x)
+            rms_norm(y, x, weight, epsilon)
+            return y
+
+        return launch
+
+
+class FlashInferRmsNorm(FlashInferProvider):
+    """``flashinfer.norm.rmsnorm``."""
+
+    def launcher(self, contract: Contract) -> Launcher:
+        assert isinstance(contract, RmsNorm)
+        rmsnorm, epsilon = importlib.import_module("flashinfer.norm").rmsnorm, contract.epsilon
+        return lambda x, weight: rmsnorm(x, weight, epsilon)

@@ -1,0 +1,32 @@
+"""``dynamic_per_token_scaled_fp8_quant`` as a tile program: a program takes a row whole. int8 has the same program."""
+
+from __future__ import annotations
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.contract import Tensors
+from parhelion.ops.dynamic_per_token_quant import DynamicPerTokenQuant
+from parhelion.ops.helion_provider import Runner
+from parhelion.ops.row_config import row_config
+from parhelion.ops.tile_math import codes_of, scales_of
+
+
+@helion.kernel(static_shapes=False)
+def dynamic_per_token_scaled_quant(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    num_tokens, hidden_size = x.size()
+    hidden_size = hl.specialize(hidden_size)
+    for rows in hl.tile(num_tokens):
+        values = x[rows, :].to(torch.float32)
+        scale = scales_of(torch.amax(torch.abs(values), dim=-1), codes.dtype)
+        codes[rows, :] = codes_of(values, (1.0 / scale)[:, None], codes.dtype)
+        scales[rows, 0] = scale
+
+
+def launch(contract: DynamicPerTokenQuant, run: Runner, x: torch.Tensor) -> Tensors:
+    """See ``DynamicPerTokenQuant``."""
+    codes = torch.empty_like(x, dtype=contract.quant_dtype)
+    scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+    run(dynamic_per_token_scaled_quant, row_config(contract.hidden_size, x.shape[0]), x, codes, scales)
+    return codes, scales

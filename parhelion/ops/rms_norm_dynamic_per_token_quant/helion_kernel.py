@@ -1,0 +1,59 @@
+"""``rms_norm_dynamic_per_token_quant`` as tile programs: a program takes a row whole, with a residual or without."""
+
+from __future__ import annotations
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.contract import Tensors
+from parhelion.ops.helion_provider import Runner
+from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import RmsNormDynamicPerTokenQuant
+from parhelion.ops.row_config import row_config
+from parhelion.ops.tile_math import added_rows, codes_of, rms_normed, scales_of
+
+
+@helion.kernel(static_shapes=False)
+def rms_norm_dynamic_per_token_quant(
+    x: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, epsilon: float
+) -> None:
+    num_tokens, hidden_size = x.size()
+    hidden_size = hl.specialize(hidden_size)
+    for rows in hl.tile(num_tokens):
+        normed = rms_normed(x[rows, :].to(torch.float32), weight[rows, :], hidden_size, epsilon)
+        scale = scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype)
+        codes[rows, :] = codes_of(normed, (1.0 / scale)[:, None], codes.dtype)
+        scales[rows, 0] = scale
+
+
+@helion.kernel(static_shapes=False)
+def fused_add_rms_norm_dynamic_per_token_quant(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    epsilon: float,
+) -> None:
+    num_tokens, hidden_size = x.size()
+    hidden_size = hl.specialize(hidden_size)
+    for rows in hl.tile(num_tokens):
+        total = added_rows(x[rows, :], residual[rows, :])
+        residual[rows, :] = total
+        normed = rms_normed(total.to(torch.float32), weight[rows, :], hidden_size, epsilon)
+        scale = scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype)
+        codes[rows, :] = codes_of(normed, (1.0 / scale)[:, None], codes.dtype)
+        scales[rows, 0] = scale
+
+
+def launch(
+    contract: RmsNormDynamicPerTokenQuant, run: Runner, x: torch.Tensor, *residual_and_weight: torch.Tensor
+) -> Tensors:
+    """See ``RmsNormDynamicPerTokenQuant``."""
+    *residual, weight = residual_and_weight
+    kernel = fused_add_rms_norm_dynamic_per_token_quant if residual else rms_norm_dynamic_per_token_quant
+    codes = torch.empty_like(x, dtype=contract.quant_dtype)
+    scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+    config = row_config(contract.hidden_size, x.shape[0])
+    run(kernel, config, x, *residual, weight.expand_as(x), codes, scales, contract.epsilon)
+    return (codes, scales, *residual)

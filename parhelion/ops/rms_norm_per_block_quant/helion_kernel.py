@@ -1,0 +1,76 @@
+"""``rms_norm_per_block_quant`` as tile programs: a program takes a row whole, as groups by elements of a group."""
+
+from __future__ import annotations
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.contract import Tensors
+from parhelion.ops.helion_provider import Runner
+from parhelion.ops.quantize import FP8
+from parhelion.ops.rms_norm_per_block_quant.contract import RmsNormPerBlockQuant
+from parhelion.ops.row_config import row_config
+from parhelion.ops.tile_math import added_rows, codes_of, group_scales_of, rms_normed_groups
+
+
+@helion.kernel(static_shapes=False)
+def rms_norm_per_block_quant(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    epsilon: float,
+    ue8m0: hl.constexpr,
+) -> None:
+    num_tokens, num_groups, group_size = x.size()
+    num_groups = hl.specialize(num_groups)
+    group_size = hl.specialize(group_size)
+    for rows in hl.tile(num_tokens):
+        wide = x[rows, :, :].to(torch.float32)
+        normed = rms_normed_groups(wide, weight[rows, :, :], num_groups * group_size, epsilon)
+        scale = group_scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype, ue8m0)
+        codes[rows, :, :] = codes_of(normed, (1.0 / scale)[:, :, None], codes.dtype)
+        scales[rows, :] = scale
+
+
+@helion.kernel(static_shapes=False)
+def fused_add_rms_norm_per_block_quant(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    epsilon: float,
+    ue8m0: hl.constexpr,
+) -> None:
+    num_tokens, num_groups, group_size = x.size()
+    num_groups = hl.specialize(num_groups)
+    group_size = hl.specialize(group_size)
+    for rows in hl.tile(num_tokens):
+        total = added_rows(x[rows, :, :], residual[rows, :, :])
+        residual[rows, :, :] = total
+        wide = total.to(torch.float32)
+        normed = rms_normed_groups(wide, weight[rows, :, :], num_groups * group_size, epsilon)
+        scale = group_scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype, ue8m0)
+        codes[rows, :, :] = codes_of(normed, (1.0 / scale)[:, :, None], codes.dtype)
+        scales[rows, :] = scale
+
+
+def launch(contract: RmsNormPerBlockQuant, run: Runner, x: torch.Tensor, *residual_and_weight: torch.Tensor) -> Tensors:
+    """See ``RmsNormPerBlockQuant``."""
+    *residual, weight = residual_and_weight
+    kernel = fused_add_rms_norm_per_block_quant if residual else rms_norm_per_block_quant
+    groups = (contract.hidden_size // contract.group_size, contract.group_size)
+    codes = torch.empty_like(x, dtype=FP8)
+    scales = torch.empty((x.shape[0], groups[0]), dtype=torch.float32, device=x.device)
+    run(
+        kernel,
+        row_config(contract.hidden_size, x.shape[0]),
+        *(each.unflatten(-1, groups) for each in (x, *residual, weight.expand_as(x))),
+        codes.unflatten(-1, groups),
+        scales,
+        contract.epsilon,
+        contract.scale_format == "ue8m0",
+    )
+    return (codes, scales, *residual)
