@@ -43,11 +43,11 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor, on the CPU; the checkpoint keeps no reference to it.
+        """Read one tensor, on the CPU or on the device given at opening; the checkpoint keeps no reference to it.
 
         Returns:
             The tensor in the file's dtype (safetensors) or as float32 (GGUF); weights are
-            ``[out_features, in_features]``.
+            ``[out_features, in_features]``, as codes or plain.
 
         Raises:
             CheckpointError: there is no such tensor, or it cannot be read.
@@ -77,8 +77,13 @@ class Checkpoint(ABC):
         self.close()
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoint:
     """Open a ``.gguf`` file or a Hugging Face style folder (config.json and safetensors).
+
+    Args:
+        path: the file or the folder.
+        device: safetensors are streamed straight there, so that the host needs little memory. None leaves them
+            memory-mapped on the CPU. GGUF tensors are dequantized and so come out on the CPU in any case.
 
     Raises:
         CheckpointError: neither of these, damaged, incomplete, or of an unsupported model.
@@ -88,7 +93,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from parhelion.models.hf_files import SafetensorsCheckpoint
 
     if path.is_dir():
-        return SafetensorsCheckpoint(path)
+        return SafetensorsCheckpoint(path, device)
+    return GgufCheckpoint(_existing(path))
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """What a ``.gguf`` file or a Hugging Face style folder says of its model; no weights need be there.
+
+    Raises:
+        CheckpointError: neither of these, damaged, or of an unsupported model.
+    """
+    from parhelion.models.gguf_file import GgufCheckpoint
+    from parhelion.models.hf_config import read_hf_config
+
+    return read_hf_config(path) if path.is_dir() else GgufCheckpoint(_existing(path)).config
+
+
+def _existing(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"there is no file or folder {path}")
-    return GgufCheckpoint(path)
+    return path

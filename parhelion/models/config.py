@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    # Schemes name torch's dtypes; who only wants a configuration need not load torch.
+    from parhelion.quantization.scheme import QuantScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class ModelConfig:
         sliding_windows: per layer, how many tokens back a query sees, itself included; None is all of them.
         eos_token_ids: ids that end a text, from the generation config as well as the model's.
         hidden_act: activation of the gate; only ``silu`` is supported.
+        quantization: how the stored weights are quantized; None where they are not (GGUF's are dequantized as they are
+            read).
     """
 
     architecture: str
@@ -60,6 +66,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     hidden_act: str = "silu"
+    quantization: QuantScheme | None = None
 
     def sliding_window(self, layer: int) -> int | None:
         """The window of one layer, or None."""

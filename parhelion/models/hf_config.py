@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 
 from parhelion.errors import CheckpointError
 from parhelion.models.config import ModelConfig, RopeConfig
+
+if TYPE_CHECKING:
+    from parhelion.quantization.scheme import QuantScheme
 
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
@@ -78,6 +81,12 @@ class _ConfigJson(msgspec.Struct):
     quantization_config: dict[str, object] | None = None
 
 
+class _VocabJson(msgspec.Struct):
+    """The field of config.json that says how many ids there are."""
+
+    vocab_size: _Size
+
+
 class _GenerationJson(msgspec.Struct):
     """The field of generation_config.json that is read."""
 
@@ -119,6 +128,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
         eos_token_ids=_eos_token_ids(folder, config.eos_token_id),
         bos_token_id=_first(config.bos_token_id),
         hidden_act=config.hidden_act,
+        quantization=_quantization(path, config),
     )
 
 
@@ -126,6 +136,18 @@ def hf_eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Ids that end a text, from config.json and generation_config.json, as far as these exist."""
     path = folder / _CONFIG
     return _eos_token_ids(folder, _decode(path, _GenerationJson).eos_token_id if path.is_file() else None)
+
+
+def hf_vocab_size(folder: Path) -> int:
+    """How many ids the model of a folder has.
+
+    Raises:
+        CheckpointError: no config.json, or a bad one.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {_CONFIG}: fetch the model's whole folder, or give another path")
+    return _decode(path, _VocabJson).vocab_size
 
 
 def _decode(path: Path, kind: type[_Json]) -> _Json:
@@ -147,12 +169,21 @@ def _architecture(path: Path, config: _ConfigJson) -> str:
 def _check_supported(path: Path, config: _ConfigJson) -> None:
     if config.hidden_act != "silu":
         raise CheckpointError(f"{path}: hidden_act is {config.hidden_act!r}; only 'silu' is supported")
-    if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method", "unknown")
+
+
+def _quantization(path: Path, config: _ConfigJson) -> QuantScheme | None:
+    if config.quantization_config is None:
+        return None
+    # Imported here: it brings torch, which a process that only reads the ends of a text does without.
+    from parhelion.quantization.hf_quantization import read_quantization_config
+
+    scheme = read_quantization_config(path, config.quantization_config)
+    if scheme.applies_to("lm_head") and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{path}: the weights are quantized ({method}), which safetensors folders may not be yet: "
-            "use the unquantized model, or a GGUF file of it"
+            f"{path}: lm_head is quantized as well ({scheme.name}), which is not supported: quantize the model with "
+            "lm_head in the ignore list"
         )
+    return scheme
 
 
 def _rope(path: Path, config: _ConfigJson) -> RopeConfig:

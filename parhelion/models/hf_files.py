@@ -14,6 +14,7 @@ from parhelion.errors import CheckpointError
 from parhelion.models.checkpoint import Checkpoint
 from parhelion.models.config import ModelConfig
 from parhelion.models.hf_config import read_hf_config
+from parhelion.models.safetensors_stream import SafetensorsStream, StagingBuffer
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -34,11 +35,37 @@ class _Shard(Protocol):
     def get_tensor(self, name: str) -> torch.Tensor: ...
 
 
+class _Reader(Protocol):
+    """Reads the tensors of one shard."""
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
+
+
+class _MappedShard:
+    """Tensors share a shard's memory map, page by page as they are touched."""
+
+    def __init__(self, file: _Shard) -> None:
+        self._file = file
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+    def close(self) -> None:
+        # The file is unmapped when it is dropped and no tensor that was read from it lives any more.
+        return
+
+
 class SafetensorsCheckpoint(Checkpoint):
     """A folder with config.json and safetensors. Tensors come out in the file's dtype."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         """Open every shard and check that it holds what the index promises.
+
+        Args:
+            folder: with config.json and safetensors.
+            device: stream tensors there through a small buffer; None leaves them in memory maps on the CPU.
 
         Raises:
             CheckpointError: a missing, truncated or damaged file, no safetensors, or an unsupported model.
@@ -52,7 +79,7 @@ class SafetensorsCheckpoint(Checkpoint):
             shards = dict.fromkeys(files[_SINGLE].keys(), _SINGLE)
         _check_index(folder, shards, files)
         self._shards = shards
-        self._files = files
+        self._readers = _readers(folder, files, device)
         self._total_bytes = sum((folder / shard).stat().st_size for shard in files)
 
     @property
@@ -78,15 +105,23 @@ class SafetensorsCheckpoint(Checkpoint):
         if shard is None:
             raise self.missing(name)
         try:
-            return self._files[shard].get_tensor(name)
+            return self._readers[shard].tensor(name)
         except KeyError:
             raise CheckpointError(f"{self._folder} is closed; open it again to read {name}") from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"cannot read {name} from {self._folder / shard}: {error}") from error
 
     def close(self) -> None:
-        # Dropping a file unmaps it, once no tensor that was read from it lives any more.
-        self._files = {}
+        for reader in self._readers.values():
+            reader.close()
+        self._readers = {}
+
+
+def _readers(folder: Path, files: dict[str, _Shard], device: torch.device | None) -> dict[str, _Reader]:
+    if device is None:
+        return {shard: _MappedShard(file) for shard, file in files.items()}
+    staging = StagingBuffer(device)
+    return {shard: SafetensorsStream(folder / shard, staging) for shard in files}
 
 
 def _shard_names(folder: Path) -> dict[str, str]:
