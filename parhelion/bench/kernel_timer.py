@@ -15,8 +15,8 @@ import torch
 
 from parhelion.bench.measure import Summary, summarize, time_rounds
 from parhelion.ops.contract import Contract, Launcher, Tensors
+from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
 from parhelion.platform.ceilings import l2_bytes
-from parhelion.tuning.record import empty_inputs
 
 LEAST_LAUNCHES = 8
 MOST_LAUNCHES = 64
@@ -60,10 +60,10 @@ def rotating_inputs(contract: Contract, num_tokens: int, device: torch.device) -
     first = random_inputs(contract, num_tokens, device)
     if device.type != "cuda":
         return [first]
-    size = sum(value.nbytes for value in first if isinstance(value, torch.Tensor))
+    size = sum(tensor.nbytes for tensor in tensors_in(first))
     count = math.ceil(2 * l2_bytes(device) / max(1, contract.traffic(num_tokens).bytes))
     count = min(max(count, LEAST_LAUNCHES), MOST_LAUNCHES, max(1, MOST_INPUT_BYTES // max(1, size)))
-    return [first, *(tuple(_copy(value) for value in first) for _ in range(count - 1))]
+    return [first, *(map_tensors(first, torch.clone) for _ in range(count - 1))]
 
 
 def random_inputs(contract: Contract, num_tokens: int, device: torch.device) -> Tensors:
@@ -105,10 +105,6 @@ def _cache_filler(device: torch.device) -> Callable[[], object]:
     """Reads, so that no written lines are left that a measured kernel would have to wait for."""
     other = torch.ones(max(1, 2 * l2_bytes(device) // 4), dtype=torch.int32, device=device)
     return lambda: other.max()
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _may_be_anything(dtype: torch.dtype) -> bool:

@@ -55,7 +55,6 @@ def measure_kernels(
         providers: their names; none means all that the ops have.
         progress: told how many measurements are done, and how many there are.
     """
-    ceilings = measure_ceilings(device)
     wanted = [(contract, provider) for contract in contracts for provider in _providers(contract, providers)]
     total = len(wanted) * len(num_tokens)
     rows: list[KernelRow] = []
@@ -63,7 +62,7 @@ def measure_kernels(
         for size in num_tokens:
             group = []
             for provider in _providers(contract, providers):
-                group.append(_measure(contract, size, provider, device, ceilings, timing))
+                group.append(measure_provider(contract, size, provider, device, timing))
                 progress(len(rows) + len(group), total)
             rows += with_rivals(group)
     return rows
@@ -91,15 +90,11 @@ def _providers(contract: Contract, names: Sequence[str]) -> list[Provider]:
     return [known.provider(name) for name in names] if names else list(known.providers)
 
 
-def _measure(
-    contract: Contract,
-    num_tokens: int,
-    provider: Provider,
-    device: torch.device,
-    ceilings: Ceilings,
-    timing: Timing,
+def measure_provider(
+    contract: Contract, num_tokens: int, provider: Provider, device: torch.device, timing: Timing = USUAL
 ) -> KernelRow:
-    floor = floor_us(contract, num_tokens, ceilings)
+    """One provider at one M; a failure is a row that says so."""
+    floor = floor_us(contract, num_tokens, measure_ceilings(device))
     row = KernelRow(contract.name, contract.key(), num_tokens, provider.name, None, floor)
     problem = provider.why_not(device) or provider.refuses(contract)
     if problem is not None:

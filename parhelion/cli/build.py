@@ -28,6 +28,9 @@ def build(
     target: Annotated[
         list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. [default: all]")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of contracts that differ in sizes alone only the first.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. [default: one a core]")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the matrix as a page of Markdown.")
@@ -47,7 +50,7 @@ def build(
     from parhelion.platform.cpu import usable_cores
     from parhelion.tuning import expected
     from parhelion.tuning.matrix import NUM_TOKENS, build_matrix
-    from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, scheme
+    from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, one_of_each, scheme
     from parhelion.tuning.model_shapes import MODEL_SHAPES, model_shape
     from parhelion.tuning.page import Asked, compile_matrix_page
     from parhelion.tuning.target import TARGETS
@@ -59,13 +62,15 @@ def build(
     once = expected.read_expected(expect) if expect is not None else {}
     with count_bar("compiling") as bar:
         contracts = contracts_of_models(shapes, schemes)
+        if quick:
+            contracts = one_of_each(contracts)
         builds = build_matrix(contracts, targets, jobs=jobs or usable_cores(), progress=bar)
     asked = Asked(
         tuple(shape.name for shape in shapes),
         tuple(each.name for each in schemes),
         targets,
         NUM_TOKENS,
-        _command(model, quantization, target, output),
+        _command(model, quantization, target, quick, output),
     )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -86,13 +91,18 @@ def build(
 
 
 def _command(
-    models: list[str] | None, quantizations: list[str] | None, targets: list[str] | None, output: Path | None
+    models: list[str] | None,
+    quantizations: list[str] | None,
+    targets: list[str] | None,
+    quick: bool,
+    output: Path | None,
 ) -> str:
     """The command that makes the page again."""
     words = ["parhelion build --check"]
     words += [f"--model {name}" for name in models or ()]
     words += [f"--quantization {name}" for name in quantizations or ()]
     words += [f"--target {name}" for name in targets or ()]
+    words += ["--quick"] if quick else []
     words += [f"--output {output}"] if output is not None else []
     return " ".join(words)
 
@@ -101,18 +111,21 @@ def _print_summary(builds: list[Build], asked: Asked) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from parhelion.tuning.page import summary_cell
-
     table = Table("op", *(target.name for target in asked.targets), "seconds", title="programs built")
     for op in dict.fromkeys(build.op for build in builds):
         own = [build for build in builds if build.op == op]
-        cells = [summary_cell([b for b in own if b.target == target.name]) for target in asked.targets]
+        cells = []
+        for target in asked.targets:
+            there = [build for build in own if build.target == target.name]
+            built = sum(build.built for build in there)
+            cells.append(f"{built}/{len(there)}" if built == len(there) else f"[yellow]{built}/{len(there)}[/]")
         table.add_row(op, *cells, f"{sum(build.seconds for build in own):.1f}")
     console = stdout()
     console.print(table)
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for build in builds:
         if build.reason is not None:
-            reasons.setdefault((build.op, build.reason), []).append(build.target)
-    for (op, reason), targets in reasons.items():
-        console.print(f"{op}, {', '.join(dict.fromkeys(targets))}: {escape(reason)}")
+            reasons.setdefault((build.op, build.reason, build.instead or ""), []).append(build.target)
+    for (op, reason, instead), targets in reasons.items():
+        where = ", ".join(dict.fromkeys(targets))
+        console.print(escape(f"{op} on {where}: {reason}; {instead} serves"), soft_wrap=True)

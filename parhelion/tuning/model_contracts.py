@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import torch
 
@@ -78,6 +79,20 @@ def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantSch
         if op.name not in called:
             found.update(dict.fromkeys(op.examples))
     return sorted(found, key=lambda contract: contract.name)
+
+
+def one_of_each(contracts: Iterable[Contract]) -> list[Contract]:
+    """Of contracts that differ in sizes alone, the first: enough to notice when a kernel stops building."""
+    found: dict[tuple[object, ...], Contract] = {}
+    for contract in contracts:
+        values = (getattr(contract, field.name) for field in fields(contract))
+        kind = (type(contract), *("size" if _is_size(value) else value for value in values))
+        found.setdefault(kind, contract)
+    return list(found.values())
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _divides(shape: ModelShape, quantization: QuantScheme) -> bool:

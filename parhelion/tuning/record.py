@@ -11,10 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from parhelion.ops.contract import Contract, Tensors
+from parhelion.ops.contract import Contract
 from parhelion.ops.helion_provider import kernel_module
+from parhelion.ops.inputs import empty_inputs
 
 
 @dataclass(frozen=True)
@@ -95,24 +94,6 @@ def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode
     recorder = Recorder(target, code)
     kernel_module(contract.name).launch(contract, recorder, *empty_inputs(contract, num_tokens))
     return recorder.launches
-
-
-def empty_inputs(contract: Contract, num_tokens: int) -> Tensors:
-    """Inputs of the right shapes, strides and dtypes that hold nothing: pages never touched cost no memory.
-
-    The shapes are those of the contract's own samples, made where making them computes nothing.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        inputs = contract.sample_inputs(num_tokens, torch.device("cpu"), torch.Generator())
-    return tuple(_empty(value) for value in inputs)
-
-
-def _empty(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
 def _import(name: str, path: Path) -> ModuleType:

@@ -12,6 +12,9 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PATIENCE_S = 10.0
+"""Seconds that an idle process may take to end."""
+
 
 def map_in_workers(
     work: Callable[[Item], Result],
@@ -106,13 +109,15 @@ class _Worker(Generic[Item, Result]):
         return received
 
     def restart(self) -> None:
-        """Replace the process."""
+        """Replace the process, whatever it does."""
+        self._process.kill()
         self.stop()
         self._start()
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """Let the process end by itself: it sees its pipe closed. One that does not is killed."""
         self.pipe.close()
+        self._process.join(_PATIENCE_S if self.item is None else 0)
         self._process.kill()
         self._process.join()
 

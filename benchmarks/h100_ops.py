@@ -1,0 +1,330 @@
+"""Every op on a GPU: correctness of each provider against float64, then speed beside TorchInductor and torch.
+
+    PYTHONPATH=. python benchmarks/h100_ops.py [--only OP,OP] [--quick] [--skip-timing] [--warm-jobs N] [--output FILE]
+    PYTHONPATH=. compute-sanitizer --tool memcheck python benchmarks/h100_ops.py --sanitize
+
+Needs torch, Triton, Helion and what they need; not the packages of the server and the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from parhelion.bench.correctness import CorrectnessRow, check_provider
+from parhelion.bench.kernel_timer import Timing, random_inputs
+from parhelion.bench.kernels import KernelRow, measure_provider, with_rivals
+from parhelion.ops.contract import Contract
+from parhelion.ops.registry import Op, op, op_names
+from parhelion.platform.ceilings import measure_ceilings
+from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models
+from parhelion.tuning.model_shapes import model_shape
+
+RESULT = Path(__file__).parent / "results" / "h100_ops.json"
+GEMM_OPS = ("linear", "scaled_mm", "scaled_mm_blockwise", "weight_only_mm")
+OTHER_OPS = ("paged_attention", "embedding", "argmax", "top_k_top_p_sampling")
+"""Neither row kernels nor matrix products: timed at the sizes of a decode step, without TorchInductor."""
+
+ROUNDS = Timing(rounds=12)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done.
+
+    Attributes:
+        check_m: sizes of M for correctness.
+        models: whose row kernels are timed. gemm_models: whose matrix products and other ops are.
+        row_m: sizes of M of row kernels. slow_m: those of them at which TorchInductor and the reference are timed too.
+        gemm_m: sizes of M of everything else.
+        timing: rounds.
+        examples: how many of an op's examples are checked, smallest first.
+        time_budget_s: seconds after which no further contract is timed.
+    """
+
+    check_m: tuple[int, ...] = (1, 2, 7, 67, 256)
+    models: tuple[str, ...] = ("qwen3-8b", "qwen3-1.7b", "qwen3-32b")
+    gemm_models: tuple[str, ...] = ("qwen3-8b",)
+    row_m: tuple[int, ...] = tuple(1 << power for power in range(14))
+    slow_m: tuple[int, ...] = (1, 16, 256, 2048, 8192)
+    gemm_m: tuple[int, ...] = (1, 16, 64, 256, 1024)
+    timing: Timing = ROUNDS
+    examples: int = 100
+    time_budget_s: float = 300.0
+
+
+QUICK = Plan(
+    check_m=(1, 7),
+    models=("smollm2-135m",),
+    gemm_models=("smollm2-135m",),
+    row_m=(1, 4),
+    slow_m=(4,),
+    gemm_m=(2,),
+    timing=Timing(rounds=2, warmup=1),
+    examples=1,
+    time_budget_s=60.0,
+)
+
+
+def check_all(ops: Sequence[Op], plan: Plan, device: torch.device) -> Iterator[CorrectnessRow]:
+    """Every provider of every example; TorchInductor, which takes seconds a shape, at one size of the last one."""
+    for number, each in enumerate(ops):
+        examples = each.examples[: plan.examples]
+        for contract in examples:
+            for provider in each.providers:
+                sizes = plan.check_m
+                if provider.name == "inductor":
+                    if contract != examples[-1]:
+                        continue
+                    sizes = plan.check_m[-1:]
+                row = check_provider(contract, provider, sizes, device, seed=number)
+                state = "skipped" if row.skipped else "ok" if row.passed else f"FAILED {row.problems[0]}"
+                print(f"check {row.contract} {row.provider}: {state}", flush=True)
+                yield row
+
+
+def contracts_to_time(only: Sequence[str], plan: Plan) -> list[Contract]:
+    """Row kernels of all models, then the rest."""
+
+    def of(models: Sequence[str]) -> list[Contract]:
+        return [
+            contract
+            for name in models
+            for contract in contracts_of_models([model_shape(name)], SCHEMES)
+            if contract.name in only
+        ]
+
+    apart = (*GEMM_OPS, *OTHER_OPS)
+    rows = [contract for contract in of(plan.models) if contract.name not in apart]
+    rest = [contract for contract in of(plan.gemm_models) if contract.name in apart]
+    return list(dict.fromkeys((*rows, *rest)))
+
+
+def cases(contract: Contract, plan: Plan) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The sizes of M of a contract, and who is timed there."""
+    names = tuple(provider.name for provider in op(contract.name).providers)
+    is_row = contract.name not in GEMM_OPS + OTHER_OPS
+    for size in plan.row_m if is_row else plan.gemm_m:
+        slow = is_row and size in plan.slow_m
+        yield size, tuple(name for name in names if slow or name not in ("inductor", "reference"))
+
+
+def time_all(contracts: Sequence[Contract], plan: Plan, device: torch.device) -> Iterator[KernelRow]:
+    """Every case, until the time is used up; what is left over is named."""
+    deadline = time.monotonic() + plan.time_budget_s
+    for number, contract in enumerate(contracts):
+        if time.monotonic() > deadline:
+            for left in contracts[number:]:
+                yield KernelRow(left.name, left.key(), 0, "all", None, 0.0, problem="no time was left")
+            return
+        for size, names in cases(contract, plan):
+            providers = [op(contract.name).provider(name) for name in names]
+            group = [measure_provider(contract, size, each, device, plan.timing) for each in providers]
+            yield from with_rivals(group)
+        print(f"timed {contract.key()}", flush=True)
+
+
+def warm(contract: Contract, plan: Plan, device: torch.device) -> None:
+    """Fill the compile caches on disk with what timing this contract will need."""
+    for size, names in cases(contract, plan):
+        for name in set(names) & {"inductor", "helion"}:
+            provider = op(contract.name).provider(name)
+            if provider.why_not(device) or provider.refuses(contract):
+                continue
+            torch.compiler.reset()
+            try:
+                provider.launcher(contract)(*random_inputs(contract, size, device))
+            # Timing will meet the same error and report it.
+            except Exception:
+                continue
+
+
+def warm_all(contracts: Sequence[Contract], plan: Plan, device: torch.device, jobs: int) -> None:
+    """``warm`` in so many processes. Nothing depends on it, so a process that dies only makes timing slower."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for contract, future in [(each, pool.submit(warm, each, plan, device)) for each in contracts]:
+            if (error := future.exception()) is not None:
+                print(f"not warmed: {contract.key()}: {type(error).__name__}", flush=True)
+
+
+def sanitize(ops: Sequence[Op], device: torch.device) -> None:
+    """Launch every Helion kernel at small shapes and do nothing else, for a run under compute-sanitizer."""
+    for each in ops:
+        provider = each.provider("helion")
+        for contract in each.examples[:2]:
+            why_not = provider.why_not(device) or provider.refuses(contract)
+            for size in (1, 19):
+                if why_not is None:
+                    inputs = contract.sample_inputs(size, device, torch.Generator().manual_seed(size))
+                    provider.launcher(contract)(*inputs)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                print(f"{contract.key()} M = {size}: {why_not or 'launched'}", flush=True)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much faster Helion's kernels of an op are than a rival's, over all contracts and sizes that have both."""
+
+    op: str
+    rival: str
+    geometric_mean: float
+    lowest: float
+    lowest_at: str
+    count: int
+
+
+def ratios(rows: Sequence[KernelRow]) -> list[Ratio]:
+    """Helion beside each rival, op by op; above 1 Helion is faster."""
+    times = {
+        (row.op, row.contract, row.num_tokens, row.provider): row.time_us.median
+        for row in rows
+        if row.time_us is not None
+    }
+    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for (name, contract, size, provider), microseconds in times.items():
+        own = times.get((name, contract, size, "helion"))
+        if own is not None and provider != "helion":
+            found.setdefault((name, provider), []).append((microseconds / own, f"{contract} M = {size}"))
+    result = []
+    for (name, rival), values in sorted(found.items()):
+        mean = math.exp(sum(math.log(value) for value, _ in values) / len(values))
+        lowest, where = min(values)
+        result.append(Ratio(name, rival, mean, lowest, where, len(values)))
+    return result
+
+
+def circumstances(device: torch.device) -> dict[str, object]:
+    """Device, versions and command."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "triton", "helion", "flashinfer-python", "vllm", "deep_gemm", "flash-attn"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    on_gpu = device.type == "cuda"
+    return {
+        "command": " ".join(["python", "benchmarks/h100_ops.py", *map(shlex.quote, sys.argv[1:])]),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "capability": list(torch.cuda.get_device_capability(device)) if on_gpu else None,
+        "cuda": torch.version.cuda,
+        "versions": versions,
+    }
+
+
+def print_tables(checks: Sequence[CorrectnessRow], means: Sequence[Ratio], timed: Sequence[KernelRow]) -> None:
+    """The short version, last."""
+    print("\ncorrectness: contracts passed, worst relative error")
+    for name, provider in dict.fromkeys((row.op, row.provider) for row in checks):
+        rows = [row for row in checks if (row.op, row.provider) == (name, provider)]
+        tried = [row for row in rows if row.skipped is None]
+        if not tried:
+            print(f"  {name:40} {provider:12} - {rows[0].skipped}")
+            continue
+        worst = max((error.relative for row in tried for error in row.outputs), default=0.0)
+        passed = sum(row.passed for row in tried)
+        print(f"  {name:40} {provider:12} {passed}/{len(tried)}  {worst:.2e}")
+        for row in tried:
+            for problem in row.problems:
+                print(f"      {row.contract}: {problem}")
+    print("\nspeed of helion over its rivals (geometric mean, lowest)")
+    for ratio in means:
+        print(
+            f"  {ratio.op:40} {ratio.rival:12} {ratio.geometric_mean:6.2f}x {ratio.lowest:6.2f}x"
+            f" of {ratio.count}, {ratio.lowest_at}"
+        )
+    for problem in dict.fromkeys(f"{row.contract} {row.provider}: {row.problem}" for row in timed if _broke(row)):
+        print(f"  not timed: {problem}")
+
+
+def _broke(row: KernelRow) -> bool:
+    return row.problem is not None and ("Error" in row.problem or row.provider == "all")
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", default="", help="ops, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="smallest shapes, few rounds")
+    parser.add_argument("--skip-check", action="store_true")
+    parser.add_argument("--skip-timing", action="store_true")
+    parser.add_argument("--sanitize", action="store_true", help="only launch every Helion kernel, at small shapes")
+    parser.add_argument("--warm-jobs", type=int, default=0, help="processes that fill the compile caches before timing")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    for name in ("check-m", "row-m", "slow-m", "gemm-m"):
+        parser.add_argument(f"--{name}", default="", help="sizes of M, separated by commas")
+    for name in ("models", "gemm-models"):
+        parser.add_argument(f"--{name}", default="", help="models, separated by commas")
+    parser.add_argument("--time-budget", type=float, help="seconds of timing")
+    return parser.parse_args()
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The usual or the quick plan with what the options replace."""
+    plan = QUICK if options.quick else Plan()
+    changes: dict[str, object] = {}
+    for name in ("check_m", "row_m", "slow_m", "gemm_m"):
+        if text := getattr(options, name):
+            changes[name] = tuple(map(int, text.split(",")))
+    for name in ("models", "gemm_models"):
+        if text := getattr(options, name):
+            changes[name] = tuple(text.split(","))
+    if options.time_budget is not None:
+        changes["time_budget_s"] = options.time_budget
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Check, time, write, print."""
+    options = parse()
+    # The reference's matrix products are an oracle.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device, plan = torch.device(options.device), plan_of(options)
+    ops = [op(name) for name in (options.only.split(",") if options.only else op_names())]
+    if options.sanitize:
+        sanitize(ops, device)
+        return
+    start = time.monotonic()
+    report = circumstances(device)
+    checks = [] if options.skip_check else list(check_all(ops, plan, device))
+    seconds = {"checks": time.monotonic() - start}
+    timed: list[KernelRow] = []
+    if not options.skip_timing:
+        contracts = contracts_to_time([each.name for each in ops], plan)
+        if options.warm_jobs:
+            warm_all(contracts, plan, device, options.warm_jobs)
+            seconds["warming"] = time.monotonic() - start - seconds["checks"]
+        report["ceilings"] = asdict(measure_ceilings(device))
+        timed = list(time_all(contracts, plan, device))
+    means = ratios(timed)
+    seconds["all"] = time.monotonic() - start
+    report |= {
+        "seconds": seconds,
+        "correctness": [asdict(row) | {"passed": row.passed} for row in checks],
+        "ratios": [asdict(ratio) for ratio in means],
+        "timing": [asdict(row) for row in timed],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print_tables(checks, means, timed)
+    print(f"\n{seconds['all']:.0f} s; written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

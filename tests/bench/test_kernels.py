@@ -1,0 +1,141 @@
+"""The kernel benchmark on a CPU: figures that add up, failures that stay in their rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from parhelion.bench.correctness import check_provider, poison_free_memory
+from parhelion.bench.kernel_timer import Timing, random_inputs, time_launcher
+from parhelion.bench.kernels import KernelRow, floor_us, measure_kernels, measure_provider, with_rivals
+from parhelion.bench.measure import summarize
+from parhelion.cli.main import build_app
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
+from parhelion.ops.provider import BaseProvider, ReferenceProvider
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.platform.ceilings import Ceilings, measure_ceilings
+
+CPU = torch.device("cpu")
+FAST = Timing(rounds=3, warmup=1)
+NORM = RmsNorm(64)
+ROW = KernelRow("rms_norm", NORM.key(), 1, "a", summarize([2.0]), 1.0)
+
+
+class Broken(BaseProvider):
+    name = "broken"
+
+    def launcher(self, contract: Contract) -> Launcher:
+        raise RuntimeError("no such kernel\nand more")
+
+
+class Wrong(BaseProvider):
+    name = "wrong"
+
+    def launcher(self, contract: Contract) -> Launcher:
+        return lambda x, weight: contract.reference(x, weight) * 1.01
+
+
+def test_a_row_has_a_time_a_floor_and_the_share_of_it():
+    row = measure_provider(NORM, 3, ReferenceProvider(), CPU, FAST)
+    assert row.time_us is not None
+    assert row.time_us.count == 3
+    assert row.floor_us == floor_us(NORM, 3, measure_ceilings(CPU))
+    assert row.of_floor == pytest.approx(row.floor_us / row.time_us.median)
+
+
+def test_a_failing_provider_is_a_row_and_not_an_end():
+    row = measure_provider(NORM, 3, Broken(), CPU, FAST)
+    assert row.time_us is None
+    assert row.problem == "RuntimeError: no such kernel"
+
+
+def test_rows_are_compared_with_the_fastest_other():
+    rows = [ROW, replace(ROW, provider="b", time_us=summarize([4.0])), replace(ROW, provider="c", time_us=None)]
+    assert [row.vs_best_rival for row in with_rivals(rows)] == [2.0, 0.5, None]
+
+
+def test_progress_counts_every_case():
+    seen: list[tuple[int, int]] = []
+    rows = measure_kernels([NORM, RmsNorm(128)], [1, 2], CPU, ["reference", "torch"], FAST, lambda *x: seen.append(x))
+    assert seen == [(done, 8) for done in range(1, 9)]
+    assert [row.provider for row in rows] == ["reference", "torch"] * 4
+
+
+def test_a_floor_is_the_longer_of_bytes_and_flops():
+    ceilings = Ceilings("x", bandwidth=100.0, float32=10.0, bfloat16=None, float8=None, int8=None)
+    assert ceilings.floor_s(1000, 50, "float32") == 10.0
+    assert ceilings.floor_s(100, 500, "float32") == 50.0
+    # Without a ceiling of that unit only the bytes count.
+    assert ceilings.floor_s(100, 500, "int8") == 1.0
+
+
+def test_ceilings_are_positive_and_measured_once():
+    ceilings = measure_ceilings(CPU)
+    assert ceilings.bandwidth > 1e8
+    assert ceilings.float32 is not None
+    assert ceilings.float32 > 1e8
+    assert measure_ceilings(CPU) is ceilings
+
+
+def test_inputs_for_timing_have_the_samples_shapes_and_hold_numbers():
+    sample = NORM.sample_inputs(5, CPU, torch.Generator())
+    for made in (empty_inputs(NORM, 5), random_inputs(NORM, 5, CPU)):
+        assert [(x.shape, x.stride(), x.dtype) for x in made] == [(x.shape, x.stride(), x.dtype) for x in sample]
+    assert all(x.float().std() > 0.5 for x in random_inputs(NORM, 5, CPU))
+    assert time_launcher(NORM.reference, NORM, 5, CPU, FAST).minimum > 0
+
+
+def test_tensors_are_found_and_changed_wherever_they_are():
+    value = (torch.ones(2), [torch.ones(3), 4], replace(ROW, time_us=None))
+    assert [len(tensor) for tensor in tensors_in(value)] == [2, 3]
+    changed = map_tensors(value, torch.zeros_like)
+    assert changed[0].sum() + changed[1][0].sum() == 0
+    assert changed[1][1] == 4
+    assert changed[2] == value[2]
+
+
+def test_correctness_finds_a_one_percent_error_and_passes_the_reference():
+    good = check_provider(NORM, ReferenceProvider(), (1, 7), CPU, seed=0)
+    assert good.passed
+    assert 0 < good.outputs[0].relative < 4e-3
+    bad = check_provider(NORM, Wrong(), (1, 7), CPU, seed=0)
+    assert not bad.passed
+    assert bad.problems[0].startswith("M = 1: y is off by 0.0")
+    broken = check_provider(NORM, Broken(), (1,), CPU, seed=0)
+    assert broken.problems == ("M = 1: RuntimeError: no such kernel",)
+
+
+def test_poison_is_nan_in_every_float_type():
+    poison_free_memory((torch.empty(4),), CPU)
+    bytes_ = torch.full((8,), 0xFF, dtype=torch.uint8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn):
+        assert bytes_.view(dtype).float().isnan().all()
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    file = tmp_path / "kernels.json"
+    arguments = ["--model", "smollm2-135m", "--quantization", "unquantized", "--op", "rms_norm", "--m", "1,4"]
+    arguments += ["--providers", "reference,torch", "--device", "cpu", "--rounds", "2", "--output", str(file)]
+    result = CliRunner().invoke(build_app(), ["bench", "kernels", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "of floor" in result.output
+    report = json.loads(file.read_bytes())
+    assert [(row["num_tokens"], row["provider"]) for row in report["rows"]] == [
+        (1, "reference"), (1, "torch"), (4, "reference"), (4, "torch")
+    ]  # fmt: skip
+    assert report["rows"][0]["contract"] == "rms_norm(hidden_size=576, epsilon=1e-05, dtype=bfloat16)"
+    assert report["ceilings"]["bandwidth"] > 0
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "1,-2"])
+def test_numbers_of_tokens_that_are_none_are_refused(text: str):
+    result = CliRunner().invoke(build_app(), ["bench", "kernels", "--m", text])
+    assert result.exit_code == 1
+    assert "write positive integers" in result.output
