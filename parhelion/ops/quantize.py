@@ -1,9 +1,12 @@
-"""Dynamic quantization to eight bits: the formulas that every contract with quantized outputs shares.
+"""Dynamic quantization to eight bits: the formulas that references and tile programs share.
 
 A value is its code times its scale. Scales are symmetric, from the largest magnitude (``amax``) of a row or of a group
 of a row; a code is ``x * (1 / scale)`` rounded to nearest, ties to even, and never saturates. Amax counts as at least
 ``LEAST_AMAX``, so a row of zeros has a positive scale and zero codes. A row (or group) with a NaN or an infinity has a
 scale that is NaN or infinite, and so dequantizes to nothing finite; its int8 codes are then 0 where FP8 has NaN.
+
+Helion traces into ``scales_of`` and those below it, so they cost a program nothing. It does not know ``[:, None]``
+outside of a kernel's own body: write ``unsqueeze``.
 """
 
 from __future__ import annotations
@@ -31,15 +34,10 @@ TIE_FLIPS = 5e-3
 and there the last bit of the reciprocal decides."""
 
 
-def code_max(quant_dtype: torch.dtype) -> float:
-    """The largest code: 448 for FP8 (E4M3), 127 for int8."""
-    return {FP8: 448.0, torch.int8: 127.0}[quant_dtype]
-
-
 def per_token_quantized(x: torch.Tensor, quant_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K], float32 or float64, to codes [M, K] and scales [M, 1] (float32; float64 of float64)."""
-    scales = _amax(x) * (1.0 / code_max(quant_dtype))
-    return _codes(x, scales, quant_dtype), rounded(scales, torch.float32)
+    scales = scales_of(x.abs().amax(-1, keepdim=True), quant_dtype)
+    return codes_of(x, 1.0 / scales, quant_dtype), rounded(scales, torch.float32)
 
 
 def per_group_quantized(
@@ -47,9 +45,8 @@ def per_group_quantized(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K], float32 or float64, to FP8 codes [M, K] and scales [M, K / group_size] (as above)."""
     groups = x.unflatten(-1, (-1, group_size))
-    amax = _amax(groups)
-    scales = _least_power_of_two(amax) if scale_format == "ue8m0" else amax * (1.0 / code_max(FP8))
-    return _codes(groups, scales, FP8).flatten(-2), rounded(scales.squeeze(-1), torch.float32)
+    scales = group_scales_of(groups.abs().amax(-1, keepdim=True), FP8, scale_format == "ue8m0")
+    return codes_of(groups, 1.0 / scales, FP8).flatten(-2), rounded(scales.squeeze(-1), torch.float32)
 
 
 def check_groups(name: str, size: int, group_size: int) -> None:
@@ -60,18 +57,34 @@ def check_groups(name: str, size: int, group_size: int) -> None:
         raise ValueError(f"{name}: a row of {size} elements does not split into groups of {group_size}")
 
 
-def _amax(x: torch.Tensor) -> torch.Tensor:
-    return x.abs().amax(-1, keepdim=True).clamp(min=LEAST_AMAX)
+def scales_of(amax: torch.Tensor, quant_dtype: torch.dtype) -> torch.Tensor:
+    """The scales of rows or groups with these largest magnitudes: amax / 448 for FP8 (E4M3), amax / 127 for int8."""
+    return torch.clamp(amax, min=LEAST_AMAX) * (1.0 / (127.0 if quant_dtype == torch.int8 else 448.0))
 
 
-def _least_power_of_two(amax: torch.Tensor) -> torch.Tensor:
-    """The least power of two s with amax <= 448 * s; NaN and infinity stay."""
-    # amax = mantissa * 2 ** exponent with mantissa in [0.5, 1); 448 = 0.875 * 2 ** 9.
-    mantissa, exponent = torch.frexp(amax)
-    scale = torch.ldexp(torch.ones_like(amax), torch.where(mantissa <= 0.875, exponent - 9, exponent - 8))
-    return torch.where(amax.isfinite(), scale, amax)
+def power_of_two_scales_of(amax: torch.Tensor) -> torch.Tensor:
+    """The least powers of two s with amax <= 448 * s, exactly, by the bits of amax; NaN and infinity stay.
+
+    448 is 1.75 * 2 ** 8. A quarter of the mantissa's range less one, added to the bits, carries into the exponent just
+    if the mantissa is above 1.75.
+    """
+    amax = torch.clamp(amax, min=LEAST_AMAX)
+    integer, mantissa_bits, exponent_bits = (
+        (torch.int64, 52, 11) if amax.dtype == torch.float64 else (torch.int32, 23, 8)
+    )
+    carried = amax.view(integer) + ((1 << (mantissa_bits - 2)) - 1)
+    exponents = (carried & (((1 << exponent_bits) - 1) << mantissa_bits)) - (8 << mantissa_bits)
+    return torch.where(amax < float("inf"), exponents.view(amax.dtype), amax)
 
 
-def _codes(x: torch.Tensor, scales: torch.Tensor, quant_dtype: torch.dtype) -> torch.Tensor:
-    scaled = x * (1.0 / scales)
-    return scaled.round().nan_to_num(nan=0.0).to(torch.int8) if quant_dtype == torch.int8 else scaled.to(quant_dtype)
+def group_scales_of(amax: torch.Tensor, quant_dtype: torch.dtype, ue8m0: bool) -> torch.Tensor:
+    """The scales of groups, powers of two (FP8 only) or not."""
+    return power_of_two_scales_of(amax) if ue8m0 else scales_of(amax, quant_dtype)
+
+
+def codes_of(values: torch.Tensor, inverse_scales: torch.Tensor, quant_dtype: torch.dtype) -> torch.Tensor:
+    """Codes of values, given 1 / scale in a shape that broadcasts."""
+    scaled = values * inverse_scales
+    if quant_dtype == torch.int8:
+        return torch.round(torch.where(scaled == scaled, scaled, 0.0)).to(torch.int8)
+    return scaled.to(quant_dtype)

@@ -10,14 +10,13 @@ from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScal
 from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.per_token_group_fp8_quant import PerTokenGroupFp8Quant
-from parhelion.ops.quantize import FP8, LEAST_AMAX, per_group_quantized, per_token_quantized
+from parhelion.ops.quantize import FP8, LEAST_AMAX, per_group_quantized, per_token_quantized, power_of_two_scales_of
 from parhelion.ops.registry import op
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
 from parhelion.ops.rms_norm_per_block_quant import RmsNormPerBlockQuant
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
-from parhelion.ops.tile_math import power_of_two_scales_of
 from tests.ops.row_oracle import expected_values, within_half_a_step
 
 CPU = torch.device("cpu")
@@ -145,16 +144,22 @@ def test_ue8m0_scales_are_the_least_powers_of_two_that_do_not_saturate():
     assert (codes.float().abs() <= 448).all()
 
 
-def test_the_tile_programs_power_of_two_scales_are_the_references_for_every_mantissa():
-    mantissas = torch.arange(2**16, dtype=torch.int32) << 7  # every seventh bit up: with both neighbours of 1.75 below
-    mantissas = torch.cat([mantissas, torch.tensor([0x5FFFFF, 0x600000, 0x600001, 0x7FFFFF], dtype=torch.int32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_power_of_two_scales_are_exact_for_every_mantissa(dtype: torch.dtype):
+    borders = torch.tensor([0x5FFFFF, 0x600000, 0x600001, 0x7FFFFF], dtype=torch.int32)  # about 1.75, and below 2
+    mantissas = torch.cat([torch.arange(2**16, dtype=torch.int32) << 7, borders])
     for exponent in (100, 127, 135, 200):
-        amax = (mantissas + (exponent << 23)).view(torch.float32)
-        _, scales = per_group_quantized(amax[:, None], 1, "ue8m0")
-        assert torch.equal(power_of_two_scales_of(amax), scales[:, 0])
-    special = torch.tensor([float("inf"), float("nan"), 0.0])
-    _, scales = per_group_quantized(special[:, None], 1, "ue8m0")
-    assert torch.equal(power_of_two_scales_of(special).nan_to_num(nan=-1.0), scales[:, 0].nan_to_num(nan=-1.0))
+        amax = (mantissas + (exponent << 23)).view(torch.float32).to(dtype)
+        mantissa, power = torch.frexp(amax)  # amax = mantissa * 2 ** power, mantissa in [0.5, 1); 448 is 0.875 * 2 ** 9
+        expected = torch.ldexp(torch.ones_like(amax), torch.where(mantissa <= 0.875, power - 9, power - 8))
+        assert torch.equal(power_of_two_scales_of(amax), expected)
+
+
+def test_power_of_two_scales_of_nan_and_infinity_are_themselves():
+    scales = power_of_two_scales_of(torch.tensor([float("inf"), float("nan"), 0.0]))
+    assert scales[0] == float("inf")
+    assert scales[1].isnan()
+    assert scales[2] == 2.0**-42  # the least one that holds 1e-10 / 448 = 2^-42.03
 
 
 def test_groups_that_do_not_divide_the_row_are_refused():

@@ -9,8 +9,8 @@ import torch
 from parhelion.ops.contract import Tensors
 from parhelion.ops.dynamic_per_token_quant import DynamicPerTokenQuant
 from parhelion.ops.helion_provider import Runner
+from parhelion.ops.quantize import codes_of, scales_of
 from parhelion.ops.row_config import row_config
-from parhelion.ops.tile_math import codes_of, scales_of
 
 
 @helion.kernel(static_shapes=False)
@@ -21,12 +21,12 @@ def dynamic_per_token_scaled_quant(x: torch.Tensor, codes: torch.Tensor, scales:
         values = x[rows, :].to(torch.float32)
         scale = scales_of(torch.amax(torch.abs(values), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(values, (1.0 / scale)[:, None], codes.dtype)
-        scales[rows, 0] = scale
+        scales[rows] = scale
 
 
 def launch(contract: DynamicPerTokenQuant, run: Runner, x: torch.Tensor) -> Tensors:
     """See ``DynamicPerTokenQuant``."""
     codes = torch.empty_like(x, dtype=contract.quant_dtype)
     scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
-    run(dynamic_per_token_scaled_quant, row_config(contract.hidden_size, x.shape[0]), x, codes, scales)
+    run(dynamic_per_token_scaled_quant, row_config(contract.hidden_size, x.shape[0]), x, codes, scales.squeeze(1))
     return codes, scales

@@ -9,9 +9,8 @@ import torch
 from parhelion.ops.contract import Tensors
 from parhelion.ops.helion_provider import Runner
 from parhelion.ops.per_token_group_fp8_quant.contract import PerTokenGroupFp8Quant
-from parhelion.ops.quantize import FP8
+from parhelion.ops.quantize import FP8, codes_of, group_scales_of
 from parhelion.ops.row_config import chunk_config
-from parhelion.ops.tile_math import codes_of, group_scales_of
 
 
 @helion.kernel(static_shapes=False)

@@ -8,9 +8,10 @@ import torch
 
 from parhelion.ops.contract import Tensors
 from parhelion.ops.helion_provider import Runner
+from parhelion.ops.quantize import codes_of, scales_of
 from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import RmsNormDynamicPerTokenQuant
 from parhelion.ops.row_config import row_config
-from parhelion.ops.tile_math import added_rows, codes_of, rms_normed, scales_of
+from parhelion.ops.tile_math import added_rows, rms_normed
 
 
 @helion.kernel(static_shapes=False)
@@ -23,7 +24,7 @@ def rms_norm_dynamic_per_token_quant(
         normed = rms_normed(x[rows, :].to(torch.float32), weight[rows, :], hidden_size, epsilon)
         scale = scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(normed, (1.0 / scale)[:, None], codes.dtype)
-        scales[rows, 0] = scale
+        scales[rows] = scale
 
 
 @helion.kernel(static_shapes=False)
@@ -43,7 +44,7 @@ def fused_add_rms_norm_dynamic_per_token_quant(
         normed = rms_normed(total.to(torch.float32), weight[rows, :], hidden_size, epsilon)
         scale = scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(normed, (1.0 / scale)[:, None], codes.dtype)
-        scales[rows, 0] = scale
+        scales[rows] = scale
 
 
 def launch(
@@ -55,5 +56,5 @@ def launch(
     codes = torch.empty_like(x, dtype=contract.quant_dtype)
     scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
     config = row_config(contract.hidden_size, x.shape[0])
-    run(kernel, config, x, *residual, weight.expand_as(x), codes, scales, contract.epsilon)
+    run(kernel, config, x, *residual, weight.expand_as(x), codes, scales.squeeze(1), contract.epsilon)
     return (codes, scales, *residual)

@@ -8,10 +8,10 @@ import torch
 
 from parhelion.ops.contract import Tensors
 from parhelion.ops.helion_provider import Runner
-from parhelion.ops.quantize import FP8
+from parhelion.ops.quantize import FP8, codes_of, group_scales_of
 from parhelion.ops.rms_norm_per_block_quant.contract import RmsNormPerBlockQuant
 from parhelion.ops.row_config import row_config
-from parhelion.ops.tile_math import added_rows, codes_of, group_scales_of, rms_normed_groups
+from parhelion.ops.tile_math import added_rows, rms_normed_groups
 
 
 @helion.kernel(static_shapes=False)

@@ -8,9 +8,10 @@ import torch
 
 from parhelion.ops.contract import Tensors
 from parhelion.ops.helion_provider import Runner
+from parhelion.ops.quantize import codes_of, scales_of
 from parhelion.ops.row_config import row_config
 from parhelion.ops.silu_and_mul_dynamic_per_token_quant.contract import SiluAndMulDynamicPerTokenQuant
-from parhelion.ops.tile_math import codes_of, scales_of, silu_times
+from parhelion.ops.tile_math import silu_times
 
 
 @helion.kernel(static_shapes=False)
@@ -21,7 +22,7 @@ def silu_and_mul_dynamic_per_token_quant(x: torch.Tensor, codes: torch.Tensor, s
         values = silu_times(x[rows, 0, :], x[rows, 1, :])
         scale = scales_of(torch.amax(torch.abs(values), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(values, (1.0 / scale)[:, None], codes.dtype)
-        scales[rows, 0] = scale
+        scales[rows] = scale
 
 
 def launch(contract: SiluAndMulDynamicPerTokenQuant, run: Runner, x: torch.Tensor) -> Tensors:
@@ -31,5 +32,5 @@ def launch(contract: SiluAndMulDynamicPerTokenQuant, run: Runner, x: torch.Tenso
     halves = x.unflatten(-1, (2, contract.intermediate_size))
     # A row of the input is two of the output: its threads have twice as much to read.
     config = row_config(2 * contract.intermediate_size, x.shape[0])
-    run(silu_and_mul_dynamic_per_token_quant, config, halves, codes, scales)
+    run(silu_and_mul_dynamic_per_token_quant, config, halves, codes, scales.squeeze(1))
     return codes, scales

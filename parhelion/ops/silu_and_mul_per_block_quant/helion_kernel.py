@@ -8,10 +8,10 @@ import torch
 
 from parhelion.ops.contract import Tensors
 from parhelion.ops.helion_provider import Runner
-from parhelion.ops.quantize import FP8
+from parhelion.ops.quantize import FP8, codes_of, group_scales_of
 from parhelion.ops.row_config import chunk_config
 from parhelion.ops.silu_and_mul_per_block_quant.contract import SiluAndMulPerBlockQuant
-from parhelion.ops.tile_math import codes_of, group_scales_of, silu_times
+from parhelion.ops.tile_math import silu_times
 
 
 @helion.kernel(static_shapes=False)
