@@ -1,5 +1,32 @@
-"""``linear``: activations [M, K] by a weight [N, K], packed once at load, to [M, N]."""
+"""``linear``: activations [M, K] by a weight [N, K] to [M, N]."""
 
-from parhelion.ops.linear.providers import Launcher, Provider, choose, choose_auto, provider_report
+import torch
 
-__all__ = ["Launcher", "Provider", "choose", "choose_auto", "provider_report"]
+from parhelion.ops.helion_provider import HelionProvider
+from parhelion.ops.linear.contract import Linear
+from parhelion.ops.linear.cpu import (
+    FbgemmHalfLinear,
+    Launcher,
+    OneDnnLinear,
+    Provider,
+    TorchLinear,
+    choose,
+    choose_auto,
+    provider_report,
+)
+from parhelion.ops.provider import InductorProvider, ReferenceProvider
+from parhelion.ops.registry import Op
+
+OP = Op(
+    Linear,
+    (ReferenceProvider(), InductorProvider(), HelionProvider(), TorchLinear(), OneDnnLinear(), FbgemmHalfLinear()),
+    examples=(
+        Linear(64, 96),
+        Linear(200, 72, torch.float32, bias=True),
+        Linear(576, 960),
+        Linear(2048, 4096),
+        Linear(4096, 6144),
+    ),
+)
+
+__all__ = ["OP", "Launcher", "Linear", "Provider", "choose", "choose_auto", "provider_report"]

@@ -1,19 +1,22 @@
-"""Ways to compute a linear layer on a CPU: thin adapters over what torch ships, each with a probe.
+"""Ways to compute a linear layer that pack its weight once, at load; the hot path only calls what they return.
 
-A provider packs a weight once, at load, and returns a launcher; the hot path only calls the launcher.
+All of them serve CPUs; ``TorchLinear`` serves every device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from parhelion.errors import ConfigError
-from parhelion.ops.provider import Availability
+from parhelion.ops import contract as contracts
+from parhelion.ops.contract import Contract
+from parhelion.ops.linear.contract import Linear
+from parhelion.ops.provider import Availability, BaseProvider
 
 Launcher = Callable[[torch.Tensor], torch.Tensor]
 """[M, K] activations to [M, N], in the provider's activation dtype."""
@@ -47,10 +50,10 @@ class Provider(Protocol):
 
 
 @dataclass(frozen=True)
-class TorchLinear:
+class TorchLinear(BaseProvider):
     """``torch.nn.functional.linear``, weight and activations in one dtype. Always there; the fallback."""
 
-    weight_dtype: torch.dtype
+    weight_dtype: torch.dtype = torch.float32
     name: str = "torch"
 
     @property
@@ -65,9 +68,41 @@ class TorchLinear:
         packed_bias = None if bias is None else bias.to(self.weight_dtype)
         return lambda x: F.linear(x, packed_weight, packed_bias)
 
+    def launcher(self, contract: Contract) -> contracts.Launcher:
+        return F.linear
+
+
+class _PackingLinear(BaseProvider):
+    """What the providers below have in common: a CPU, float32 activations, a weight that is packed."""
+
+    def probe(self) -> str | None:
+        """None if it can serve here; else why not."""
+        raise NotImplementedError
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Launcher:
+        """Take a [N, K] weight and a [N] bias, any float dtype, and return the launcher that holds them."""
+        raise NotImplementedError
+
+    def why_not(self, device: torch.device) -> str | None:
+        return f"it serves CPUs, and this is {device.type}" if device.type != "cpu" else self.probe()
+
+    def refuses(self, contract: Contract) -> str | None:
+        assert isinstance(contract, Linear)
+        if contract.dtype != torch.float32:
+            return f"its activations are float32, not {_short(contract.dtype)}"
+        return None
+
+    def launcher(self, contract: Contract) -> contracts.Launcher:
+        """Packs at every call: for checks. What serves is bound."""
+        return lambda x, *weights: self.bind(contract, *weights)(x)
+
+    def bind(self, contract: Contract, *weights: Any) -> Launcher:
+        weight, bias = weights if len(weights) == 2 else (*weights, None)
+        return self.pack(weight, bias)
+
 
 @dataclass(frozen=True)
-class OneDnnLinear:
+class OneDnnLinear(_PackingLinear):
     """oneDNN with the weight reordered once into its blocked layout, all in float32."""
 
     name: str = "onednn"
@@ -88,8 +123,11 @@ class OneDnnLinear:
 
 
 @dataclass(frozen=True)
-class FbgemmHalfLinear:
-    """FBGEMM with float16 weights and float32 arithmetic: half the memory traffic, no rounding of activations."""
+class FbgemmHalfLinear(_PackingLinear):
+    """FBGEMM with float16 weights and float32 arithmetic: half the memory traffic, no rounding of activations.
+
+    Serves float32 contracts: rounding the weight to float16, 2^-12 of its values or less, is well within their bounds.
+    """
 
     name: str = "fbgemm_fp16"
     weight_dtype: torch.dtype = torch.float16

@@ -1,0 +1,175 @@
+"""The GEMM as tile programs: one for the products, one that adds up what split-K left.
+
+``gemm`` computes left @ right.T for left [R, K] and right [C, K]. Which of them is the weight is up to the caller:
+x @ weight.T is the standard algorithm, weight @ x.T with a transposed view of y the swapped one. Likewise bytes of FP8
+codes (int8 tensors, where products are of another dtype) are widened on whichever side they come, so that the program
+compiles where there is no FP8.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.helion_provider import interpreting
+
+_SIGN_AND_MAGNITUDE = -0x78100000
+"""Bits 31 and 20 to 26 as a signed number: where a float32 holds the sign, the low exponent bits and the first of the
+fraction."""
+
+
+@helion.kernel(static_shapes=False, dot_precision="ieee")
+def gemm(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    left_scales: torch.Tensor | None,
+    right_scales: torch.Tensor | None,
+    left_bias: torch.Tensor | None,
+    right_bias: torch.Tensor | None,
+    out: torch.Tensor,
+    dtype: torch.dtype,
+    sum_dtype: torch.dtype,
+    block_l: hl.constexpr,
+    block_r: hl.constexpr,
+    block_k: hl.constexpr,
+    swap_ab: hl.constexpr,
+    split_k: hl.constexpr,
+    span: hl.constexpr,
+    ragged: hl.constexpr,
+    group: hl.constexpr,
+) -> None:
+    """out[s] [R, C] = the products of the s-th ``span`` of K; the whole result, scales and bias included, if
+    ``split_k`` is 1.
+
+    Args:
+        left_scales, right_scales: float32: [R, 1] and [C, 1], for the sums; or, with a ``group``, for groups of K:
+            [R, K / group] and [C, K / group], of the weight (left if ``swap_ab``) [its rows / group, K / group].
+        dtype: of the products' operands.
+        sum_dtype: int32 for int8 operands, else float32.
+        ragged: the spans cover more than K, or not whole blocks of it.
+        group: 0 if scales are not by group.
+    """
+    depth = hl.specialize(left.size(1))
+    # N is static and M is not: the compiler need not mask tiles of N that it can see are whole.
+    if swap_ab:
+        rows = hl.specialize(left.size(0))
+        columns = right.size(0)
+    else:
+        rows = left.size(0)
+        columns = hl.specialize(right.size(0))
+    for tile_l, tile_r, split in hl.tile([rows, columns, split_k], block_size=[block_l, block_r, 1]):
+        sums = hl.zeros([tile_l, tile_r], dtype=sum_dtype)
+        for tile_k in hl.tile(span, block_size=block_k):
+            start = split.begin * span
+            if ragged:
+                index = tile_k.index + start
+                a = hl.load(left, [tile_l, index], extra_mask=(index < depth)[None, :])
+                b = hl.load(right, [tile_r, index], extra_mask=(index < depth)[None, :])
+            else:
+                a = left[tile_l, tile_k + start]
+                b = right[tile_r, tile_k + start]
+            if group > 0:
+                g = (tile_k.begin + start) // group
+                if ragged:
+                    # The last span may go on after the last group, where products are 0 and any scale will do.
+                    g = min(g, (depth - 1) // group)
+                if swap_ab:
+                    left_scale = left_scales[tile_l.index // group, g]  # type: ignore[index]
+                    right_scale = right_scales[tile_r, g]  # type: ignore[index]
+                else:
+                    left_scale = left_scales[tile_l, g]  # type: ignore[index]
+                    right_scale = right_scales[tile_r.index // group, g]  # type: ignore[index]
+                products = _added(_widened(a, dtype), _widened(b, dtype), hl.zeros([tile_l, tile_r], dtype=sum_dtype))
+                sums = sums + products * left_scale[:, None] * right_scale[None, :]
+            else:
+                sums = _added(_widened(a, dtype), _widened(b, dtype), sums)
+        if split_k > 1:
+            out[split.begin, tile_l, tile_r] = sums
+        elif group > 0:
+            y = _finished(sums, None, None, left_bias, right_bias, tile_l, tile_r)
+            out[split.begin, tile_l, tile_r] = y.to(out.dtype)
+        else:
+            y = _finished(sums, left_scales, right_scales, left_bias, right_bias, tile_l, tile_r)
+            out[split.begin, tile_l, tile_r] = y.to(out.dtype)
+
+
+@helion.kernel(static_shapes=False)
+def add_splits(
+    sums: torch.Tensor,
+    scales: torch.Tensor | None,
+    weight_scales: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    split_k: hl.constexpr,
+) -> None:
+    """y [M, N] = the sum of sums [split_k, M, N], first to last, times the scales, plus the bias."""
+    num_tokens = y.size(0)
+    out_features = hl.specialize(y.size(1))
+    for tile_m, tile_n in hl.tile([num_tokens, out_features]):
+        total = hl.zeros([tile_m, tile_n], dtype=sums.dtype)
+        for split in hl.static_range(split_k):
+            total = total + sums[split, tile_m, tile_n]
+        y[tile_m, tile_n] = _finished(total, scales, weight_scales, None, bias, tile_m, tile_n).to(y.dtype)
+
+
+def _added(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """sums + a @ b.T."""
+    if interpreting():
+        # hl.dot is interpreted by torch functions that CPUs have not.
+        return sums + a.to(sums.dtype) @ b.to(sums.dtype).T
+    return hl.dot(a, b.T, acc=sums)
+
+
+def _widened(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Operands as they are, or ``float8_e4m3fn`` codes that come as bytes in another dtype, without a rounding.
+
+    A byte's seven lower bits, put at bit 20 of a float32, are its value with the exponent's bias short by 120;
+    subnormals included, NaN (0x7f) not: it comes out as 480.
+    """
+    if codes.dtype != torch.int8 or dtype == torch.int8:
+        return codes
+    bits = (codes.to(torch.int32) << 20) & _SIGN_AND_MAGNITUDE
+    return (bits.view(torch.float32) * 2.0**120).to(dtype)
+
+
+def _finished(
+    sums: torch.Tensor,
+    left_scales: torch.Tensor | None,
+    right_scales: torch.Tensor | None,
+    left_bias: torch.Tensor | None,
+    right_bias: torch.Tensor | None,
+    tile_l: hl.Tile,
+    tile_r: hl.Tile,
+) -> torch.Tensor:
+    """The epilogue, in float32: scales of rows and columns, then the bias."""
+    y = sums.to(torch.float32)
+    if left_scales is not None:
+        y = y * left_scales[tile_l, :]
+    if right_scales is not None:
+        y = y * right_scales[tile_r, :].T
+    if left_bias is not None:
+        y = y + left_bias[tile_l].to(torch.float32)[:, None]
+    if right_bias is not None:
+        y = y + right_bias[tile_r].to(torch.float32)[None, :]
+    return y
+
+
+@functools.lru_cache(maxsize=4096)
+def gemm_helion_config(config: GemmConfig) -> helion.Config:
+    """The part of a config that is not an argument of ``gemm``."""
+    return helion.Config(
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        l2_groupings=[config.group_m],
+        pid_type=config.pid_type,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def add_splits_helion_config(block_m: int, block_n: int) -> helion.Config:
+    """The config of ``add_splits``."""
+    return helion.Config(block_sizes=[block_m, block_n], num_warps=4, num_stages=1)
