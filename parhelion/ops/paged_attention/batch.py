@@ -1,0 +1,34 @@
+"""What ``paged_attention`` needs to know of a step's rows, shared by all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """The rows of a step: each has some query tokens, one after the other, and its keys and values in blocks.
+
+    A padding row has ``seq_len`` 0; it may have query tokens, which see nothing. Tokens behind the last row's are
+    padding too.
+
+    Attributes:
+        block_table: [num_rows, max_blocks] int32, block ids by position. Entries behind a row's last block are never
+            followed by the tile programs, but some libraries copy what they name: they must be valid ids, such as 0.
+        seq_lens: [num_rows] int32, tokens in the cache after this step, the queries' own included.
+        query_start_loc: [num_rows + 1] int32, offsets of the rows' tokens.
+        max_query_len: a bound of the tokens of a row. 1 says that every row has one token, padding rows too: then row
+            i is token i, as far as there are rows.
+        max_seq_len: a bound of ``seq_lens``. With CUDA graphs these two are bounds of the bucket: launch shapes depend
+            on them and on the tensors' shapes, and on nothing else.
+        cpu: what the CPU provider prepared for this batch.
+    """
+
+    block_table: torch.Tensor
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    max_query_len: int
+    max_seq_len: int
+    cpu: object | None = None

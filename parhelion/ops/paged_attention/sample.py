@@ -1,0 +1,63 @@
+"""Batches of ``paged_attention`` for tests and benchmarks: rows of given lengths, their blocks in random order."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from parhelion.ops.contract import randn
+from parhelion.ops.paged_attention.batch import AttentionBatch
+
+CONTEXT = 576
+"""Tokens in the cache of a sampled decode row: 512 of a prompt and half of 128 answered."""
+
+MOST_DECODES = 256
+"""Rows of a sampled decode step; more tokens than that are prompts."""
+
+PROMPT = 1024
+"""Tokens of a sampled prompt."""
+
+
+def sampled_lens(num_tokens: int) -> tuple[list[int], list[int]]:
+    """The query and sequence lengths of the rows that stand for M = ``num_tokens``."""
+    if num_tokens <= MOST_DECODES:
+        # Lengths differ from row to row, as they do in a server, and are CONTEXT on average.
+        return [1] * num_tokens, [CONTEXT + 16 * (row % 5 - 2) for row in range(num_tokens)]
+    whole, rest = divmod(num_tokens, PROMPT)
+    lens = [PROMPT] * whole + [rest] * (rest > 0)
+    return lens, lens
+
+
+def sample_rows(
+    query_lens: list[int],
+    seq_lens: list[int],
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
+    """Query, cache and batch for rows of these lengths.
+
+    Args:
+        shape: num_heads, num_kv_heads, head_dim, block_size.
+    """
+    num_heads, num_kv_heads, head_dim, block_size = shape
+    needed = [-(-seq_len // block_size) for seq_len in seq_lens]
+    num_blocks, width = sum(needed) + 2, max(needed, default=0) or 1
+    # The block table in one look-up, so that sizes alone matter: it is also made where tensors hold nothing.
+    order = torch.randperm(num_blocks, generator=generator)
+    places = [
+        [begin + min(block, count - 1) if count else 0 for block in range(width)]
+        for begin, count in zip(itertools.accumulate([0, *needed]), needed, strict=False)
+    ]
+    batch = AttentionBatch(
+        block_table=order[torch.tensor(places)].int().to(device),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32).to(device),
+        query_start_loc=torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32).to(device),
+        max_query_len=max(query_lens),
+        max_seq_len=max(seq_lens),
+    )
+    query = randn((sum(query_lens), num_heads * head_dim), dtype, device, generator)
+    kv_cache = randn((num_blocks, block_size, 2 * num_kv_heads, head_dim), dtype, device, generator)
+    return query, kv_cache, batch

@@ -1,0 +1,72 @@
+"""``paged_attention``'s tile programs in the interpreter, beside the reference.
+
+Blocks that no row owns, and slots behind a row's last token, hold NaN throughout: nobody may read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from parhelion.ops.check import check
+from parhelion.ops.paged_attention import OP, AttentionBatch, PagedAttention
+from parhelion.ops.paged_attention.sample import sample_rows
+from tests.ops.helion.awkward import generator
+
+CPU = torch.device("cpu")
+
+SMALL = PagedAttention(4, 2, 64, 16, 0.125, dtype=torch.float32)
+"""float32: what is compared is the algorithm."""
+
+
+def poisoned_rows(
+    contract: PagedAttention, query_lens: list[int], seq_lens: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
+    shape = (contract.num_heads, contract.num_kv_heads, contract.head_dim, contract.block_size)
+    query, kv_cache, batch = sample_rows(query_lens, seq_lens, shape, contract.dtype, CPU, generator())
+    owned = torch.zeros(kv_cache.shape[0] * contract.block_size, dtype=torch.bool)
+    for row, seq_len in enumerate(seq_lens):
+        tokens = torch.arange(seq_len)
+        blocks = batch.block_table[row, tokens // contract.block_size].long()
+        owned[blocks * contract.block_size + tokens % contract.block_size] = True
+    kv_cache.view(-1, *kv_cache.shape[2:])[~owned] = float("nan")
+    return query, kv_cache, batch
+
+
+def assert_agrees(contract: PagedAttention, inputs: tuple[torch.Tensor, torch.Tensor, AttentionBatch]) -> None:
+    for error in check(contract, OP.provider("helion").launcher(contract), inputs):
+        assert error.problem is None, error
+
+
+VARIANTS = (
+    SMALL,
+    replace(SMALL, num_heads=2),
+    replace(SMALL, num_heads=6, dtype=torch.bfloat16),
+    replace(SMALL, sliding_window=20),
+    replace(SMALL, soft_cap=2.0),
+    replace(SMALL, sliding_window=1, soft_cap=2.0, block_size=32),
+)
+
+
+@pytest.mark.parametrize("seq_lens", [[70], [1, 16, 17, 64, 33], [5, 0, 70, 0]], ids=str)
+@pytest.mark.parametrize("contract", VARIANTS, ids=str)
+def test_decode_rows_agree_with_the_reference(contract: PagedAttention, seq_lens: list[int]):
+    assert_agrees(contract, poisoned_rows(contract, [1] * len(seq_lens), seq_lens))
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "seq_lens"),
+    [
+        ([70], [70]),
+        ([3], [60]),
+        ([1, 1, 33, 5], [40, 7, 33, 70]),
+        ([7, 1, 0, 20, 0], [7, 1, 0, 61, 0]),
+        ([2, 1, 3], [50, 0, 0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("contract", VARIANTS, ids=str)
+def test_mixed_rows_agree_with_the_reference(contract: PagedAttention, query_lens: list[int], seq_lens: list[int]):
+    assert_agrees(contract, poisoned_rows(contract, query_lens, seq_lens))
