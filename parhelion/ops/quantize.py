@@ -5,6 +5,9 @@ of a row; a code is ``x * (1 / scale)`` rounded to nearest, ties to even, and ne
 ``LEAST_AMAX``, so a row of zeros has a positive scale and zero codes. A row (or group) with a NaN or an infinity has a
 scale that is NaN or infinite, and so dequantizes to nothing finite; its int8 codes are then 0 where FP8 has NaN.
 
+A target without E4M3 (sm_80) needs no FP8 codes: there ``weight_only_mm`` takes FP8 weights and activations as they
+are, after the norms and activations that do not quantize. int8 codes are built everywhere.
+
 Helion traces into ``scales_of`` and those below it, so they cost a program nothing. It does not know ``[:, None]``
 outside of a kernel's own body: write ``unsqueeze``.
 """
@@ -57,9 +60,14 @@ def check_groups(name: str, size: int, group_size: int) -> None:
         raise ValueError(f"{name}: a row of {size} elements does not split into groups of {group_size}")
 
 
+def code_max(quant_dtype: torch.dtype) -> float:
+    """The largest code: 448 for FP8 (E4M3), 127 for int8."""
+    return {FP8: 448.0, torch.int8: 127.0}[quant_dtype]
+
+
 def scales_of(amax: torch.Tensor, quant_dtype: torch.dtype) -> torch.Tensor:
-    """The scales of rows or groups with these largest magnitudes: amax / 448 for FP8 (E4M3), amax / 127 for int8."""
-    return torch.clamp(amax, min=LEAST_AMAX) * (1.0 / (127.0 if quant_dtype == torch.int8 else 448.0))
+    """The scales of rows or groups with these largest magnitudes, which become the largest code."""
+    return torch.clamp(amax, min=LEAST_AMAX) * (1.0 / code_max(quant_dtype))
 
 
 def power_of_two_scales_of(amax: torch.Tensor) -> torch.Tensor:

@@ -16,4 +16,5 @@ class DynamicPerTokenScaledFp8Quant(DynamicPerTokenQuant):
     """Rows quantized to FP8 (E4M3); see ``DynamicPerTokenQuant``."""
 
     name: ClassVar[str] = "dynamic_per_token_scaled_fp8_quant"
+    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
     quant_dtype: ClassVar[torch.dtype] = FP8

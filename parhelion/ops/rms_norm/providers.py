@@ -25,19 +25,22 @@ class TorchRmsNorm(BaseProvider):
 def torch_rms_norm(hidden_size: int, epsilon: float, dtype: torch.dtype) -> Launcher:
     """``rms_norm`` over the last dimension, computed in float32.
 
-    ``F.rms_norm`` is seven kernels on a CPU; by way of the Euclidean norm it is five, at two thirds of the time.
+    ``F.rms_norm`` is one kernel on a GPU and seven on a CPU; by way of the Euclidean norm it is five, at two thirds of
+    the time.
     """
     added = torch.tensor(epsilon)
     share = 1.0 / hidden_size
 
-    def launch_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def by_euclidean_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:
+            return fused(x, weight)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return torch.mul(x, weight).mul_(torch.addcmul(added, norm, norm, value=share).rsqrt_())
 
-    def launch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def fused(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.rms_norm(x, (hidden_size,), weight, epsilon)
 
-    return launch_float32 if dtype == torch.float32 else launch
+    return by_euclidean_norm if dtype == torch.float32 else fused
 
 
 class VllmRmsNorm(VllmProvider):

@@ -31,6 +31,7 @@ class RmsNormDynamicPerTokenQuant(Contract):
     add_residual: bool = False
 
     name: ClassVar[str] = "rms_norm_dynamic_per_token_quant"
+    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
     num_weights: ClassVar[int] = 1
 
     @property

@@ -25,6 +25,7 @@ class SiluAndMulDynamicPerTokenQuant(Contract):
     quant_dtype: torch.dtype = FP8
 
     name: ClassVar[str] = "silu_and_mul_dynamic_per_token_quant"
+    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
     outputs: ClassVar[tuple[Output, ...]] = (
         Output("codes", relative=4e-2, scales=1, max_flips=CODE_FLIPS),
         Output("scales", relative=4e-3),
