@@ -78,6 +78,36 @@ class PlainReport(msgspec.Struct):
     circumstances: Circumstances
 
 
+class OpCheck(msgspec.Struct):
+    """A provider of a contract beside float64; ``skipped`` says why it was not tried."""
+
+    op: str
+    provider: str
+    passed: bool
+    skipped: str | None
+
+
+class OpRatio(msgspec.Struct):
+    """Helion's speed over a rival's, over all shapes of an op."""
+
+    op: str
+    rival: str
+    geometric_mean: float
+    lowest: float
+    count: int
+
+
+class OpsResult(msgspec.Struct):
+    """What ``h100_ops.py`` writes."""
+
+    command: str
+    measured_at: str
+    device: str
+    versions: dict[str, str]
+    correctness: list[OpCheck]
+    ratios: list[OpRatio]
+
+
 def comparison_table(content: bytes) -> str:
     """Both engines side by side, and the ratios."""
     result = msgspec.json.decode(content, type=Comparison)
@@ -109,6 +139,37 @@ def plain_table(content: bytes) -> str:
     return "\n".join([*lines, "", footnote(result.circumstances)])
 
 
+def ops_table(content: bytes) -> str:
+    """One row an op: whose results are right, and how fast the tile program is."""
+    result = msgspec.json.decode(content, type=OpsResult)
+    rivals = list(dict.fromkeys(ratio.rival for ratio in result.ratios))
+    ratios = {(ratio.op, ratio.rival): ratio for ratio in result.ratios}
+    lines = [f"| op | right beside float64 | {' | '.join(f'over {rival}' for rival in rivals)} |"]
+    lines.append("|---|---|" + "---:|" * len(rivals))
+    for op in dict.fromkeys(check.op for check in result.correctness):
+        cells = [_rightness(result.correctness, op)]
+        for rival in rivals:
+            ratio = ratios.get((op, rival))
+            cells.append(f"{ratio.geometric_mean:.2f}x ({ratio.lowest:.2f})" if ratio is not None else "")
+        lines.append(f"| `{op}` | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    note = (
+        "Speed of the tile program over each rival, geometric mean over shapes and sizes of M (lowest in brackets); "
+        f"{result.device}, {versions}, {result.measured_at[:10]}; `{result.command}`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _rightness(checks: list[OpCheck], op: str) -> str:
+    """Each provider that was tried, with how many of its contracts passed."""
+    tried = [check for check in checks if check.op == op and check.skipped is None]
+    cells = []
+    for provider in dict.fromkeys(check.provider for check in tried):
+        passed = [check.passed for check in tried if check.provider == provider]
+        cells.append(f"{provider} {sum(passed)}/{len(passed)}")
+    return ", ".join(cells)
+
+
 def spread(summary: Summary | None) -> str:
     """The median and, where there was more than one value, how far the rest lies from it."""
     if summary is None:
@@ -133,6 +194,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "scheduler_overhead": plain_table,
     "memory": plain_table,
     "inductor": plain_table,
+    "h100_ops": ops_table,
 }
 
 

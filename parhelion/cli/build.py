@@ -111,7 +111,10 @@ def _print_summary(builds: list[Build], asked: Asked) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("op", *(target.name for target in asked.targets), "seconds", title="programs built")
+    table = Table(title="programs built")
+    table.add_column("op", no_wrap=True)
+    for heading in (*(target.name for target in asked.targets), "seconds"):
+        table.add_column(heading, justify="right")
     for op in dict.fromkeys(build.op for build in builds):
         own = [build for build in builds if build.op == op]
         cells = []

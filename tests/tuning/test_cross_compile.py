@@ -17,6 +17,7 @@ from tests.tuning.triton_programs import cast_launch, product_launch, scale_laun
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 @pytest.mark.parametrize("to", TARGETS, ids=lambda each: each.name)
