@@ -31,7 +31,7 @@ from parhelion.bench.kernels import KernelRow, measure_provider, with_rivals
 from parhelion.ops.contract import Contract
 from parhelion.ops.registry import Op, op, op_names
 from parhelion.platform.ceilings import measure_ceilings
-from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models
+from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, with_uncalled_ops
 from parhelion.tuning.model_shapes import model_shape
 
 RESULT = Path(__file__).parent / "results" / "h100_ops.json"
@@ -104,7 +104,7 @@ def contracts_to_time(only: Sequence[str], plan: Plan) -> list[Contract]:
         return [
             contract
             for name in models
-            for contract in contracts_of_models([model_shape(name)], SCHEMES)
+            for contract in with_uncalled_ops(contracts_of_models([model_shape(name)], SCHEMES))
             if contract.name in only
         ]
 

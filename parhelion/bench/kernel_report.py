@@ -16,7 +16,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.registry import op
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
 from parhelion.platform.device import choose_device
-from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, scheme
+from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, scheme, with_uncalled_ops
 from parhelion.tuning.model_shapes import model_shape
 
 
@@ -75,7 +75,7 @@ def contracts_asked_for(settings: KernelSettings) -> list[Contract]:
     for name in settings.ops:
         op(name)
     schemes = [scheme(name) for name in settings.quantizations] or list(SCHEMES)
-    contracts = contracts_of_models([model_shape(name) for name in settings.models], schemes)
+    contracts = with_uncalled_ops(contracts_of_models([model_shape(name) for name in settings.models], schemes))
     return [contract for contract in contracts if not settings.ops or contract.name in settings.ops]
 
 

@@ -29,7 +29,7 @@ def build(
         list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. [default: all]")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Of contracts that differ in sizes alone only the first.")
+        bool, typer.Option("--quick", help="Of contracts that differ in sizes alone only the first; no float32.")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. [default: one a core]")] = None,
     output: Annotated[
@@ -50,7 +50,7 @@ def build(
     from parhelion.platform.cpu import usable_cores
     from parhelion.tuning import expected
     from parhelion.tuning.matrix import NUM_TOKENS, build_matrix
-    from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, one_of_each, scheme
+    from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, reduced, scheme, with_uncalled_kinds
     from parhelion.tuning.model_shapes import MODEL_SHAPES, model_shape
     from parhelion.tuning.page import Asked, compile_matrix_page
     from parhelion.tuning.target import TARGETS
@@ -61,9 +61,9 @@ def build(
     targets = tuple(target_named(name) for name in target) if target else TARGETS
     once = expected.read_expected(expect) if expect is not None else {}
     with count_bar("compiling") as bar:
-        contracts = contracts_of_models(shapes, schemes)
+        contracts = with_uncalled_kinds(contracts_of_models(shapes, schemes))
         if quick:
-            contracts = one_of_each(contracts)
+            contracts = reduced(contracts)
         builds = build_matrix(contracts, targets, jobs=jobs or usable_cores(), progress=bar)
     asked = Asked(
         tuple(shape.name for shape in shapes),

@@ -67,28 +67,44 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
 
 
 def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:
-    """The contracts of several models, each once, op by op; of ops that no layer calls, the examples."""
+    """The contracts of several models, each once."""
     found: dict[Contract, None] = {}
     for shape in shapes:
         for each in schemes:
-            if not _divides(shape, each):
-                continue
-            found.update(dict.fromkeys(contracts_of(shape, each)))
+            if _divides(shape, each):
+                found.update(dict.fromkeys(contracts_of(shape, each)))
+    return list(found)
+
+
+def with_uncalled_ops(contracts: Iterable[Contract]) -> list[Contract]:
+    """The contracts, op by op, and the examples of those ops that have none among them (samplers)."""
+    found = list(contracts)
     called = {contract.name for contract in found}
-    for op in ops():
-        if op.name not in called:
-            found.update(dict.fromkeys(op.examples))
+    found += [example for op in ops() if op.name not in called for example in op.examples]
     return sorted(found, key=lambda contract: contract.name)
 
 
-def one_of_each(contracts: Iterable[Contract]) -> list[Contract]:
-    """Of contracts that differ in sizes alone, the first: enough to notice when a kernel stops building."""
+def with_uncalled_kinds(contracts: Iterable[Contract]) -> list[Contract]:
+    """The contracts, op by op, and those examples of ops that differ in kind from all of them."""
+    found = list(contracts)
+    called = {kind(contract) for contract in found}
+    found += [example for op in ops() for example in op.examples if kind(example) not in called]
+    return sorted(found, key=lambda contract: contract.name)
+
+
+def reduced(contracts: Iterable[Contract]) -> list[Contract]:
+    """The first contract of each kind, float32 left out: enough to notice when a kernel stops building for GPUs."""
     found: dict[tuple[object, ...], Contract] = {}
     for contract in contracts:
-        values = (getattr(contract, field.name) for field in fields(contract))
-        kind = (type(contract), *("size" if _is_size(value) else value for value in values))
-        found.setdefault(kind, contract)
+        if getattr(contract, "dtype", None) != torch.float32:
+            found.setdefault(kind(contract), contract)
     return list(found.values())
+
+
+def kind(contract: Contract) -> tuple[object, ...]:
+    """What two contracts have in common that differ in sizes alone: the op, dtypes, formats and what is on or off."""
+    values = (getattr(contract, field.name) for field in fields(contract))
+    return (type(contract), *("size" if _is_size(value) else value for value in values))
 
 
 def _is_size(value: object) -> bool:

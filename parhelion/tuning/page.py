@@ -56,9 +56,9 @@ def _head(builds: Sequence[Build], asked: Asked) -> str:
             f"Written by `{asked.command}` on a machine that needs no GPU; do not edit it.",
             "",
             "Every tile program is cross-compiled for every target, with the static dimensions that these models need: "
-            f"{', '.join(asked.models)}, in the quantizations {', '.join(asked.schemes)}; ops that no layer calls are "
-            f"built for their own examples. Configs are those for M = {tokens}; sizes of M that share a program share "
-            f"a row. {names}.",
+            f"{', '.join(asked.models)}, in the quantizations {', '.join(asked.schemes)}. Kinds of contracts that no "
+            "layer calls are built for examples of their ops. "
+            f"Configs are those for M = {tokens}; sizes of M that share a program share a row. {names}.",
             "",
             f"Targets: {devices}.",
             "",

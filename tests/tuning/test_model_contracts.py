@@ -8,13 +8,22 @@ import torch
 from parhelion.errors import ConfigError
 from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
 from parhelion.ops.linear import Linear
-from parhelion.ops.registry import op_names
+from parhelion.ops.registry import op_names, ops
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, UNQUANTIZED
-from parhelion.tuning.model_contracts import SCHEMES, contracts_of, contracts_of_models, one_of_each, scheme
+from parhelion.tuning.model_contracts import (
+    SCHEMES,
+    contracts_of,
+    contracts_of_models,
+    kind,
+    reduced,
+    scheme,
+    with_uncalled_kinds,
+    with_uncalled_ops,
+)
 from parhelion.tuning.model_shapes import MODEL_SHAPES, model_shape
 
 QWEN3 = model_shape("qwen3-8b")
@@ -54,15 +63,21 @@ def test_a_model_whose_sizes_are_no_multiples_of_a_block_is_left_out_of_block_qu
     assert any(isinstance(c, ScaledMmBlockwise) for c in contracts_of_models([QWEN3], [FP8_BLOCK]))
 
 
-def test_every_op_is_covered_and_no_contract_twice():
-    contracts = contracts_of_models(MODEL_SHAPES, SCHEMES)
+@pytest.mark.parametrize("extend", [with_uncalled_ops, with_uncalled_kinds])
+def test_every_op_is_covered_and_no_contract_twice(extend):
+    contracts = extend(contracts_of_models(MODEL_SHAPES, SCHEMES))
     assert {contract.name for contract in contracts} == set(op_names())
     assert len(set(contracts)) == len(contracts)
 
 
-def test_one_of_each_keeps_what_differs_in_more_than_sizes():
+def test_every_kind_of_every_example_is_covered():
+    kinds = {kind(contract) for contract in with_uncalled_kinds(contracts_of_models([QWEN3], SCHEMES))}
+    assert {kind(example) for op in ops() for example in op.examples} <= kinds
+
+
+def test_the_reduced_list_keeps_what_differs_in_more_than_sizes():
     contracts = [RmsNorm(64), RmsNorm(128), RmsNorm(64, dtype=torch.float32), Linear(8, 8), Linear(8, 8, bias=True)]
-    assert one_of_each(contracts) == [contracts[0], contracts[2], contracts[3], contracts[4]]
+    assert reduced(contracts) == [contracts[0], contracts[3], contracts[4]]
 
 
 @pytest.mark.parametrize(("look_up", "name"), [(model_shape, "gpt-2"), (scheme, "int3")])
