@@ -27,17 +27,20 @@ import torch
 
 from parhelion.bench.correctness import CorrectnessRow, check_provider
 from parhelion.bench.kernel_timer import Timing, random_inputs
-from parhelion.bench.kernels import KernelRow, measure_provider, with_rivals
+from parhelion.bench.kernels import KernelRow, forget_shapes, measure_case
 from parhelion.ops.contract import Contract
 from parhelion.ops.registry import Op, op, op_names
 from parhelion.platform.ceilings import measure_ceilings
-from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, with_uncalled_ops
+from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, kind, with_uncalled_ops
 from parhelion.tuning.model_shapes import model_shape
 
 RESULT = Path(__file__).parent / "results" / "h100_ops.json"
 GEMM_OPS = ("linear", "scaled_mm", "scaled_mm_blockwise", "weight_only_mm")
 OTHER_OPS = ("paged_attention", "embedding", "argmax", "top_k_top_p_sampling")
 """Neither row kernels nor matrix products: timed at the sizes of a decode step, without TorchInductor."""
+
+SANITIZED_M = (1, 19, 130)
+"""Sizes of M whose configs differ."""
 
 ROUNDS = Timing(rounds=12)
 
@@ -50,7 +53,7 @@ class Plan:
         check_m: sizes of M for correctness.
         models: whose row kernels are timed. gemm_models: whose matrix products and other ops are.
         row_m: sizes of M of row kernels. slow_m: those of them at which TorchInductor and the reference are timed too.
-        gemm_m: sizes of M of everything else.
+        gemm_m, other_m: sizes of M of matrix products, and of the rest.
         timing: rounds.
         examples: how many of an op's examples are checked, smallest first.
         time_budget_s: seconds after which no further contract is timed.
@@ -62,6 +65,7 @@ class Plan:
     row_m: tuple[int, ...] = tuple(1 << power for power in range(14))
     slow_m: tuple[int, ...] = (1, 16, 256, 2048, 8192)
     gemm_m: tuple[int, ...] = (1, 16, 64, 256, 1024)
+    other_m: tuple[int, ...] = (1, 16, 256)
     timing: Timing = ROUNDS
     examples: int = 100
     time_budget_s: float = 300.0
@@ -74,23 +78,34 @@ QUICK = Plan(
     row_m=(1, 4),
     slow_m=(4,),
     gemm_m=(2,),
+    other_m=(2,),
     timing=Timing(rounds=2, warmup=1),
     examples=1,
     time_budget_s=60.0,
 )
 
 
+Cases = list[tuple[int, tuple[str, ...]]]
+"""Sizes of M, each with the names of the providers that are tried at it."""
+
+
+def check_cases(contract: Contract, plan: Plan) -> Cases:
+    """All providers at all sizes; TorchInductor, which takes seconds a shape, at one size of an op's last example."""
+    names = tuple(provider.name for provider in op(contract.name).providers)
+    quick = tuple(name for name in names if name != "inductor")
+    is_last = contract == op(contract.name).examples[: plan.examples][-1]
+    return [(size, names if is_last and size == plan.check_m[-1] else quick) for size in plan.check_m]
+
+
 def check_all(ops: Sequence[Op], plan: Plan, device: torch.device) -> Iterator[CorrectnessRow]:
-    """Every provider of every example; TorchInductor, which takes seconds a shape, at one size of the last one."""
+    """Every provider of every example."""
     for number, each in enumerate(ops):
-        examples = each.examples[: plan.examples]
-        for contract in examples:
+        for contract in each.examples[: plan.examples]:
+            cases = check_cases(contract, plan)
             for provider in each.providers:
-                sizes = plan.check_m
-                if provider.name == "inductor":
-                    if contract != examples[-1]:
-                        continue
-                    sizes = plan.check_m[-1:]
+                sizes = [size for size, names in cases if provider.name in names]
+                if not sizes:
+                    continue
                 row = check_provider(contract, provider, sizes, device, seed=number)
                 state = "skipped" if row.skipped else "ok" if row.passed else f"FAILED {row.problems[0]}"
                 print(f"check {row.contract} {row.provider}: {state}", flush=True)
@@ -114,13 +129,13 @@ def contracts_to_time(only: Sequence[str], plan: Plan) -> list[Contract]:
     return list(dict.fromkeys((*rows, *rest)))
 
 
-def cases(contract: Contract, plan: Plan) -> Iterator[tuple[int, tuple[str, ...]]]:
+def time_cases(contract: Contract, plan: Plan) -> Cases:
     """The sizes of M of a contract, and who is timed there."""
     names = tuple(provider.name for provider in op(contract.name).providers)
-    is_row = contract.name not in GEMM_OPS + OTHER_OPS
-    for size in plan.row_m if is_row else plan.gemm_m:
-        slow = is_row and size in plan.slow_m
-        yield size, tuple(name for name in names if slow or name not in ("inductor", "reference"))
+    quick = tuple(name for name in names if name not in ("inductor", "reference"))
+    if contract.name in GEMM_OPS + OTHER_OPS:
+        return [(size, quick) for size in (plan.gemm_m if contract.name in GEMM_OPS else plan.other_m)]
+    return [(size, names if size in plan.slow_m else quick) for size in plan.row_m]
 
 
 def time_all(contracts: Sequence[Contract], plan: Plan, device: torch.device) -> Iterator[KernelRow]:
@@ -131,32 +146,31 @@ def time_all(contracts: Sequence[Contract], plan: Plan, device: torch.device) ->
             for left in contracts[number:]:
                 yield KernelRow(left.name, left.key(), 0, "all", None, 0.0, problem="no time was left")
             return
-        for size, names in cases(contract, plan):
+        for size, names in time_cases(contract, plan):
             providers = [op(contract.name).provider(name) for name in names]
-            group = [measure_provider(contract, size, each, device, plan.timing) for each in providers]
-            yield from with_rivals(group)
+            yield from measure_case(contract, size, providers, device, plan.timing)
         print(f"timed {contract.key()}", flush=True)
 
 
-def warm(contract: Contract, plan: Plan, device: torch.device) -> None:
-    """Fill the compile caches on disk with what timing this contract will need."""
-    for size, names in cases(contract, plan):
+def warm(contract: Contract, cases: Cases, device: torch.device) -> None:
+    """Fill the compile caches on disk with what these cases will need."""
+    for size, names in cases:
         for name in set(names) & {"inductor", "helion"}:
             provider = op(contract.name).provider(name)
             if provider.why_not(device) or provider.refuses(contract):
                 continue
-            torch.compiler.reset()
+            forget_shapes(provider)
             try:
                 provider.launcher(contract)(*random_inputs(contract, size, device))
-            # Timing will meet the same error and report it.
+            # The run itself will meet the same error and report it.
             except Exception:
                 continue
 
 
-def warm_all(contracts: Sequence[Contract], plan: Plan, device: torch.device, jobs: int) -> None:
-    """``warm`` in so many processes. Nothing depends on it, so a process that dies only makes timing slower."""
+def warm_all(work: Sequence[tuple[Contract, Cases]], device: torch.device, jobs: int) -> None:
+    """``warm`` in so many processes. Nothing depends on it: a process that dies only makes the rest slower."""
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for contract, future in [(each, pool.submit(warm, each, plan, device)) for each in contracts]:
+        for contract, future in [(contract, pool.submit(warm, contract, cases, device)) for contract, cases in work]:
             if (error := future.exception()) is not None:
                 print(f"not warmed: {contract.key()}: {type(error).__name__}", flush=True)
 
@@ -165,9 +179,10 @@ def sanitize(ops: Sequence[Op], device: torch.device) -> None:
     """Launch every Helion kernel at small shapes and do nothing else, for a run under compute-sanitizer."""
     for each in ops:
         provider = each.provider("helion")
-        for contract in each.examples[:2]:
+        # Smallest first, so these are the smallest of each kind.
+        for contract in {kind(example): example for example in reversed(each.examples)}.values():
             why_not = provider.why_not(device) or provider.refuses(contract)
-            for size in (1, 19):
+            for size in SANITIZED_M:
                 if why_not is None:
                     inputs = contract.sample_inputs(size, device, torch.Generator().manual_seed(size))
                     provider.launcher(contract)(*inputs)
@@ -229,7 +244,7 @@ def circumstances(device: torch.device) -> dict[str, object]:
 
 def print_tables(checks: Sequence[CorrectnessRow], means: Sequence[Ratio], timed: Sequence[KernelRow]) -> None:
     """The short version, last."""
-    print("\ncorrectness: contracts passed, worst relative error")
+    print("\ncorrectness: contracts passed, worst relative error, largest share of codes one step away")
     for name, provider in dict.fromkeys((row.op, row.provider) for row in checks):
         rows = [row for row in checks if (row.op, row.provider) == (name, provider)]
         tried = [row for row in rows if row.skipped is None]
@@ -237,8 +252,9 @@ def print_tables(checks: Sequence[CorrectnessRow], means: Sequence[Ratio], timed
             print(f"  {name:40} {provider:12} - {rows[0].skipped}")
             continue
         worst = max((error.relative for row in tried for error in row.outputs), default=0.0)
+        flips = max((error.flips for row in tried for error in row.outputs), default=0.0)
         passed = sum(row.passed for row in tried)
-        print(f"  {name:40} {provider:12} {passed}/{len(tried)}  {worst:.2e}")
+        print(f"  {name:40} {provider:12} {passed}/{len(tried)}  {worst:.2e}  {flips:.1e}")
         for row in tried:
             for problem in row.problems:
                 print(f"      {row.contract}: {problem}")
@@ -265,9 +281,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--skip-check", action="store_true")
     parser.add_argument("--skip-timing", action="store_true")
     parser.add_argument("--sanitize", action="store_true", help="only launch every Helion kernel, at small shapes")
-    parser.add_argument("--warm-jobs", type=int, default=0, help="processes that fill the compile caches before timing")
+    parser.add_argument("--warm-jobs", type=int, default=0, help="processes that fill the compile caches first")
     parser.add_argument("--output", type=Path, default=RESULT)
-    for name in ("check-m", "row-m", "slow-m", "gemm-m"):
+    for name in ("check-m", "row-m", "slow-m", "gemm-m", "other-m"):
         parser.add_argument(f"--{name}", default="", help="sizes of M, separated by commas")
     for name in ("models", "gemm-models"):
         parser.add_argument(f"--{name}", default="", help="models, separated by commas")
@@ -279,7 +295,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """The usual or the quick plan with what the options replace."""
     plan = QUICK if options.quick else Plan()
     changes: dict[str, object] = {}
-    for name in ("check_m", "row_m", "slow_m", "gemm_m"):
+    for name in ("check_m", "row_m", "slow_m", "gemm_m", "other_m"):
         if text := getattr(options, name):
             changes[name] = tuple(map(int, text.split(",")))
     for name in ("models", "gemm_models"):
@@ -302,16 +318,17 @@ def main() -> None:
         return
     start = time.monotonic()
     report = circumstances(device)
+    contracts = [] if options.skip_timing else contracts_to_time([each.name for each in ops], plan)
+    if options.warm_jobs:
+        work = [(contract, time_cases(contract, plan)) for contract in contracts]
+        if not options.skip_check:
+            work += [(c, check_cases(c, plan)) for each in ops for c in each.examples[: plan.examples]]
+        warm_all(work, device, options.warm_jobs)
+    seconds = {"warming": time.monotonic() - start}
     checks = [] if options.skip_check else list(check_all(ops, plan, device))
-    seconds = {"checks": time.monotonic() - start}
-    timed: list[KernelRow] = []
-    if not options.skip_timing:
-        contracts = contracts_to_time([each.name for each in ops], plan)
-        if options.warm_jobs:
-            warm_all(contracts, plan, device, options.warm_jobs)
-            seconds["warming"] = time.monotonic() - start - seconds["checks"]
-        report["ceilings"] = asdict(measure_ceilings(device))
-        timed = list(time_all(contracts, plan, device))
+    seconds["checks"] = time.monotonic() - start - seconds["warming"]
+    report["ceilings"] = asdict(measure_ceilings(device))
+    timed = list(time_all(contracts, plan, device))
     means = ratios(timed)
     seconds["all"] = time.monotonic() - start
     report |= {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from parhelion.bench.kernels import first_line
+from parhelion.bench.kernels import first_line, forget_shapes
 from parhelion.ops.check import OutputError, compare
 from parhelion.ops.contract import Contract, Launcher, Tensors, as_tuple
 from parhelion.ops.inputs import map_tensors
@@ -55,8 +55,7 @@ def check_provider(
     generator = torch.Generator().manual_seed(seed)
     worst: tuple[OutputError, ...] = ()
     problems: list[str] = []
-    # A compiler keeps only so many shapes of one function.
-    torch.compiler.reset()
+    forget_shapes(provider)
     for size in num_tokens:
         try:
             errors = check_once(contract, provider.launcher(contract), size, device, generator)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from parhelion.bench.kernel_timer import USUAL, Timing, time_launcher
+from parhelion.bench.kernel_timer import USUAL, Timing, rotating_inputs, time_launcher
 from parhelion.bench.measure import Summary
-from parhelion.ops.contract import Contract
+from parhelion.ops.contract import Contract, Tensors
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
@@ -60,11 +60,8 @@ def measure_kernels(
     rows: list[KernelRow] = []
     for contract in contracts:
         for size in num_tokens:
-            group = []
-            for provider in _providers(contract, providers):
-                group.append(measure_provider(contract, size, provider, device, timing))
-                progress(len(rows) + len(group), total)
-            rows += with_rivals(group)
+            rows += measure_case(contract, size, _providers(contract, providers), device, timing)
+            progress(len(rows), total)
     return rows
 
 
@@ -90,24 +87,46 @@ def _providers(contract: Contract, names: Sequence[str]) -> list[Provider]:
     return [known.provider(name) for name in names] if names else list(known.providers)
 
 
-def measure_provider(
-    contract: Contract, num_tokens: int, provider: Provider, device: torch.device, timing: Timing = USUAL
-) -> KernelRow:
-    """One provider at one M; a failure is a row that says so."""
+def measure_case(
+    contract: Contract,
+    num_tokens: int,
+    providers: Sequence[Provider],
+    device: torch.device,
+    timing: Timing = USUAL,
+) -> list[KernelRow]:
+    """Providers of one contract at one M, on the same inputs; a failure is a row that says so."""
     floor = floor_us(contract, num_tokens, measure_ceilings(device))
+    sets = rotating_inputs(contract, num_tokens, device)
+    return with_rivals([_measure(contract, num_tokens, each, device, floor, sets, timing) for each in providers])
+
+
+def _measure(
+    contract: Contract,
+    num_tokens: int,
+    provider: Provider,
+    device: torch.device,
+    floor: float,
+    sets: Sequence[Tensors],
+    timing: Timing,
+) -> KernelRow:
     row = KernelRow(contract.name, contract.key(), num_tokens, provider.name, None, floor)
     problem = provider.why_not(device) or provider.refuses(contract)
     if problem is not None:
         return replace(row, problem=problem)
-    # A compiler keeps only so many shapes of one function.
-    torch.compiler.reset()
+    forget_shapes(provider)
     try:
-        seconds = time_launcher(provider.launcher(contract), contract, num_tokens, device, timing)
+        seconds = time_launcher(provider.launcher(contract), sets, device, timing)
     # A provider may fail in any way; the table says how.
     except Exception as error:
         return replace(row, problem=first_line(error))
     times = scaled(seconds, 1e6)
     return replace(row, time_us=times, of_floor=floor / times.median if times.median else None)
+
+
+def forget_shapes(provider: Provider) -> None:
+    """torch.compile keeps only so many shapes of one function and refuses more."""
+    if provider.name == "inductor":
+        torch.compiler.reset()
 
 
 def first_line(error: Exception) -> str:

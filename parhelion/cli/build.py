@@ -112,9 +112,9 @@ def _print_summary(builds: list[Build], asked: Asked) -> None:
     from rich.table import Table
 
     table = Table(title="programs built")
-    table.add_column("op", no_wrap=True)
-    for heading in (*(target.name for target in asked.targets), "seconds"):
-        table.add_column(heading, justify="right")
+    table.add_column("op", overflow="fold")
+    for heading in (*(target.name for target in asked.targets), "s"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for op in dict.fromkeys(build.op for build in builds):
         own = [build for build in builds if build.op == op]
         cells = []
@@ -122,7 +122,7 @@ def _print_summary(builds: list[Build], asked: Asked) -> None:
             there = [build for build in own if build.target == target.name]
             built = sum(build.built for build in there)
             cells.append(f"{built}/{len(there)}" if built == len(there) else f"[yellow]{built}/{len(there)}[/]")
-        table.add_row(op, *cells, f"{sum(build.seconds for build in own):.1f}")
+        table.add_row(op, *cells, f"{sum(build.seconds for build in own):.0f}")
     console = stdout()
     console.print(table)
     reasons: dict[tuple[str, str, str], list[str]] = {}

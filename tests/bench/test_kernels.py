@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from parhelion.bench.correctness import check_provider, poison_free_memory
-from parhelion.bench.kernel_timer import Timing, random_inputs, time_launcher
-from parhelion.bench.kernels import KernelRow, floor_us, measure_kernels, measure_provider, with_rivals
+from parhelion.bench.kernel_timer import Timing, random_inputs, rotating_inputs, time_launcher
+from parhelion.bench.kernels import KernelRow, floor_us, measure_case, measure_kernels, with_rivals
 from parhelion.bench.measure import summarize
 from parhelion.cli.main import build_app
 from parhelion.ops.contract import Contract, Launcher
@@ -42,7 +42,7 @@ class Wrong(BaseProvider):
 
 
 def test_a_row_has_a_time_a_floor_and_the_share_of_it():
-    row = measure_provider(NORM, 3, ReferenceProvider(), CPU, FAST)
+    [row] = measure_case(NORM, 3, [ReferenceProvider()], CPU, FAST)
     assert row.time_us is not None
     assert row.time_us.count == 3
     assert row.floor_us == floor_us(NORM, 3, measure_ceilings(CPU))
@@ -50,9 +50,10 @@ def test_a_row_has_a_time_a_floor_and_the_share_of_it():
 
 
 def test_a_failing_provider_is_a_row_and_not_an_end():
-    row = measure_provider(NORM, 3, Broken(), CPU, FAST)
-    assert row.time_us is None
-    assert row.problem == "RuntimeError: no such kernel"
+    broken, good = measure_case(NORM, 3, [Broken(), ReferenceProvider()], CPU, FAST)
+    assert broken.time_us is None
+    assert broken.problem == "RuntimeError: no such kernel"
+    assert good.time_us is not None
 
 
 def test_rows_are_compared_with_the_fastest_other():
@@ -63,7 +64,7 @@ def test_rows_are_compared_with_the_fastest_other():
 def test_progress_counts_every_case():
     seen: list[tuple[int, int]] = []
     rows = measure_kernels([NORM, RmsNorm(128)], [1, 2], CPU, ["reference", "torch"], FAST, lambda *x: seen.append(x))
-    assert seen == [(done, 8) for done in range(1, 9)]
+    assert seen == [(2, 8), (4, 8), (6, 8), (8, 8)]
     assert [row.provider for row in rows] == ["reference", "torch"] * 4
 
 
@@ -88,7 +89,7 @@ def test_inputs_for_timing_have_the_samples_shapes_and_hold_numbers():
     for made in (empty_inputs(NORM, 5), random_inputs(NORM, 5, CPU)):
         assert [(x.shape, x.stride(), x.dtype) for x in made] == [(x.shape, x.stride(), x.dtype) for x in sample]
     assert all(x.float().std() > 0.5 for x in random_inputs(NORM, 5, CPU))
-    assert time_launcher(NORM.reference, NORM, 5, CPU, FAST).minimum > 0
+    assert time_launcher(NORM.reference, rotating_inputs(NORM, 5, CPU), CPU, FAST).minimum > 0
 
 
 def test_tensors_are_found_and_changed_wherever_they_are():
