@@ -11,7 +11,7 @@ import torch
 from parhelion.ops import linear, scaled_mm, scaled_mm_blockwise, weight_only_mm
 from parhelion.ops.check import check
 from parhelion.ops.contract import Contract, Traffic
-from parhelion.ops.gemm.config import GemmShape, default_config, split_span, token_bucket
+from parhelion.ops.gemm.config import GemmShape, default_config, shared_bytes, split_span, token_bucket
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.linear import Linear
 from parhelion.ops.scaled_mm import ScaledMm
@@ -307,9 +307,8 @@ def test_untuned_configs_fit_their_target(name: str, x_bytes: int, weight_bytes:
         shape = GemmShape(k, n, x_bytes, weight_bytes, x_bytes != weight_bytes, group)
         for bucket in (16, 32, 64, 128, 256, 1024, 8192):
             config = default_config(shape, bucket, target)
-            stages = config.num_stages - target.is_amd
-            buffers = stages * config.block_k * (config.block_m * x_bytes + config.block_n * weight_bytes)
-            assert buffers <= target.shared_bytes
+            tile = shape, config.block_m, config.block_n, config.block_k
+            assert shared_bytes(*tile, config.num_stages, target) <= target.shared_bytes
             assert config.block_k >= 32
             assert group is None or config.block_k <= group
             # Every split has some of K to add up.

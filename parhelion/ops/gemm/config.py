@@ -92,7 +92,7 @@ def default_config(shape: GemmShape, bucket: int, target: GemmTarget) -> GemmCon
         block_k,
         swap_ab=swap_ab,
         split_k=_split_k(shape, bucket, _tiles(shape, bucket, block_m, block_n), block_k, target),
-        num_warps=8 if block_m * block_n >= 128 * 128 else 4,
+        num_warps=8 if block_m * block_n >= (128 * 64 if shape.widened else 128 * 128) else 4,
         num_stages=num_stages,
         group_m=8 if bucket > 256 else 1,
     )
@@ -112,34 +112,38 @@ def _tile(shape: GemmShape, bucket: int, target: GemmTarget) -> tuple[int, int]:
 
 def _depth(shape: GemmShape, block_m: int, block_n: int, bucket: int, target: GemmTarget) -> tuple[int, int]:
     """The step of K and the number of pipeline stages: what fits into shared memory, for two programs if M is small."""
-    loads = 256 if bucket <= 64 else 128
-    block_k = loads // max(shape.x_bytes, shape.weight_bytes)
-    block_k = min(block_k, max(32, _next_power_of_two(shape.in_features)), shape.group or block_k)
+    widest = max(shape.x_bytes, shape.weight_bytes)
+    block_k = min((256 if bucket <= 64 else 128) // widest, max(32, _next_power_of_two(shape.in_features)))
+    if shape.group is not None:
+        block_k = min(block_k, shape.group)
     num_stages = 2 if target.is_amd else 4 if bucket <= 256 else 3
-    programs = 2 if bucket <= 64 else 1
-    while _shared(shape, block_m, block_n, block_k, num_stages, target) * programs > target.shared_bytes:
-        if num_stages > 2:
-            num_stages -= 1
-        elif block_k > 32:
+    budget = target.shared_bytes // (2 if bucket <= 64 else 1)
+    while shared_bytes(shape, block_m, block_n, block_k, num_stages, target) > budget:
+        if block_k * widest > 128 or (num_stages == 2 and block_k > 32):
             block_k //= 2
+        elif num_stages > 2:
+            num_stages -= 1
         else:
             break
     return block_k, num_stages
+
+
+def shared_bytes(
+    shape: GemmShape, block_m: int, block_n: int, block_k: int, num_stages: int, target: GemmTarget
+) -> int:
+    """Shared memory of a pipeline. Only where the matrix unit reads its operands there is a buffer for every stage."""
+    buffers = num_stages if target.wide_mma else num_stages - 1
+    return buffers * block_k * (block_m * shape.x_bytes + block_n * shape.weight_bytes)
 
 
 def _split_k(shape: GemmShape, bucket: int, tiles: int, block_k: int, target: GemmTarget) -> int:
     """How many programs share a tile: enough for all processors, while the sums stay small beside the weight."""
     wanted = target.num_processors * (2 if bucket <= 64 else 1) // tiles
     steps = shape.in_features // (2 * block_k)
-    # A float32 sum is written and read, 8 bytes; at most half as many bytes as the weight has.
-    affordable = shape.in_features * shape.weight_bytes // (16 * bucket)
+    # A float32 sum is 8 bytes, written and read, mostly in the L2 cache: at most twice as many as the weight has.
+    affordable = shape.in_features * shape.weight_bytes // (4 * bucket)
     split_k = max(1, min(wanted, steps, affordable, MAX_SPLIT_K))
     return -(-shape.in_features // split_span(shape.in_features, split_k, block_k, shape.group))
-
-
-def _shared(shape: GemmShape, block_m: int, block_n: int, block_k: int, stages: int, target: GemmTarget) -> int:
-    buffers = stages - 1 if target.is_amd else stages
-    return buffers * block_k * (block_m * shape.x_bytes + block_n * shape.weight_bytes)
 
 
 def _tiles(shape: GemmShape, bucket: int, block_m: int, block_n: int) -> int:

@@ -48,6 +48,7 @@ def gemm(
     Args:
         left_scales, right_scales: float32: [R, 1] and [C, 1], for the sums; or, with a ``group``, for groups of K:
             [R, K / group] and [C, K / group], of the weight (left if ``swap_ab``) [its rows / group, K / group].
+        left_bias, right_bias: [R, 1] and [C, 1]; at most one is given.
         dtype: of the products' operands.
         sum_dtype: int32 for int8 operands, else float32.
         ragged: the spans cover more than K, or not whole blocks of it.
@@ -106,7 +107,7 @@ def add_splits(
     y: torch.Tensor,
     split_k: hl.constexpr,
 ) -> None:
-    """y [M, N] = the sum of sums [split_k, M, N], first to last, times the scales, plus the bias."""
+    """y [M, N] = sums [split_k, M, N] added first to last, times scales [M, 1] and [N, 1], plus bias [N, 1]."""
     num_tokens = y.size(0)
     out_features = hl.specialize(y.size(1))
     for tile_m, tile_n in hl.tile([num_tokens, out_features]):
@@ -152,9 +153,9 @@ def _finished(
     if right_scales is not None:
         y = y * right_scales[tile_r, :].T
     if left_bias is not None:
-        y = y + left_bias[tile_l].to(torch.float32)[:, None]
+        y = y + left_bias[tile_l, :].to(torch.float32)
     if right_bias is not None:
-        y = y + right_bias[tile_r].to(torch.float32)[None, :]
+        y = y + right_bias[tile_r, :].to(torch.float32).T
     return y
 
 

@@ -51,6 +51,7 @@ def launch_gemm(run: Runner, operands: Operands, config: GemmConfig | None = Non
         shape = GemmShape(in_features, out_features, x.element_size(), weight.element_size(), widened, operands.group)
         config = default_config(shape, token_bucket(num_tokens), target)
     sum_dtype = torch.int32 if dtype == torch.int8 else torch.float32
+    bias = None if operands.bias is None else operands.bias[:, None]
     sums = y[None]
     if config.split_k > 1:
         sums = y.new_empty((config.split_k, num_tokens, out_features), dtype=sum_dtype)
@@ -68,14 +69,14 @@ def launch_gemm(run: Runner, operands: Operands, config: GemmConfig | None = Non
         operands.group or 0,
     )
     if config.swap_ab:
-        inputs = (weight, x, operands.weight_scales, operands.scales, operands.bias, None, sums.transpose(1, 2))
+        inputs = (weight, x, operands.weight_scales, operands.scales, bias, None, sums.transpose(1, 2))
     else:
-        inputs = (x, weight, operands.scales, operands.weight_scales, None, operands.bias, sums)
+        inputs = (x, weight, operands.scales, operands.weight_scales, None, bias, sums)
     run(gemm, gemm_helion_config(config), *inputs, *how)
     if config.split_k > 1:
         scales, weight_scales = (None, None) if operands.group else (operands.scales, operands.weight_scales)
         adding = add_splits_helion_config(1, 512) if num_tokens < 64 else add_splits_helion_config(4, 256)
-        run(add_splits, adding, sums, scales, weight_scales, operands.bias, y, config.split_k)
+        run(add_splits, adding, sums, scales, weight_scales, bias, y, config.split_k)
     return y
 
 

@@ -19,7 +19,7 @@ class GemmTarget:
         shared_bytes: shared memory (LDS) that one program may have.
         wide_mma: its matrix unit takes the left operand in 64 rows (wgmma, tcgen05): a small M is better on the right.
         float8: it multiplies ``float8_e4m3fn``; elsewhere codes are widened in registers first.
-        is_amd: its compiler keeps one stage of a pipeline in registers, and its warps have 64 threads.
+        is_amd: it wants short pipelines.
     """
 
     name: str
