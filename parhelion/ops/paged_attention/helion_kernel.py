@@ -115,10 +115,10 @@ def paged_attention_decode(
                 scores = torch.where((tile_t.index < end)[None, :], scores, float("-inf"))
                 v = kv_cache[slot, num_kv_heads + kv_head, :]
                 m, l, acc = accumulated(scores, v, m, l, acc)
-            result = torch.where((l > 0)[:, None], acc / l[:, None], 0.0).to(out.dtype)
+            result = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(out.dtype)
             place = (row if by_row else token) * num_splits + split
             out[place * (num_kv_heads * group) + heads, :] = result
-            lse[row, split, kv_head, tile_g] = torch.where(l > 0, m + torch.log2(l), float("-inf"))
+            lse[row, split, kv_head, tile_g] = torch.where(l == 0, float("-inf"), m + torch.log2(l))
 
 
 @helion.kernel(static_shapes=False)
@@ -154,7 +154,7 @@ def paged_attention_combine(
                 l = l * alpha + torch.sum(weights, -1)
                 acc = acc * alpha + torch.sum(parts[row, tile_s, head, :] * weights[:, None], 0)
                 m = new_m
-            out[token, head, :] = torch.where(l > 0, acc / l, 0.0).to(out.dtype)
+            out[token, head, :] = torch.where(l == 0, 0.0, acc / l).to(out.dtype)
 
 
 @helion.kernel(static_shapes=False, dot_precision="ieee")
@@ -229,7 +229,7 @@ def paged_attention_varlen(
                 scores = torch.where(is_seen, scores, float("-inf"))
                 v = kv_cache[slot, num_kv_heads + kv_head, :]
                 m, l, acc = accumulated(scores, v, m, l, acc)
-            out[flat, :] = torch.where((l > 0)[:, None], acc / l[:, None], 0.0).to(out.dtype)
+            out[flat, :] = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(out.dtype)
 
 
 def launch(

@@ -6,12 +6,15 @@ Blocks that no row owns, and slots behind a row's last token, hold NaN throughou
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from parhelion.ops.check import check
+from parhelion.ops.helion_provider import interpret
 from parhelion.ops.paged_attention import OP, AttentionBatch, PagedAttention
+from parhelion.ops.paged_attention.helion_kernel import launch, paged_attention_combine
 from parhelion.ops.paged_attention.sample import sample_rows
 from tests.ops.helion.awkward import generator
 
@@ -70,3 +73,44 @@ def test_decode_rows_agree_with_the_reference(contract: PagedAttention, seq_lens
 @pytest.mark.parametrize("contract", VARIANTS, ids=str)
 def test_mixed_rows_agree_with_the_reference(contract: PagedAttention, query_lens: list[int], seq_lens: list[int]):
     assert_agrees(contract, poisoned_rows(contract, query_lens, seq_lens))
+
+
+def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
+    """The interpreter takes a loop without a block size in one go; here the loops over keys get one."""
+    if kernel is paged_attention_combine:
+        return interpret(kernel, config, *arguments)
+    return interpret(kernel, config, *arguments[:-1], 16)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "seq_lens"), [([1, 1, 1], [70, 5, 33]), ([1, 33, 5, 0], [40, 33, 70, 0])], ids=str
+)
+@pytest.mark.parametrize("contract", [SMALL, VARIANTS[3], VARIANTS[5]], ids=str)
+def test_tiles_of_keys_add_up_to_all_keys(contract: PagedAttention, query_lens: list[int], seq_lens: list[int]):
+    inputs = poisoned_rows(contract, query_lens, seq_lens)
+    for error in check(contract, lambda *x: launch(contract, interpret_in_tiles_of_16, *x), inputs):
+        assert error.problem is None, error
+
+
+@pytest.mark.parametrize("query_lens", [[2, 1, 1], [1, 1, 1]], ids=str)
+def test_tokens_behind_the_last_row_come_out_as_zeros(query_lens: list[int]):
+    query, kv_cache, batch = poisoned_rows(SMALL, query_lens, [20, 17, 5])
+    padded = torch.cat((query, torch.full((4, query.shape[1]), 3.0)))
+    out = OP.provider("helion").launcher(SMALL)(padded, kv_cache, batch)
+    assert torch.equal(out[len(query) :], torch.zeros(4, query.shape[1]))
+    torch.testing.assert_close(out[: len(query)], SMALL.reference(query, kv_cache, batch))
+
+
+def test_a_nan_of_one_row_reaches_no_other():
+    query, kv_cache, batch = poisoned_rows(SMALL, [2, 1, 3], [20, 17, 5])
+    kv_cache[int(batch.block_table[1, 0]), 3] = float("nan")
+    out = OP.provider("helion").launcher(SMALL)(query, kv_cache, batch)
+    assert out.isnan().any(-1).tolist() == [False, False, True, False, False, False]
+
+
+def test_rows_of_a_query_may_lie_apart():
+    """As those of a view into the projection's output do."""
+    query, kv_cache, batch = poisoned_rows(SMALL, [2, 1], [20, 17])
+    apart = torch.cat((query, query), 1)[:, : query.shape[1]]
+    launcher = OP.provider("helion").launcher(SMALL)
+    assert torch.equal(launcher(apart, kv_cache, batch), launcher(query, kv_cache, batch))

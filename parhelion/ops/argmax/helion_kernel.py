@@ -1,0 +1,62 @@
+"""``argmax`` as two tile programs: the largest of each chunk of a row, then the largest of those."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.argmax.contract import Argmax
+from parhelion.ops.helion_provider import Runner
+
+FEW_ROWS = 16
+"""Up to here rows are cut into smaller chunks, so that more programs share one."""
+
+
+@helion.kernel(static_shapes=False)
+def argmax_chunks(logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor, chunk: hl.constexpr) -> None:
+    """logits [M, vocab_size]; values float32 and ids int32, both [M, chunks]: each chunk's largest, and where it is."""
+    num_tokens, vocab_size = logits.size()
+    vocab_size = hl.specialize(vocab_size)
+    for tile_m, tile_v in hl.tile([num_tokens, vocab_size], block_size=[1, chunk]):
+        x = logits[tile_m, tile_v].to(torch.float32)
+        largest = torch.amax(x, -1)
+        # The maximum is NaN where there is one, and then equal to nothing.
+        is_largest = (x == largest[:, None]) | (x != x)
+        values[tile_m, tile_v.id] = largest
+        ids[tile_m, tile_v.id] = torch.amin(torch.where(is_largest, tile_v.index[None, :], 2147483647), -1)
+
+
+@helion.kernel(static_shapes=False)
+def argmax_combine(values: torch.Tensor, ids: torch.Tensor, out: torch.Tensor) -> None:
+    """values, ids [M, chunks]; out [M] int64."""
+    num_tokens, num_chunks = values.size()
+    num_chunks = hl.specialize(num_chunks)
+    for tile_m in hl.tile(num_tokens, block_size=1):
+        x = values[tile_m, :]
+        largest = torch.amax(x, -1)
+        is_largest = (x == largest[:, None]) | (x != x)
+        out[tile_m] = torch.amin(torch.where(is_largest, ids[tile_m, :], 2147483647), -1).to(torch.int64)
+
+
+def launch(contract: Argmax, run: Runner, logits: torch.Tensor) -> torch.Tensor:
+    """See ``Argmax``."""
+    num_tokens = logits.shape[0]
+    chunk = 2048 if num_tokens <= FEW_ROWS else 8192
+    num_chunks = -(-contract.vocab_size // chunk)
+    values = logits.new_empty((num_tokens, num_chunks), dtype=torch.float32)
+    ids = torch.empty_like(values, dtype=torch.int32)
+    out = logits.new_empty((num_tokens,), dtype=torch.int64)
+    run(argmax_chunks, _config(chunk, True), logits, values, ids, chunk)
+    run(argmax_combine, _config(1 << (num_chunks - 1).bit_length(), False), values, ids, out)
+    return out
+
+
+@functools.lru_cache
+def _config(elements: int, over_chunks: bool) -> Any:
+    # Neighbouring programs take neighbouring chunks of a row.
+    orders = [[1, 0]] if over_chunks else []
+    return helion.Config(loop_orders=orders, num_warps=max(1, min(8, elements // 512)), num_stages=1)
