@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from parhelion.ops.contract import Contract
 from parhelion.ops.helion_provider import kernel_module
 from parhelion.ops.inputs import empty_inputs
@@ -38,7 +40,7 @@ class Launch:
 
 
 class GeneratedCode:
-    """Generated modules by kernel, config and kind of arguments: one generation serves all targets and sizes."""
+    """Generated modules by source: one generation serves all targets and sizes that are compiled alike."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-")
@@ -63,22 +65,50 @@ class GeneratedCode:
         return self._modules[name]
 
 
-class Recorder:
-    """A runner (see ``helion_provider``) that generates code for every kernel it is given, and launches nothing.
+class Preparer:
+    """A runner (see ``helion_provider``) that generates code for kernels, once for each kind of arguments.
 
     Attributes:
         target: the name of the target that is built for; launches with configs of their own for it read it.
-        launches: what was recorded so far.
+        sources: the generated modules by kernel, config and kind of arguments.
     """
 
     def __init__(self, target: str, code: GeneratedCode) -> None:
         self.target = target
-        self.launches: list[Launch] = []
+        self.sources: dict[tuple[Any, ...], str] = {}
         self._code = code
 
     def __call__(self, kernel: Any, config: Any, *arguments: Any) -> None:
-        source = self._code.source(kernel.bind(arguments), config)
-        module = self._code.module(source)
+        self.source(kernel, config, arguments)
+
+    def source(self, kernel: Any, config: Any, arguments: tuple[Any, ...]) -> str:
+        """The module for arguments of this kind."""
+        key = (kernel, config, *map(_kind, arguments))
+        if key not in self.sources:
+            self.sources[key] = self._code.source(kernel.bind(arguments), config)
+        return self.sources[key]
+
+    def module(self, source: str) -> ModuleType:
+        """A generated module, imported."""
+        return self._code.module(source)
+
+
+class Recorder:
+    """A runner that writes every launch down instead of making it.
+
+    Attributes:
+        target: as of ``Preparer``.
+        launches: what was recorded so far.
+    """
+
+    def __init__(self, preparer: Preparer) -> None:
+        self.target = preparer.target
+        self.launches: list[Launch] = []
+        self._preparer = preparer
+
+    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> None:
+        source = self._preparer.source(kernel, config, arguments)
+        module = self._preparer.module(source)
 
         def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
             # Options with an underscore are Helion's own; its launcher keeps them from Triton.
@@ -91,9 +121,19 @@ class Recorder:
 
 def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode) -> list[Launch]:
     """What the op's tile programs launch for M = ``num_tokens`` on a target."""
-    recorder = Recorder(target, code)
-    kernel_module(contract.name).launch(contract, recorder, *empty_inputs(contract, num_tokens))
+    launch = kernel_module(contract.name).launch
+    preparer = Preparer(target, code)
+    if num_tokens == 1:
+        # Helion takes an M of 1 for a constant. A server is given code for any M, so it is generated for two tokens.
+        launch(contract, preparer, *empty_inputs(contract, 2))
+    recorder = Recorder(preparer)
+    launch(contract, recorder, *empty_inputs(contract, num_tokens))
     return recorder.launches
+
+
+def _kind(argument: Any) -> Any:
+    """What code is generated for: sizes are arguments of it."""
+    return (argument.dtype, argument.ndim) if isinstance(argument, torch.Tensor) else argument
 
 
 def _import(name: str, path: Path) -> ModuleType:

@@ -53,3 +53,8 @@ def test_what_is_built_fits_its_target(builds: list[Build]):
             assert 0 < build.registers <= 512
             assert build.shared_bytes <= limits[build.target]
             assert build.binary_bytes > 0
+
+
+def test_one_token_runs_the_program_of_any_number_of_tokens(builds: list[Build]):
+    sizes = {build.num_tokens for build in builds if build.op == "rms_norm" and build.target == "sm_90"}
+    assert (1, 16) in {each[:2] for each in sizes}
