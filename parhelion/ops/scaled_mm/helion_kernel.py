@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from parhelion.ops.gemm.launch import Operands, launch_gemm
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.gemm.launch import launch_gemm
 from parhelion.ops.helion_provider import Runner
 from parhelion.ops.scaled_mm.contract import ScaledMm
 
@@ -17,6 +18,17 @@ def launch(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
+    *,
+    config: GemmConfig | None = None,
 ) -> torch.Tensor:
-    """See ``ScaledMm``."""
-    return launch_gemm(run, Operands(codes, weight, contract.dtype, scales, weight_scales, bias))
+    """See ``ScaledMm``; with the untuned config unless one is given."""
+    return launch_gemm(
+        run,
+        codes,
+        weight,
+        contract.dtype,
+        scales=scales,
+        weight_scales=weight_scales,
+        bias=bias,
+        config=config,
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from parhelion.ops.gemm.launch import Operands, launch_gemm
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.gemm.launch import launch_gemm
 from parhelion.ops.helion_provider import Runner
 from parhelion.ops.scaled_mm_blockwise.contract import ScaledMmBlockwise
 
@@ -17,6 +18,18 @@ def launch(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
+    *,
+    config: GemmConfig | None = None,
 ) -> torch.Tensor:
-    """See ``ScaledMmBlockwise``."""
-    return launch_gemm(run, Operands(codes, weight, contract.dtype, scales, weight_scales, bias, contract.block))
+    """See ``ScaledMmBlockwise``; with the untuned config unless one is given."""
+    return launch_gemm(
+        run,
+        codes,
+        weight,
+        contract.dtype,
+        scales=scales,
+        weight_scales=weight_scales,
+        bias=bias,
+        group=contract.block,
+        config=config,
+    )

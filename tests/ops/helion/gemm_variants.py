@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 from parhelion.ops.contract import Contract, Launcher
-from parhelion.ops.gemm import launch as gemm_launch
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.helion_provider import interpret, kernel_module
 
@@ -20,7 +19,6 @@ VARIANTS = {
 }
 
 
-def launcher(contract: Contract, config: GemmConfig, monkeypatch) -> Launcher:
-    """The contract's tile program with a config of our choice, interpreted."""
-    monkeypatch.setattr(gemm_launch, "default_config", lambda shape, bucket, target: config)
-    return functools.partial(kernel_module(contract.name).launch, contract, interpret)
+def launcher(contract: Contract, variant: str) -> Launcher:
+    """The contract's tile program under an algorithm of our choice, interpreted."""
+    return functools.partial(kernel_module(contract.name).launch, contract, interpret, config=VARIANTS[variant])

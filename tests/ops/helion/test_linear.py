@@ -25,17 +25,17 @@ def test_agrees_with_the_reference(contract: Linear, num_tokens: int):
 
 @pytest.mark.parametrize("num_tokens", [1, 13, 67])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_algorithm_agrees_with_the_reference(variant: str, num_tokens: int, monkeypatch):
+def test_every_algorithm_agrees_with_the_reference(variant: str, num_tokens: int):
     inputs = RAGGED.sample_inputs(num_tokens, CPU, generator())
-    for error in check(RAGGED, launcher(RAGGED, VARIANTS[variant], monkeypatch), inputs):
+    for error in check(RAGGED, launcher(RAGGED, variant), inputs):
         assert error.problem is None, error
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_float32_is_computed_in_float32(variant: str, monkeypatch):
+def test_float32_is_computed_in_float32(variant: str):
     contract = Linear(200, 72, torch.float32, bias=True)
     inputs = contract.sample_inputs(7, CPU, generator())
-    y = launcher(contract, VARIANTS[variant], monkeypatch)(*inputs)
+    y = launcher(contract, variant)(*inputs)
     oracle = contract.reference(*(x.double() for x in inputs))
     # 200 products of unit variance in float32: a few times 6e-8 of the largest.
     torch.testing.assert_close(y.double(), oracle, rtol=1e-5, atol=1e-5)
@@ -43,9 +43,9 @@ def test_float32_is_computed_in_float32(variant: str, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["standard", "swapped", "split_3", "split_4_swapped"])
 @pytest.mark.parametrize("kind", AWKWARD_ROWS)
-def test_awkward_rows_come_out_as_the_reference_says_and_spoil_no_other(kind: str, variant: str, monkeypatch):
+def test_awkward_rows_come_out_as_the_reference_says_and_spoil_no_other(kind: str, variant: str):
     x, weight, bias = RAGGED.sample_inputs(19, CPU, generator())
-    launch = launcher(RAGGED, VARIANTS[variant], monkeypatch)
+    launch = launcher(RAGGED, variant)
     awkward = with_awkward_row(x, kind, 17)
     for error in check(RAGGED, launch, (awkward, weight, bias)):
         assert error.problem is None, error
@@ -54,9 +54,9 @@ def test_awkward_rows_come_out_as_the_reference_says_and_spoil_no_other(kind: st
 
 
 @pytest.mark.parametrize("variant", ["split_2", "split_4_swapped"])
-def test_split_k_adds_its_sums_in_one_order(variant: str, monkeypatch):
+def test_split_k_adds_its_sums_in_one_order(variant: str):
     inputs = RAGGED.sample_inputs(13, CPU, generator())
-    launch = launcher(RAGGED, VARIANTS[variant], monkeypatch)
+    launch = launcher(RAGGED, variant)
     assert torch.equal(launch(*inputs), launch(*inputs))
 
 
