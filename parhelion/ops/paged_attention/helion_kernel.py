@@ -14,7 +14,8 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.helion_provider import Runner, interpreting
+from parhelion.ops.gemm.target import gemm_target, target_of_device
+from parhelion.ops.helion_provider import Runner, interpreting, target_of
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
@@ -239,7 +240,7 @@ def launch(
     num_tokens, num_rows = query.shape[0], batch.seq_lens.shape[0]
     query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
     slots = kv_cache.view(-1, *kv_cache.shape[2:])
-    if batch.max_query_len == 1 and num_tokens == num_rows:
+    if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
         decode(contract, run, query, slots, batch, out, mixed=False)
         return out
     # With a single row there is no telling what a graph will replay it for, and nothing to gain.
@@ -305,11 +306,12 @@ def varlen(
     least_query_len: int,
 ) -> None:
     """The rows with at least ``least_query_len`` tokens, and the padding behind the last row."""
-    c = contract
+    c, name = contract, target_of(run)
+    target = target_of_device(query.device) if name is None else gemm_target(name)
     packed = packed_tokens(c, batch.max_query_len)
     run(
         paged_attention_varlen,
-        config(varlen_tiling(c, packed)),
+        config(varlen_tiling(c, packed, target)),
         query.view(-1, c.head_dim),
         slots,
         batch.block_table,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.paged_attention.contract import PagedAttention
 
 PROGRAMS = 512
@@ -59,6 +60,9 @@ def combine_tiling(c: PagedAttention) -> Tiling:
     return Tiling((16,), max(1, c.head_dim // 64), 1)
 
 
-def varlen_tiling(c: PagedAttention, packed: int) -> Tiling:
-    """128 rows at a time to find the tile's own, and 64 keys, half as many of float32."""
-    return Tiling((128, 32 if c.dtype == torch.float32 else 64), 8 if packed == MOST_PACKED else 4, 2)
+def varlen_tiling(c: PagedAttention, packed: int, target: GemmTarget) -> Tiling:
+    """128 rows at a time to find the tile's own; 64 keys where the matrix unit keeps its operands out of the registers,
+    elsewhere 32, with which none spill.
+    """
+    tokens = 64 if target.wide_mma and c.dtype != torch.float32 else 32
+    return Tiling((128, tokens), 8 if packed == MOST_PACKED else 4, 2)
