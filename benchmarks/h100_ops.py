@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from parhelion.bench.correctness import CorrectnessRow, check_provider
+from parhelion.bench.correctness import CorrectnessRow, check_contract
 from parhelion.bench.kernel_timer import Timing, random_inputs
-from parhelion.bench.kernels import KernelRow, forget_shapes, measure_case
+from parhelion.bench.kernels import KernelRow, first_line, forget_shapes, measure_case
 from parhelion.ops.contract import Contract
 from parhelion.ops.registry import Op, op, op_names
 from parhelion.platform.ceilings import measure_ceilings
@@ -101,12 +101,13 @@ def check_all(ops: Sequence[Op], plan: Plan, device: torch.device) -> Iterator[C
     """Every provider of every example."""
     for number, each in enumerate(ops):
         for contract in each.examples[: plan.examples]:
-            cases = check_cases(contract, plan)
-            for provider in each.providers:
-                sizes = [size for size, names in cases if provider.name in names]
-                if not sizes:
-                    continue
-                row = check_provider(contract, provider, sizes, device, seed=number)
+            cases = [(size, [each.provider(name) for name in names]) for size, names in check_cases(contract, plan)]
+            try:
+                rows = check_contract(contract, cases, device, seed=number)
+            # After an illegal access nothing works any more on the device; what was found until then is still written.
+            except Exception as error:
+                rows = [CorrectnessRow(each.name, contract.key(), "all", (), problems=(first_line(error),))]
+            for row in rows:
                 state = "skipped" if row.skipped else "ok" if row.passed else f"FAILED {row.problems[0]}"
                 print(f"check {row.contract} {row.provider}: {state}", flush=True)
                 yield row
@@ -148,7 +149,10 @@ def time_all(contracts: Sequence[Contract], plan: Plan, device: torch.device) ->
             return
         for size, names in time_cases(contract, plan):
             providers = [op(contract.name).provider(name) for name in names]
-            yield from measure_case(contract, size, providers, device, plan.timing)
+            try:
+                yield from measure_case(contract, size, providers, device, plan.timing)
+            except Exception as error:
+                yield KernelRow(contract.name, contract.key(), size, "all", None, 0.0, problem=first_line(error))
         print(f"timed {contract.key()}", flush=True)
 
 

@@ -9,9 +9,12 @@ import torch
 
 from parhelion.bench.kernels import first_line, forget_shapes
 from parhelion.ops.check import OutputError, compare
-from parhelion.ops.contract import Contract, Launcher, Tensors, as_tuple
+from parhelion.ops.contract import Contract, Tensors, as_tuple
 from parhelion.ops.inputs import map_tensors
 from parhelion.ops.provider import Provider
+
+Cases = Sequence[tuple[int, Sequence[Provider]]]
+"""Sizes of M, each with the providers that are tried at it."""
 
 _NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -44,43 +47,50 @@ class CorrectnessRow:
         return self.skipped is None and not self.problems
 
 
-def check_provider(
-    contract: Contract, provider: Provider, num_tokens: Sequence[int], device: torch.device, seed: int
-) -> CorrectnessRow:
-    """Try a provider at every M with inputs of its own; a failure ends up in the row."""
-    row = CorrectnessRow(contract.name, contract.key(), provider.name, tuple(num_tokens))
-    why_not = provider.why_not(device) or provider.refuses(contract)
-    if why_not is not None:
-        return replace(row, skipped=why_not)
+def check_contract(contract: Contract, cases: Cases, device: torch.device, seed: int) -> list[CorrectnessRow]:
+    """Try providers at sizes of M, on inputs that are new at each size; a failure ends up in its provider's row."""
     generator = torch.Generator().manual_seed(seed)
-    worst: tuple[OutputError, ...] = ()
-    problems: list[str] = []
+    rows: dict[str, CorrectnessRow] = {}
+    for size, providers in cases:
+        inputs = contract.sample_inputs(size, device, generator)
+        narrow = as_tuple(contract.reference(*inputs))
+        expected = as_tuple(contract.reference(*map_tensors(inputs, _doubled)))
+        for provider in providers:
+            row = rows.get(provider.name, CorrectnessRow(contract.name, contract.key(), provider.name, ()))
+            why_not = provider.why_not(device) or provider.refuses(contract)
+            if why_not is not None:
+                rows[provider.name] = replace(row, skipped=why_not)
+                continue
+            rows[provider.name] = _tried(row, contract, provider, size, inputs, narrow, expected, device)
+    return list(rows.values())
+
+
+def _tried(
+    row: CorrectnessRow,
+    contract: Contract,
+    provider: Provider,
+    num_tokens: int,
+    inputs: Tensors,
+    narrow: Tensors,
+    expected: Tensors,
+    device: torch.device,
+) -> CorrectnessRow:
+    """The row after one more launch, whose outputs are compared with those that the contract gives in float64."""
+    row = replace(row, num_tokens=(*row.num_tokens, num_tokens))
     forget_shapes(provider)
-    for size in num_tokens:
-        try:
-            errors = check_once(contract, provider.launcher(contract), size, device, generator)
-        # A provider may fail in any way; the row says how.
-        except Exception as error:
-            problems.append(f"M = {size}: {first_line(error)}")
-            continue
-        problems += [f"M = {size}: {error.output} {error.problem}" for error in errors if error.problem is not None]
-        worst = _worse(worst, errors)
-    return replace(row, outputs=worst, problems=tuple(problems))
-
-
-def check_once(
-    contract: Contract, launch: Launcher, num_tokens: int, device: torch.device, generator: torch.Generator
-) -> tuple[OutputError, ...]:
-    """One launch on fresh inputs, its outputs beside those that the contract gives in float64."""
-    inputs = contract.sample_inputs(num_tokens, device, generator)
-    narrow = as_tuple(contract.reference(*inputs))
-    expected = as_tuple(contract.reference(*map_tensors(inputs, _doubled)))
-    own = map_tensors(inputs, torch.clone)
-    poison_free_memory(narrow, device)
-    actual = as_tuple(launch(*own))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return tuple(compare(contract, _widened(actual, narrow, expected), expected))
+    try:
+        launch = provider.launcher(contract)
+        own = map_tensors(inputs, torch.clone)
+        poison_free_memory(narrow, device)
+        actual = as_tuple(launch(*own))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        errors = tuple(compare(contract, _widened(actual, narrow, expected), expected))
+    # A provider may fail in any way; the row says how.
+    except Exception as error:
+        return replace(row, problems=(*row.problems, f"M = {num_tokens}: {first_line(error)}"))
+    problems = [f"M = {num_tokens}: {each.output} {each.problem}" for each in errors if each.problem is not None]
+    return replace(row, outputs=_worse(row.outputs, errors), problems=(*row.problems, *problems))
 
 
 def poison_free_memory(outputs: Tensors, device: torch.device) -> None:

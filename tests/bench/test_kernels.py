@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from parhelion.bench.correctness import check_provider, poison_free_memory
+from parhelion.bench.correctness import check_contract, poison_free_memory
 from parhelion.bench.kernel_timer import Timing, random_inputs, rotating_inputs, time_launcher
 from parhelion.bench.kernels import KernelRow, floor_us, measure_case, measure_kernels, with_rivals
 from parhelion.bench.measure import summarize
@@ -32,6 +32,13 @@ class Broken(BaseProvider):
 
     def launcher(self, contract: Contract) -> Launcher:
         raise RuntimeError("no such kernel\nand more")
+
+
+class Refusing(Broken):
+    name = "refusing"
+
+    def refuses(self, contract: Contract) -> str:
+        return "not here"
 
 
 class Wrong(BaseProvider):
@@ -102,14 +109,20 @@ def test_tensors_are_found_and_changed_wherever_they_are():
 
 
 def test_correctness_finds_a_one_percent_error_and_passes_the_reference():
-    good = check_provider(NORM, ReferenceProvider(), (1, 7), CPU, seed=0)
+    cases = [(size, [ReferenceProvider(), Wrong(), Broken()]) for size in (1, 7)]
+    good, bad, broken = check_contract(NORM, cases, CPU, seed=0)
     assert good.passed
+    assert good.num_tokens == (1, 7)
     assert 0 < good.outputs[0].relative < 4e-3
-    bad = check_provider(NORM, Wrong(), (1, 7), CPU, seed=0)
     assert not bad.passed
     assert bad.problems[0].startswith("M = 1: y is off by 0.0")
-    broken = check_provider(NORM, Broken(), (1,), CPU, seed=0)
-    assert broken.problems == ("M = 1: RuntimeError: no such kernel",)
+    assert broken.problems == tuple(f"M = {size}: RuntimeError: no such kernel" for size in (1, 7))
+
+
+def test_correctness_skips_who_cannot_serve():
+    [row] = check_contract(NORM, [(1, [Refusing()])], CPU, seed=0)
+    assert row.skipped == "not here"
+    assert not row.passed
 
 
 def test_poison_is_nan_in_every_float_type():
