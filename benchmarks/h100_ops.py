@@ -148,7 +148,8 @@ def time_all(contracts: Sequence[Contract], plan: Plan, device: torch.device) ->
                 yield KernelRow(left.name, left.key(), 0, "all", None, 0.0, problem="no time was left")
             return
         for size, names in time_cases(contract, plan):
-            providers = [op(contract.name).provider(name) for name in names]
+            named = [op(contract.name).provider(name) for name in names]
+            providers = [each for each in named if not each.why_not(device) and not each.refuses(contract)]
             try:
                 yield from measure_case(contract, size, providers, device, plan.timing)
             except Exception as error:
@@ -246,6 +247,35 @@ def circumstances(device: torch.device) -> dict[str, object]:
     }
 
 
+def timing_record(row: KernelRow) -> dict[str, object]:
+    """A row without what can be computed from the others, and with four digits of its figures."""
+    record: dict[str, object] = {
+        "contract": row.contract,
+        "num_tokens": row.num_tokens,
+        "provider": row.provider,
+        "floor_us": _rounded(row.floor_us),
+    }
+    if row.time_us is None:
+        return record | {"problem": row.problem}
+    spread = {"median": row.time_us.median, "p10": row.time_us.p10, "p90": row.time_us.p90, "count": row.time_us.count}
+    return record | {"time_us": {name: _rounded(value) for name, value in spread.items()}}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def as_json(report: dict[str, object]) -> str:
+    """JSON with a line for each record of a list."""
+    parts = []
+    for name, value in report.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def print_tables(checks: Sequence[CorrectnessRow], means: Sequence[Ratio], timed: Sequence[KernelRow]) -> None:
     """The short version, last."""
     print("\ncorrectness: contracts passed, worst relative error, largest share of codes one step away")
@@ -268,12 +298,8 @@ def print_tables(checks: Sequence[CorrectnessRow], means: Sequence[Ratio], timed
             f"  {ratio.op:40} {ratio.rival:12} {ratio.geometric_mean:6.2f}x {ratio.lowest:6.2f}x"
             f" of {ratio.count}, {ratio.lowest_at}"
         )
-    for problem in dict.fromkeys(f"{row.contract} {row.provider}: {row.problem}" for row in timed if _broke(row)):
+    for problem in dict.fromkeys(f"{row.contract} {row.provider}: {row.problem}" for row in timed if row.problem):
         print(f"  not timed: {problem}")
-
-
-def _broke(row: KernelRow) -> bool:
-    return row.problem is not None and ("Error" in row.problem or row.provider == "all")
 
 
 def parse() -> argparse.Namespace:
@@ -339,10 +365,10 @@ def main() -> None:
         "seconds": seconds,
         "correctness": [asdict(row) | {"passed": row.passed} for row in checks],
         "ratios": [asdict(ratio) for ratio in means],
-        "timing": [asdict(row) for row in timed],
+        "timing": [timing_record(row) for row in timed],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.write_text(as_json(report))
     print_tables(checks, means, timed)
     print(f"\n{seconds['all']:.0f} s; written to {options.output}")
 
