@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from parhelion.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+Quantization = Literal["fp8", "int8"]
+FusionPlan = Literal["auto", "plain", "fused"]
+GraphCapture = Literal["lazy", "startup", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,38 +26,51 @@ class EngineConfig:
     Attributes:
         model: an alias (``parhelion pull --list``), a Hugging Face style folder, a ``.gguf`` file or a hub id.
         tokenizer: where the tokenizer lies, if not with the model.
-        device: ``auto`` or ``cpu``.
-        dtype: ``auto`` picks the fastest that keeps greedy text intact on the device. On a CPU ``float16`` and
-            ``bfloat16`` are the storage of the weights and arithmetic stays in float32 where that is faster.
-        load_format: ``dummy`` fills the weights with small random numbers and reads none.
+        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` picks the fastest that keeps greedy text intact on the device; on a GPU that is bfloat16. On a
+            CPU ``float16`` is the storage of the weights, and arithmetic stays in float32 where that is faster.
+        load_format: ``dummy`` fills the weights with small random numbers and reads none; a folder with nothing but a
+            config.json will do then.
+        quantization: quantize the linear layers of an unquantized checkpoint while loading it, weights by channel and
+            activations by token: ``fp8`` or ``int8``. None takes the checkpoint as it is.
+        kernels: providers to use, by hand, as ``op=provider``; ``parhelion doctor`` lists them.
+        fusion: ``fused`` lets norms and activations quantize what they produce, ``plain`` launches every op by itself;
+            ``auto`` is fused on a GPU and plain on a CPU.
+        graphs: when CUDA graphs are captured: ``lazy`` at the first step of a size, ``startup`` for all decoding sizes
+            before the engine is ready, ``off`` never.
         max_model_len: most tokens of a request, prompt and output together; None takes the model's own limit.
         block_size: tokens a KV-cache block holds.
         kv_cache_memory: bytes for the KV cache; None takes ``kv_cache_fraction`` of what is free once the
             weights are loaded.
-        kv_cache_fraction: share of the free memory, used when kv_cache_memory is None.
+        kv_cache_fraction: share of the free memory, used when kv_cache_memory is None; None is 0.25 on a CPU and 0.9
+            on a GPU.
         max_num_seqs: most requests that run at once.
-        max_num_batched_tokens: the token budget of one step.
+        max_num_batched_tokens: the token budget of one step; None is 1024 on a CPU and 4096 on a GPU.
         max_queue_len: most requests that may wait; one more is refused.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
         threads: intra-op CPU threads; None takes the cores this process may use.
         compile: let TorchInductor fuse the work between the linear layers (needs a C++ compiler; costs seconds at the
-            first start, and is cached from then on).
+            first start, and is cached from then on). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
     """
 
     model: str
     tokenizer: str | None = None
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
     dtype: DType = "auto"
     load_format: LoadFormat = "auto"
+    quantization: Quantization | None = None
+    kernels: tuple[str, ...] = ()
+    fusion: FusionPlan = "auto"
+    graphs: GraphCapture = "lazy"
     max_model_len: int | None = None
     block_size: int = 16
     kv_cache_memory: int | None = None
-    kv_cache_fraction: float = 0.25
+    kv_cache_fraction: float | None = None
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int | None = None
     max_queue_len: int = 4096
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
@@ -63,20 +80,31 @@ class EngineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_queue_len"):
+        for name in ("block_size", "max_num_seqs", "max_queue_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_model_len", "kv_cache_memory", "threads"):
+        for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out")
-        if not 0.0 < self.kv_cache_fraction <= 0.95:
+        if self.kv_cache_fraction is not None and not 0.0 < self.kv_cache_fraction <= 0.95:
             raise ConfigError(f"kv_cache_fraction is {self.kv_cache_fraction}; it must lie in (0, 0.95]")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
+        budget = self.max_num_batched_tokens
+        if budget is not None and budget < self.max_num_seqs:
             raise ConfigError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
+                f"max_num_batched_tokens ({budget}) is below max_num_seqs ({self.max_num_seqs}): "
                 "a step must have room for one token of every running request"
             )
+
+    def token_budget(self, on_gpu: bool) -> int:
+        """``max_num_batched_tokens``, or its default for the device."""
+        return self.max_num_batched_tokens or max(self.max_num_seqs, 4096 if on_gpu else 1024)
+
+    def cache_fraction(self, on_gpu: bool) -> float:
+        """``kv_cache_fraction``, or its default for the device."""
+        return self.kv_cache_fraction or (0.9 if on_gpu else 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,9 @@ class Banner:
     dtype: str
     compute_dtype: str
     linear_provider: str
+    device: str
+    quantization: str
+    kernels: list[str]
     threads: int
     max_model_len: int
     kv_cache_blocks: int
@@ -68,7 +71,10 @@ class Banner:
     weight_bytes: int
     resident_bytes: int
     load_s: float
+    peak_host_bytes: int
     compile_s: float
+    num_graphs: int
+    graph_bytes: int
 
 
 def describe(ready: ReadyInfo) -> Banner:
@@ -80,6 +86,9 @@ def describe(ready: ReadyInfo) -> Banner:
         dtype=info.dtype,
         compute_dtype=info.compute_dtype,
         linear_provider=info.linear_provider,
+        device=info.device,
+        quantization=info.quantization,
+        kernels=info.kernels,
         threads=info.threads,
         max_model_len=ready.max_model_len,
         kv_cache_blocks=info.num_blocks,
@@ -89,7 +98,10 @@ def describe(ready: ReadyInfo) -> Banner:
         weight_bytes=info.weight_bytes,
         resident_bytes=resident_bytes_of_family(),
         load_s=info.load_s,
+        peak_host_bytes=info.peak_host_bytes,
         compile_s=info.compile_s,
+        num_graphs=info.num_graphs,
+        graph_bytes=info.graph_bytes,
     )
 
 
@@ -107,17 +119,26 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
         f"{banner.model} is served at {banner.url}",
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "
         f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
-        f"  threads    {banner.threads}",
+        f"  device     {banner.device}, {banner.threads} threads",
+        f"  linear     {banner.quantization}; kernels: {', '.join(banner.kernels)}",
         f"  KV cache   {banner.kv_cache_blocks} blocks of {banner.kv_cache_block_size} tokens = "
         f"{banner.kv_cache_tokens} tokens, {format_bytes(banner.kv_cache_bytes)}",
         f"  memory     {format_bytes(banner.resident_bytes)} resident; KV blocks join as they are first used",
-        f"  started    in {banner.load_s:.1f} s, of which {banner.compile_s:.1f} s compiling",
+        f"  started    in {banner.load_s:.1f} s, of which {banner.compile_s:.1f} s compiling; "
+        f"at most {format_bytes(banner.peak_host_bytes)} of host memory meanwhile",
+        *_graph_lines(banner),
         "",
         "Try it:",
         f"  {curl_line(banner, has_keys)}",
         f"  {python_line(banner, has_keys)}",
     ]
     stdout().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _graph_lines(banner: Banner) -> list[str]:
+    if not banner.num_graphs:
+        return []
+    return [f"  graphs     {banner.num_graphs} captured, {format_bytes(banner.graph_bytes)} of device memory"]
 
 
 def curl_line(banner: Banner, has_keys: bool) -> str:

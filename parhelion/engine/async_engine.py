@@ -22,7 +22,7 @@ from parhelion.engine.messages import (
     RequestRejected,
     StatsReply,
 )
-from parhelion.engine.names import model_name
+from parhelion.engine.names import model_name, tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
 from parhelion.errors import (
     CheckpointError,
@@ -34,7 +34,7 @@ from parhelion.errors import (
     QueueFullError,
 )
 from parhelion.models.resolve import resolve_model
-from parhelion.models.tokenizer import Tokenizer, load_tokenizer
+from parhelion.models.tokenizer import Tokenizer
 from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
 
 STATS_TIMEOUT_S = 30.0
@@ -90,7 +90,7 @@ class AsyncEngine:
         """
         path = await asyncio.to_thread(resolve_model, config.model)
         tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
-        tokenizer_task = asyncio.create_task(asyncio.to_thread(load_tokenizer, tokenizer_path))
+        tokenizer_task = asyncio.create_task(asyncio.to_thread(tokenizer_loader(config), tokenizer_path))
         connection = _connect(config, path, in_process)
         try:
             tokenizer = await tokenizer_task

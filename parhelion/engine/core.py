@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
-from parhelion.engine.worker import StepResult
+from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
 from parhelion.types import EngineStats
 
 
 class StepExecutor(Protocol):
-    """Whoever runs a planned step; the ``Worker``, or a stand-in that computes nothing."""
+    """Whoever runs a planned step: a worker, or a stand-in that computes nothing.
 
-    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult: ...
+    A worker whose device computes on its own returns before the step is done, so that the next one can be handed over.
+    """
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep: ...
 
 
 class EngineCore:
@@ -41,7 +45,7 @@ class EngineCore:
         self._worker = worker
         self._requests: dict[str, AddRequest] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
-        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._in_flight: deque[tuple[StepPlan, Future[PendingStep]]] = deque()
         self._max_in_flight = 2 if overlap else 1
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="worker")
 
@@ -90,7 +94,7 @@ class EngineCore:
         if not self._in_flight:
             return []
         plan, future = self._in_flight.popleft()
-        return self._outputs(plan, future.result())
+        return self._outputs(plan, future.result().wait())
 
     def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         self._collect_prompt_logprobs(result)
@@ -130,8 +134,12 @@ class EngineCore:
         self._prompt_logprobs.pop(request_id, None)
 
     def stats(self) -> EngineStats:
-        """The scheduler's counts."""
-        return self._scheduler.stats()
+        """The scheduler's counts, and the graphs of a worker that has any."""
+        stats = self._scheduler.stats()
+        graphs = getattr(self._worker, "graphs", None)
+        if graphs is None:
+            return stats
+        return replace(stats, num_graphs=graphs.num_graphs, graph_bytes=graphs.memory_bytes)
 
     def check_integrity(self) -> None:
         """Raise if any of the scheduler's invariants is broken."""

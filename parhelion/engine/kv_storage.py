@@ -28,7 +28,9 @@ class KVCacheSize:
         return self.num_blocks * self.block_bytes
 
 
-def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int) -> KVCacheSize:
+def plan_kv_cache(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int, on_gpu: bool = False
+) -> KVCacheSize:
     """Size the cache from ``kv_cache_memory`` or from a share of the free memory.
 
     Raises:
@@ -42,7 +44,8 @@ def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, 
                 f"kv_cache_memory is {_mib(budget)}, but only {_mib(free_bytes)} of memory is free: lower it"
             )
     else:
-        budget, origin = int(free_bytes * config.kv_cache_fraction), f"{config.kv_cache_fraction:g} of the free memory"
+        fraction = config.cache_fraction(on_gpu)
+        budget, origin = int(free_bytes * fraction), f"{fraction:g} of the free memory"
     model_len = min(config.max_model_len or model.max_position, model.max_position)
     useful = config.max_num_seqs * -(-model_len // config.block_size)
     affordable = budget // block_bytes
@@ -61,13 +64,17 @@ def plan_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, 
     return KVCacheSize(num_blocks, block_bytes, min(model_len, storable))
 
 
-def allocate_kv_cache(size: KVCacheSize, model: ModelConfig, block_size: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def allocate_kv_cache(
+    size: KVCacheSize, model: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device
+) -> list[torch.Tensor]:
     """One [num_blocks, block_size, 2 * num_kv_heads, head_dim] tensor a layer, keys then values, all zero.
 
-    Zeros matter: attention reads the unused end of a block under a mask, and 0 times anything finite is 0. The
+    Zeros matter: attention reads the unused end of a block under a mask, and 0 times anything finite is 0. On a CPU the
     operating system hands the pages out as they are first written.
     """
     shape = (size.num_blocks, block_size, 2 * model.num_kv_heads, model.head_dim)
+    if device.type != "cpu":
+        return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
     return [zeros_on_first_use(shape, dtype) for _ in range(model.num_layers)]
 
 

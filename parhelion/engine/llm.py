@@ -13,11 +13,11 @@ from parhelion.config import EngineConfig
 from parhelion.engine.intake import Intake
 from parhelion.engine.load import Progress, load_engine
 from parhelion.engine.messages import EngineInfo
-from parhelion.engine.names import model_name
+from parhelion.engine.names import model_name, tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
 from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError
 from parhelion.models.resolve import resolve_model
-from parhelion.models.tokenizer import Tokenizer, load_tokenizer
+from parhelion.models.tokenizer import Tokenizer
 from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
 
 Message = Mapping[str, Any]
@@ -51,7 +51,7 @@ class LLM:
         self.config = EngineConfig(model=model, **options)
         path = resolve_model(model)
         tokenizer_path = path if self.config.tokenizer is None else resolve_model(self.config.tokenizer)
-        self.tokenizer = load_tokenizer(tokenizer_path)
+        self.tokenizer = tokenizer_loader(self.config)(tokenizer_path)
         # Whoever calls generate() waits for all of it anyway: the length of the queue is no matter here.
         unbounded = replace(self.config, max_queue_len=sys.maxsize)
         loaded = load_engine(unbounded, path, model_name(model), load_progress)

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import torch
 
-from parhelion.config import EngineConfig, read_environment
+from parhelion.config import EngineConfig
+from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.core import EngineCore
+from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
 from parhelion.engine.messages import EngineInfo
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
-from parhelion.models.checkpoint import Checkpoint, open_checkpoint
-from parhelion.models.decoder import DecoderModel, Providers
+from parhelion.layers.fusions import plan
+from parhelion.models.checkpoint import open_checkpoint, read_model_config
+from parhelion.models.config import ModelConfig
+from parhelion.models.decoder import BuildOptions, DecoderModel
 from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
-from parhelion.ops.elementwise import ElementwiseOps, inductor_ops, inductor_unavailable, torch_ops
-from parhelion.ops.linear import Provider, choose, choose_auto
-from parhelion.platform.compiler import cache_compiled_code
-from parhelion.platform.cpu import free_memory, release_freed_memory, resident_memory, usable_cores
+from parhelion.ops.resolve import Resolver
+from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
+from parhelion.platform.device import choose_device, device_name, free_memory
+from parhelion.platform.memory import peak_resident_memory
+from parhelion.quantization import QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
 
 Progress = Callable[[int, int], None]
@@ -64,6 +69,31 @@ def load_engine(
         raise
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device.
+
+    Attributes:
+        weight_bytes: as stored.
+    """
+
+    model: DecoderModel
+    resolver: Resolver
+    arithmetic: Arithmetic
+    weight_bytes: int
+
+
+def load_model(config: EngineConfig, model_path: Path, progress: Progress | None = None) -> LoadedModel:
+    """Only the model, with no engine around it; see ``load_engine``."""
+    device = choose_device(config.device)
+    arithmetic = choose_arithmetic(config, device)
+    resolver = Resolver(device, arithmetic.kernels, arithmetic.preferences)
+    with torch.inference_mode():
+        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress)
+    release_freed_memory()
+    return LoadedModel(model, resolver, arithmetic, weight_bytes)
+
+
 def _load(
     config: EngineConfig,
     model_path: Path,
@@ -73,24 +103,37 @@ def _load(
     progress: Progress | None,
 ) -> LoadedEngine:
     started = time.monotonic()
-    providers = Providers(_linear_provider(config), _elementwise_ops(config))
-    with open_checkpoint(model_path) as checkpoint:
-        model = _load_model(config, checkpoint, providers, progress)
-        weight_bytes = checkpoint.total_bytes
-    release_freed_memory()
-    size = plan_kv_cache(config, model.config, model.dtype, free_memory())
-    worker = Worker(model, size, config.block_size, config.max_num_seqs)
+    loaded = load_model(config, model_path, progress)
+    model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
+    device = model.device
+    on_gpu = device.type != "cpu"
+    size = plan_kv_cache(config, model.config, model.dtype, free_memory(device), on_gpu)
+    worker: Worker | DeviceWorker
+    if on_gpu:
+        options = DeviceWorkerOptions(
+            config.block_size, config.max_num_seqs, config.token_budget(on_gpu), use_graphs=config.graphs != "off"
+        )
+        worker = DeviceWorker(model, size, options, resolver)
+    else:
+        worker = Worker(model, size, config.block_size, config.max_num_seqs)
     warming = time.monotonic()
     worker.warm_up()
-    compile_s = time.monotonic() - warming if config.compile else 0.0
-    core = EngineCore(_scheduler_config(config, size), worker, overlap=config.overlap, thread=thread)
+    compile_s = time.monotonic() - warming if config.compile or on_gpu else 0.0
+    if isinstance(worker, DeviceWorker) and config.graphs == "startup":
+        worker.capture_all()
+    graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
+    core = EngineCore(_scheduler_config(config, size, on_gpu), worker, overlap=config.overlap, thread=thread)
     info = EngineInfo(
         model_name=model_name,
         architecture=model.config.architecture,
-        dtype=_name(providers.linear.weight_dtype),
-        compute_dtype=_name(providers.linear.activation_dtype),
-        linear_provider=providers.linear.name,
-        elementwise_provider=providers.elementwise.name,
+        dtype=_name(arithmetic.storage_dtype),
+        compute_dtype=_name(arithmetic.dtype),
+        linear_provider=model.linear_provider,
+        device=device_name(device),
+        quantization=model.scheme.name,
+        kernels=sorted(f"{name}={provider}" for name, them in resolver.chosen.items() for provider in them),
+        kernel_notes=resolver.notes,
+        launches_per_layer=model.launches_per_layer,
         threads=threads,
         vocab_size=model.config.vocab_size,
         eos_token_ids=list(model.config.eos_token_ids),
@@ -98,54 +141,66 @@ def _load(
         block_size=config.block_size,
         num_blocks=size.num_blocks,
         kv_cache_bytes=size.total_bytes,
-        weight_bytes=weight_bytes,
+        weight_bytes=loaded.weight_bytes,
         resident_bytes=resident_memory(),
         load_s=time.monotonic() - started,
+        peak_host_bytes=peak_resident_memory(),
         compile_s=compile_s,
+        num_graphs=graphs.num_graphs if graphs is not None else 0,
+        graph_bytes=graphs.memory_bytes if graphs is not None else 0,
+        graph_s=graphs.capture_s if graphs is not None else 0.0,
     )
     return LoadedEngine(core, info)
 
 
-def _linear_provider(config: EngineConfig) -> Provider:
-    if config.dtype == "auto":
-        return choose_auto()
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return choose(dtype)
-
-
-def _elementwise_ops(config: EngineConfig) -> ElementwiseOps:
-    if not config.compile:
-        return torch_ops()
-    if (why_not := inductor_unavailable()) is not None:
-        raise ConfigError(f"compile is not to be had here: {why_not}, or leave compile out")
-    cache_compiled_code(read_environment().home / "inductor")
-    return inductor_ops()
-
-
 def _load_model(
-    config: EngineConfig, checkpoint: Checkpoint, providers: Providers, progress: Progress | None
-) -> DecoderModel:
-    model_config = checkpoint.config
-    if config.max_model_len is not None and config.max_model_len > model_config.max_position:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but the model was made for {model_config.max_position} tokens: "
-            f"pass at most {model_config.max_position}"
-        )
-    weights: Weights
+    config: EngineConfig, path: Path, arithmetic: Arithmetic, resolver: Resolver, progress: Progress | None
+) -> tuple[DecoderModel, int]:
+    """The model, and the bytes of its weights as stored."""
     if config.load_format == "dummy":
-        weights = DummyWeights(config.seed, model_config.tie_word_embeddings)
-    else:
-        weights = CheckpointWeights(checkpoint, progress)
-    max_model_len = config.max_model_len or model_config.max_position
-    return model_class(model_config.architecture)(model_config, weights, providers, max_model_len)
+        found = read_model_config(path)
+        scheme = choose_scheme(found.quantization, config.quantization)
+        weights = DummyWeights(config.seed, found.tie_word_embeddings, scheme, resolver.device, arithmetic.dtype)
+        return _build(config, found, scheme, weights, arithmetic, resolver), weights.num_bytes
+    on_gpu = resolver.device.type != "cpu"
+    with open_checkpoint(path, resolver.device if on_gpu else None) as checkpoint:
+        found = checkpoint.config
+        scheme = choose_scheme(found.quantization, config.quantization)
+        stored = CheckpointWeights(checkpoint, progress, resolver.device if on_gpu else None)
+        return _build(config, found, scheme, stored, arithmetic, resolver), checkpoint.total_bytes
 
 
-def _scheduler_config(config: EngineConfig, size: KVCacheSize) -> SchedulerConfig:
+def _build(
+    config: EngineConfig,
+    found: ModelConfig,
+    scheme: QuantScheme,
+    weights: Weights,
+    arithmetic: Arithmetic,
+    resolver: Resolver,
+) -> DecoderModel:
+    if config.max_model_len is not None and config.max_model_len > found.max_position:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the model was made for {found.max_position} tokens: "
+            f"pass at most {found.max_position}"
+        )
+    options = BuildOptions(
+        dtype=arithmetic.dtype,
+        storage_dtype=arithmetic.storage_dtype,
+        scheme=scheme,
+        plan=plan(arithmetic.fusion),
+        resolver=resolver,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len or found.max_position,
+    )
+    return model_class(found.architecture)(found, weights, options)
+
+
+def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> SchedulerConfig:
     return SchedulerConfig(
         num_blocks=size.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.token_budget(on_gpu),
         max_model_len=size.max_model_len,
         max_queue_len=config.max_queue_len,
         enable_prefix_caching=config.enable_prefix_caching,

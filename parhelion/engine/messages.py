@@ -136,8 +136,12 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         architecture: of the model.
         dtype: of the weights.
         compute_dtype: of the arithmetic.
-        linear_provider: who computes the linear layers.
-        elementwise_provider: who computes what lies between them.
+        device: what the device calls itself.
+        quantization: the scheme of the linear layers.
+        linear_provider: who multiplies in the linear layers.
+        kernels: ``op=provider`` for every op in use.
+        kernel_notes: providers that were passed over, and why.
+        launches_per_layer: ops that one block of the model launches.
         threads: intra-op CPU threads.
         vocab_size: of the model.
         max_model_len: tokens of a request, prompt and output together.
@@ -146,7 +150,9 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         weight_bytes: of the checkpoint as stored.
         resident_bytes: of the engine's process when it became ready; untouched KV blocks are not in it.
         load_s: seconds from the start to being ready.
+        peak_host_bytes: most memory that the engine's process has held so far.
         compile_s: seconds of that spent compiling.
+        num_graphs, graph_bytes, graph_s: CUDA graphs captured at the start, their memory and their time.
     """
 
     model_name: str
@@ -154,7 +160,11 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     dtype: str
     compute_dtype: str
     linear_provider: str
-    elementwise_provider: str
+    device: str
+    quantization: str
+    kernels: list[str]
+    kernel_notes: list[str]
+    launches_per_layer: int
     threads: int
     vocab_size: int
     eos_token_ids: list[int]
@@ -165,7 +175,11 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     weight_bytes: int
     resident_bytes: int
     load_s: float
+    peak_host_bytes: int
     compile_s: float
+    num_graphs: int
+    graph_bytes: int
+    graph_s: float
 
 
 class LoadProgress(msgspec.Struct, tag=True, frozen=True):

@@ -76,6 +76,16 @@ class SamplingState:
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
 
+    def needs_host(self, slots: Ints, output_indices: Ints) -> bool:
+        """Whether any of the rows asks for more than temperature, top-k, top-p, min-p and a seed."""
+        return bool(
+            (self.logprobs[slots] != NO_LOGPROBS).any()
+            or (self.repetition_penalty[slots] != 1).any()
+            or (self.presence_penalty[slots] != 0).any()
+            or (self.frequency_penalty[slots] != 0).any()
+            or self.added_logits(slots, output_indices) is not None
+        )
+
     def added_logits(self, slots: Ints, output_indices: Ints) -> TokenValues | None:
         """What to add to the logits of the rows that hold ``slots``: biases, and -inf for stop ids that come too early.
 

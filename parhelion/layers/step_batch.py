@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from parhelion.ops.attention import AttentionMetadata
+from parhelion.ops.paged_attention.batch import AttentionBatch
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,11 @@ class StepBatch:
     Attributes:
         token_ids: [num_tokens] int64.
         positions: [num_tokens] int64.
+        slot_mapping: [num_tokens] int64, block_id * block_size + offset: where each token's key and value go.
         attention: the rows, as attention needs them.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
-    attention: AttentionMetadata
+    slot_mapping: torch.Tensor
+    attention: AttentionBatch

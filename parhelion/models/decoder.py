@@ -2,116 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from parhelion.layers.attention import SelfAttention
-from parhelion.layers.linear import Linear
-from parhelion.layers.mlp import GatedMLP
-from parhelion.layers.norm import RMSNorm
-from parhelion.layers.rotary import RotaryTables
+from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
+from parhelion.layers.linear import linear_calls
+from parhelion.layers.program import Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
-from parhelion.ops.attention import PagedAttention
-from parhelion.ops.elementwise import ElementwiseOps
-from parhelion.ops.linear import Provider
+from parhelion.ops.embedding import Embedding
+from parhelion.ops.resolve import Resolver
+from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme, load_linear
 
 
 @dataclass(frozen=True)
-class Providers:
-    """Who computes what.
+class BuildOptions:
+    """How a model is put together.
 
     Attributes:
-        linear: all linear layers.
-        elementwise: norms, rotations and activations.
+        dtype: of activations, norms and the KV cache.
+        storage_dtype: of the embedding's table.
+        scheme: how linear layers are quantized, those that it ignores excepted.
+        plan: the fusions.
+        resolver: finds the providers; its device is the model's.
+        block_size: tokens of a KV block.
+        max_model_len: positions that the rotary tables cover.
     """
 
-    linear: Provider
-    elementwise: ElementwiseOps
+    dtype: torch.dtype
+    storage_dtype: torch.dtype
+    scheme: QuantScheme
+    plan: Plan
+    resolver: Resolver
+    block_size: int
+    max_model_len: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.resolver.device
 
 
-@dataclass(frozen=True)
-class DecoderLayer:
-    """One block."""
-
-    input_norm: RMSNorm
-    attention: SelfAttention
-    post_attention_norm: RMSNorm
-    mlp: GatedMLP
-
-
-class LayerBuilder:
-    """Builds layers out of a checkpoint's tensors, fusing the projections that share an input.
+class WeightLoader:
+    """Reads a block's parameters, stacking the projections that share an input.
 
     Args:
         config: the model's.
         weights: its tensors.
-        providers: who computes the layers.
+        options: dtype, device and scheme.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers) -> None:
-        self.config = config
-        self.weights = weights
-        self.providers = providers
-        self._attend = PagedAttention(config.num_heads, config.num_kv_heads, config.head_dim, config.head_dim**-0.5)
+    def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
+        self._config = config
+        self._weights = weights
+        self._options = options
 
-    def linear(self, names: tuple[str, ...], rows: tuple[int, ...], in_features: int, bias: bool) -> Linear:
+    def linear(self, names: Sequence[str], rows: Sequence[int], in_features: int, bias: bool) -> LinearWeights:
         """One layer out of several projections of the same input, stacked in the order given."""
-        weight = torch.cat([self.weights.get(f"{n}.weight", r, in_features) for n, r in zip(names, rows, strict=True)])
-        biases = [self.weights.get(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)] if bias else []
-        return Linear(weight, torch.cat(biases) if biases else None, self.providers.linear)
+        o = self._options
+        return load_linear(self._weights, o.scheme, tuple(names), tuple(rows), in_features, bias, o.dtype, o.device)
 
-    def norm(self, name: str, size: int) -> RMSNorm:
-        """A normalization over the last ``size`` elements."""
-        return RMSNorm(
-            self.weights.get(f"{name}.weight", size).float(), self.config.rms_norm_eps, self.providers.elementwise
-        )
+    def vector(self, name: str, size: int) -> torch.Tensor:
+        """A norm's weight, [size]."""
+        return self._weights.get(f"{name}.weight", size).to(self._options.device, self._options.dtype)
 
-    def attention(self, prefix: str, layer: int) -> SelfAttention:
-        """The self-attention of one layer."""
-        c = self.config
+    def table(self, name: str) -> torch.Tensor:
+        """An embedding's or an output head's [vocab_size, hidden_size], as stored."""
+        return self._weights.get(f"{name}.weight", self._config.vocab_size, self._config.hidden_size)
+
+    def layer(self, index: int) -> LayerWeights:
+        """Block number ``index``."""
+        c, prefix = self._config, f"model.layers.{index}"
         q_rows, kv_rows = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        return SelfAttention(
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        return LayerWeights(
+            input_norm=self.vector(f"{prefix}.input_layernorm", c.hidden_size),
+            post_attention_norm=self.vector(f"{prefix}.post_attention_layernorm", c.hidden_size),
             qkv=self.linear(
-                (f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj"),
+                [f"{attention}.{name}_proj" for name in "qkv"],
                 (q_rows, kv_rows, kv_rows),
                 c.hidden_size,
                 c.attention_bias,
             ),
-            out=self.linear((f"{prefix}.o_proj",), (c.hidden_size,), q_rows, c.attention_output_bias),
-            attend=self._attend,
-            q_norm=self.norm(f"{prefix}.q_norm", c.head_dim) if c.qk_norm else None,
-            k_norm=self.norm(f"{prefix}.k_norm", c.head_dim) if c.qk_norm else None,
-            sliding_window=c.sliding_window(layer),
-            ops=self.providers.elementwise,
-        )
-
-    def mlp(self, prefix: str) -> GatedMLP:
-        """The feed-forward block of one layer."""
-        c = self.config
-        return GatedMLP(
+            out=self.linear([f"{attention}.o_proj"], (c.hidden_size,), q_rows, c.attention_output_bias),
             gate_up=self.linear(
-                (f"{prefix}.gate_proj", f"{prefix}.up_proj"),
+                [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
                 (c.intermediate_size, c.intermediate_size),
                 c.hidden_size,
                 c.mlp_bias,
             ),
-            down=self.linear((f"{prefix}.down_proj",), (c.hidden_size,), c.intermediate_size, c.mlp_bias),
-            ops=self.providers.elementwise,
-        )
-
-    def layer(self, index: int) -> DecoderLayer:
-        """Block number ``index``."""
-        prefix = f"model.layers.{index}"
-        return DecoderLayer(
-            input_norm=self.norm(f"{prefix}.input_layernorm", self.config.hidden_size),
-            attention=self.attention(f"{prefix}.self_attn", index),
-            post_attention_norm=self.norm(f"{prefix}.post_attention_layernorm", self.config.hidden_size),
-            mlp=self.mlp(f"{prefix}.mlp"),
+            down=self.linear([f"{mlp}.down_proj"], (c.hidden_size,), c.intermediate_size, c.mlp_bias),
+            q_norm=self.vector(f"{attention}.q_norm", c.head_dim) if c.qk_norm else None,
+            k_norm=self.vector(f"{attention}.k_norm", c.head_dim) if c.qk_norm else None,
         )
 
 
@@ -121,25 +107,50 @@ class DecoderModel:
     Args:
         config: dimensions.
         weights: tensors by Hugging Face name; read once, in order.
-        providers: who computes the layers.
-        max_model_len: positions that the rotary tables cover.
+        options: how to put it together.
+
+    Attributes:
+        dtype: of the activations.
+        scheme: of the linear layers.
+        launches_per_layer: calls of the last block, which is like all but the first.
+        linear_provider: who multiplies in the last block's linear layers.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
         self.config = config
-        self.dtype = providers.linear.activation_dtype
-        builder = LayerBuilder(config, weights, providers)
-        embedding = weights.get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.dtype = options.dtype
+        self.device = options.device
+        resolver = options.resolver
+        loader = WeightLoader(config, weights, options)
+        table = loader.table("model.embed_tokens")
         tied = config.tie_word_embeddings or not weights.has("lm_head.weight")
-        head = embedding if tied else weights.get("lm_head.weight", config.vocab_size, config.hidden_size)
-        self.lm_head = Linear(head, None, providers.linear)
-        self.embedding = embedding.to(providers.linear.weight_dtype)
-        del embedding, head
-        self.layers = [builder.layer(index) for index in range(config.num_layers)]
-        self.norm = builder.norm("model.norm", config.hidden_size)
-        self.rotary = RotaryTables(inverse_frequencies(config.rope, config.head_dim), max_model_len, self.dtype)
+        head = table if tied else loader.table("lm_head")
+        self._lm_head = self._head(head, options)
+        embedding = Embedding(config.vocab_size, config.hidden_size, options.dtype)
+        self._embed = resolver.bind(embedding, table.to(options.device, options.storage_dtype))
+        del table, head
+        cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
+        cos_sin = cos_sin.to(options.device)
+        self._layers = []
+        for index in range(config.num_layers):
+            calls = layer_calls(_layer_shape(config, options, index), loader.layer(index), cos_sin, index == 0)
+            self._layers.append(Program(cover(calls, options.plan), resolver, STEP_VALUES))
+        final = add_norm(
+            config.hidden_size, config.rms_norm_eps, options.dtype, loader.vector("model.norm", config.hidden_size)
+        )
+        self._final_norm = resolver.bind(final.contract, *final.weights)
+        self._num_values = max(layer.num_values for layer in self._layers)
+        self.scheme = options.scheme
+        self.launches_per_layer = self._layers[-1].num_launches
+        self.linear_provider = resolver.provider(self._layers[-1].contracts[-1]).name
 
-    def forward(self, batch: StepBatch, kv_cache: list[torch.Tensor]) -> torch.Tensor:
+    @staticmethod
+    def _head(head: torch.Tensor, options: BuildOptions) -> Program:
+        weights = LinearWeights(head.to(options.device, options.dtype), None, None, UNQUANTIZED)
+        calls = linear_calls("hidden", "logits", weights, options.dtype)
+        return Program(calls, options.resolver, ("hidden", "logits"))
+
+    def forward(self, batch: StepBatch, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
         """Compute a step.
 
         Args:
@@ -149,16 +160,38 @@ class DecoderModel:
         Returns:
             [num_tokens, hidden_size], normed, in the activations' dtype.
         """
-        residual = F.embedding(batch.token_ids, self.embedding).to(self.dtype)
-        rotation = self.rotary.at(batch.positions)
-        hidden = self.layers[0].input_norm(residual)
-        for index, layer in enumerate(self.layers):
-            if index:
-                hidden = layer.input_norm.add(hidden, residual)
-            hidden = layer.attention(hidden, rotation, kv_cache[index], batch.attention)
-            hidden = layer.mlp(layer.post_attention_norm.add(hidden, residual))
-        return self.norm.add(hidden, residual)
+        values: list[Any] = [None] * self._num_values
+        values[:6] = None, self._embed(batch.token_ids), batch.positions, batch.slot_mapping, None, batch.attention
+        for layer, cache in zip(self._layers, kv_cache, strict=True):
+            values[4] = cache
+            layer(values)
+        normed: torch.Tensor = self._final_norm(values[0], values[1])[0]
+        return normed
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size] float32."""
-        return self.lm_head(hidden).float()
+        values: list[Any] = [hidden, None]
+        self._lm_head(values)
+        logits: torch.Tensor = values[1].float()
+        return logits
+
+
+def rotary_table(inverse_frequencies: torch.Tensor, max_position: int) -> torch.Tensor:
+    """[max_position, head_dim] float32: the cosines of every position's angles, then the sines."""
+    angles = torch.outer(torch.arange(max_position).float(), inverse_frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def _layer_shape(config: ModelConfig, options: BuildOptions, index: int) -> LayerShape:
+    return LayerShape(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        epsilon=config.rms_norm_eps,
+        block_size=options.block_size,
+        max_position=options.max_model_len,
+        sliding_window=config.sliding_window(index),
+        dtype=options.dtype,
+    )

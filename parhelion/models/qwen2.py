@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parhelion.models.config import ModelConfig
-from parhelion.models.decoder import DecoderModel, Providers
+from parhelion.models.decoder import BuildOptions, DecoderModel
 from parhelion.models.weights import Weights
 
 
 class Qwen2ForCausalLM(DecoderModel):
     """The shared decoder; the architecture itself says which projections have a bias."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
         config = replace(config, attention_bias=True, attention_output_bias=False)
-        super().__init__(config, weights, providers, max_model_len)
+        super().__init__(config, weights, options)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parhelion.models.config import ModelConfig
-from parhelion.models.decoder import DecoderModel, Providers
+from parhelion.models.decoder import BuildOptions, DecoderModel
 from parhelion.models.weights import Weights
 
 
 class Qwen3ForCausalLM(DecoderModel):
     """The shared decoder with head norms."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, providers: Providers, max_model_len: int) -> None:
-        super().__init__(replace(config, qk_norm=True), weights, providers, max_model_len)
+    def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
+        super().__init__(replace(config, qk_norm=True), weights, options)

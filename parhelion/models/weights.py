@@ -11,9 +11,9 @@ import torch
 from parhelion.errors import CheckpointError
 from parhelion.models.checkpoint import Checkpoint
 from parhelion.models.random_values import RandomValues
-from parhelion.ops.quantize import code_max
 from parhelion.quantization import UNQUANTIZED, QuantScheme
 from parhelion.quantization import Weights as TensorsByName
+from parhelion.quantization.codes import code_max
 
 Progress = Callable[[int, int], None]
 """Called with tensors loaded so far and how many there are."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.inputs import map_tensors
 from parhelion.ops.provider import BaseProvider, missing_package
 
 Runner = Callable[..., Any]
@@ -44,27 +45,61 @@ class HelionProvider(BaseProvider):
 
     def launcher(self, contract: Contract) -> Launcher:
         launch = kernel_module(contract.name).launch
-        run: Runner = interpret if interpreting() else CompiledRunner()
-        return functools.partial(launch, contract, run)
+        if interpreting():
+            return functools.partial(launch, contract, interpret)
+        return CompiledLaunch(contract, launch)
+
+
+class CompiledLaunch:
+    """A tile program of one contract, compiled as it is first needed.
+
+    Args:
+        contract: which.
+        launch: of the op's ``helion_kernel``.
+    """
+
+    def __init__(self, contract: Contract, launch: Launcher) -> None:
+        self._contract = contract
+        self._launch = launch
+        self._run = CompiledRunner()
+        self._has_met_one_token = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not self._has_met_one_token and inputs[0].shape[0] == 1:
+            self._has_met_one_token = True
+            self._compile_for_any_number_of_tokens(inputs)
+        return self._launch(self._contract, self._run, *inputs)
+
+    def _compile_for_any_number_of_tokens(self, inputs: tuple[Any, ...]) -> None:
+        """Helion, bound to one token, takes M for the constant 1 and compiles something else; bound to two, it does
+        not. So what one token needs is compiled for two, which do not exist.
+        """
+        given = len(inputs) - self._contract.num_weights
+        stand_ins = map_tensors(inputs[:given], _two_if_one)
+        self._launch(self._contract, self._run.compile, *stand_ins, *inputs[given:])
 
 
 class CompiledRunner:
     """Compiles a kernel once per config and kind of arguments, and from then on calls Helion's own host function.
 
     Helion's dispatch (keys of every argument, look-up of the config) is skipped: a contract's arguments differ from
-    call to call only in M, and Helion compiles M = 1 apart from all other M.
+    call to call only in M, which is an argument of what is compiled, as are all strides.
     """
 
     def __init__(self) -> None:
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, kernel: Any, config: Any, *arguments: Any) -> Any:
+        return self.compile(kernel, config, *arguments)(*arguments)
+
+    def compile(self, kernel: Any, config: Any, *arguments: Any) -> Callable[..., Any]:
+        """The host function of a kernel for arguments of this kind."""
         key = (kernel, config, *(_kind(argument) for argument in arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
             compiled = kernel.bind(arguments).compile_config(config)
             self._compiled[key] = compiled
-        return compiled(*arguments)
+        return compiled
 
 
 def target_of(run: Runner) -> str | None:
@@ -92,7 +127,10 @@ def kernel_module(op: str) -> ModuleType:
 
 
 def _kind(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        # Helion specializes on sizes 0 and 1; strides and larger sizes are arguments of the compiled kernel.
-        return argument.dtype, tuple(min(size, 2) for size in argument.shape)
-    return argument
+    return (argument.dtype, argument.ndim) if isinstance(argument, torch.Tensor) else argument
+
+
+def _two_if_one(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim == 0 or tensor.shape[0] != 1:
+        return tensor
+    return tensor.new_empty((2, *tensor.shape[1:]))

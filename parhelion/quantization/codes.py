@@ -45,3 +45,8 @@ def quantize_per_block(
 def expand_block_scales(scales: torch.Tensor, block: int, rows: int, columns: int) -> torch.Tensor:
     """Scales [ceil(rows / block), ceil(columns / block)] repeated to [rows, columns]."""
     return scales.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+
+
+def code_max(codes: torch.dtype) -> float:
+    """The largest code of a type: 127 for int8 (symmetric, so -128 is left out), 448 for FP8 (E4M3)."""
+    return 127.0 if codes == torch.int8 else float(torch.finfo(codes).max)

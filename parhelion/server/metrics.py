@@ -79,6 +79,8 @@ class _EngineCollector(Collector):
         yield _gauge("kv_cache_usage_ratio", "Share of the KV blocks that a request refers to.", used)
         yield _gauge("kv_blocks_in_use", "KV blocks that a request refers to.", stats.num_blocks_in_use)
         yield _gauge("kv_blocks_cached", "KV blocks kept only for reuse by equal prefixes.", stats.num_blocks_cached)
+        yield _gauge("cuda_graphs", "CUDA graphs captured so far.", stats.num_graphs)
+        yield _gauge("cuda_graph_bytes", "Device memory that the graphs take.", stats.graph_bytes)
         yield _counter(
             "prefix_cache_queried_tokens",
             "Prompt tokens looked up in the prefix cache.",

@@ -16,6 +16,9 @@ BANNER = Banner(
     dtype="float16",
     compute_dtype="float32",
     linear_provider="torch",
+    device="a small GPU",
+    quantization="fp8_per_token",
+    kernels=["linear=torch", "rms_norm=helion"],
     threads=2,
     max_model_len=8192,
     kv_cache_blocks=10,
@@ -25,7 +28,10 @@ BANNER = Banner(
     weight_bytes=92 << 20,
     resident_bytes=1 << 30,
     load_s=1.0,
+    peak_host_bytes=3 << 30,
     compile_s=0.0,
+    num_graphs=7,
+    graph_bytes=5 << 20,
 )
 
 
@@ -36,7 +42,11 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
         "http://127.0.0.1:8000",
         "tiny",
         "float16",
-        "threads    2",
+        "a small GPU, 2 threads",
+        "fp8_per_token",
+        "rms_norm=helion",
+        "7 captured, 5.0 MiB",
+        "3.00 GiB of host memory",
         "10 blocks",
         "160 tokens",
         "7.0 MiB",

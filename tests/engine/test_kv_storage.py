@@ -94,7 +94,7 @@ def test_a_single_short_request_that_needs_one_block_is_not_mistaken_for_a_lack_
 
 def test_the_storage_is_a_zeroed_tensor_a_layer_that_holds_what_was_planned() -> None:
     size = plan(kv_cache_memory=10 * BLOCK_BYTES)
-    tensors = allocate_kv_cache(size, MODEL, 16, torch.float32)
+    tensors = allocate_kv_cache(size, MODEL, 16, torch.float32, torch.device("cpu"))
     assert len(tensors) == MODEL.num_layers
     assert sum(tensor.nbytes for tensor in tensors) == size.total_bytes
     assert all(tensor.shape == tensors[0].shape and not tensor.any() for tensor in tensors)

@@ -1,0 +1,336 @@
+"""The engine on a GPU: parity with transformers, with the dequantized model, with its own eager steps; then its speed.
+
+Each part stands alone: one that fails is reported with its message and the others go on.
+
+    python benchmarks/h100_engine.py [--only parity,fp8,graphs,smollm2,speed] [--smollm2 FILE] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parhelion import LLM, SamplingParams
+from parhelion.bench.machine import describe_circumstances
+from parhelion.bench.report import write_json
+from parhelion.config import EngineConfig
+from parhelion.engine.load import load_model
+from parhelion.engine.score import prompt_logits
+from parhelion.types import RequestOutput, TokensPrompt
+
+RESULT = Path(__file__).parent / "results" / "h100_engine.json"
+
+FP8_PER_TOKEN_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
+            "input_activations": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "token",
+                "symmetric": True,
+                "dynamic": True,
+            },
+        }
+    },
+    "ignore": ["lm_head"],
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen3 model's dimensions."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+
+QWEN3_1_7B = Shape(2048, 6144, 28, 16, 8, 128, 151936, True)
+QWEN3_8B = Shape(4096, 12288, 36, 32, 8, 128, 151936, False)
+QWEN3_0_6B = Shape(1024, 3072, 28, 16, 8, 128, 151936, True)
+TINY = Shape(256, 512, 3, 4, 2, 64, 1024, False)
+
+
+def write_config(shape: Shape, folder: Path, quantization: dict[str, Any] | None) -> Path:
+    """A folder with nothing but a config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        **shape.__dict__,
+        **({} if quantization is None else {"quantization_config": quantization}),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def parity_with_transformers(folder: Path, device: str) -> list[dict[str, Any]]:
+    """Logits of random Qwen3 checkpoints beside transformers' in float32; transformers' own bfloat16 sets the bar."""
+    import transformers
+
+    rows = []
+    for name, shape in (("tiny", TINY), ("qwen3-0.6b", QWEN3_0_6B)):
+        config = transformers.Qwen3Config(
+            **shape.__dict__, max_position_embeddings=4096, rope_theta=1000000.0, initializer_range=0.05
+        )
+        torch.manual_seed(1)
+        where = folder / f"parity-{name}"
+        transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+        ids = torch.randint(2, shape.vocab_size, (1, 300), generator=torch.Generator().manual_seed(2))
+        # Read anew: converting a model in place would round its rotary frequencies as well.
+        rounded, exact = (transformers_logits(where, ids, dtype, device) for dtype in (torch.bfloat16, torch.float32))
+        loaded = load_model(EngineConfig(model=str(where), device=device, dtype="bfloat16"), where)
+        ours = prompt_logits(loaded.model, ids[0].tolist(), 16).double().cpu()
+        del loaded
+        error, bar = relative(ours, exact), relative(rounded, exact)
+        rows.append(
+            {
+                "model": name,
+                "relative_error": error,
+                "transformers_bfloat16_error": bar,
+                "same_argmax": float((ours.argmax(-1) == exact.argmax(-1)).double().mean()),
+                "passed": error <= 1.5 * bar,
+            }
+        )
+    return rows
+
+
+def transformers_logits(where: Path, ids: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """transformers' logits of one prompt, [num_tokens, vocab_size] float64 on the CPU."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(device).eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids.to(device)).logits[0].double().cpu()
+    return logits
+
+
+def fp8_against_dequantized(folder: Path, device: str) -> list[dict[str, Any]]:
+    """KL divergence of quantized models from the unquantized one that they were made of, on a random 0.6B shape."""
+    import transformers
+
+    config = transformers.Qwen3Config(
+        **QWEN3_0_6B.__dict__, max_position_embeddings=4096, rope_theta=1000000.0, initializer_range=0.02
+    )
+    torch.manual_seed(3)
+    where = folder / "kl"
+    transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+    ids = torch.randint(2, 151936, (300,), generator=torch.Generator().manual_seed(4)).tolist()
+    base = EngineConfig(model=str(where), device=device, dtype="bfloat16")
+    logits = {
+        (quantization, plan): prompt_logits(
+            load_model(replace(base, quantization=quantization, fusion=plan), where).model, ids, 16
+        ).log_softmax(-1)
+        for quantization, plan in ((None, "auto"), ("fp8", "fused"), ("fp8", "plain"), ("int8", "fused"))
+    }
+    reference = logits[None, "auto"]
+    rows = []
+    for (quantization, plan), other in logits.items():
+        kl = (reference.exp() * (reference - other)).sum(-1)
+        rows.append(
+            {
+                "quantization": quantization or "none",
+                "plan": plan,
+                "kl_mean": float(kl.mean()),
+                "kl_max": float(kl.max()),
+                "passed": float(kl.mean()) < 0.05,
+            }
+        )
+    return rows
+
+
+def graphs_against_eager(folder: Path, device: str) -> list[dict[str, Any]]:
+    """Greedy tokens with captured graphs and without, in batches that meet several buckets; they must be identical."""
+    where = write_config(TINY, folder / "graphs", FP8_PER_TOKEN_CONFIG)
+    generator = torch.Generator().manual_seed(6)
+    lengths = (1, 7, 33, 130, 18, 64, 200)
+    prompts = [
+        TokensPrompt(prompt_token_ids=torch.randint(2, 1024, (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+    sampled = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=7, max_tokens=40, ignore_eos=True)
+    greedy = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    texts: dict[str, Any] = {}
+    captured: dict[str, int] = {}
+    for graphs in ("off", "lazy", "startup"):
+        options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 512}
+        with LLM(str(where), device=device, load_format="dummy", graphs=graphs, **options) as llm:
+            texts[graphs] = [ids_of(llm.generate(prompts, params)) for params in (greedy, sampled)]
+            captured[graphs] = llm.stats().num_graphs
+    return [
+        {
+            "graphs": graphs,
+            "captured": captured[graphs],
+            "identical_to_eager": texts[graphs] == texts["off"],
+            "passed": texts[graphs] == texts["off"] and captured[graphs] > 0 == captured["off"],
+        }
+        for graphs in ("lazy", "startup")
+    ]
+
+
+def smollm2_text(path: Path, device: str) -> list[dict[str, Any]]:
+    """SmolLM2's greedy text here beside a CPU's in float32."""
+    questions = (
+        "Why is the sky blue?",
+        "Write a short story about a lighthouse keeper who finds a letter.",
+        "Explain how a binary search works, then write it in Python.",
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=64)
+    texts: dict[tuple[str, str], list[list[int]]] = {}
+    for where, dtype in (("cpu", "float32"), (device, "float32"), (device, "bfloat16")):
+        with LLM(str(path), device=where, dtype=dtype, kv_cache_memory=256 << 20, max_model_len=2048) as llm:
+            messages = [[{"role": "user", "content": question}] for question in questions]
+            texts[where, dtype] = ids_of(llm.chat(messages, params))
+    oracle = texts["cpu", "float32"]
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        ours = texts[device, dtype]
+        same = [a == b for a, b in zip(ours, oracle, strict=True)]
+        common = [common_prefix(a, b) for a, b in zip(ours, oracle, strict=True)]
+        passed = all(same) if dtype == "float32" else min(common) > 0
+        rows.append(
+            {"dtype": dtype, "same_text": sum(same), "of": len(same), "common_prefix": common, "passed": passed}
+        )
+    return rows
+
+
+def speed(folder: Path, device: str, batches: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Prefill and TPOT of Qwen3 with dummy FP8 weights: 512 tokens in, 128 out, greedy; and what graphs take."""
+    rows = []
+    for name, shape in (("qwen3-1.7b", QWEN3_1_7B), ("qwen3-8b", QWEN3_8B)):
+        where = write_config(shape, folder / name, FP8_PER_TOKEN_CONFIG)
+        started = time.monotonic()
+        options: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
+        with LLM(str(where), device=device, load_format="dummy", **options) as llm:
+            cold_start_s = time.monotonic() - started
+            rows += [measure_batch(llm, name, batch) | {"cold_start_s": cold_start_s} for batch in batches]
+            info, stats = llm.info, llm.stats()
+            rows.append(
+                {
+                    "model": name,
+                    "load_s": info.load_s,
+                    "compile_s": info.compile_s,
+                    "peak_host_bytes": info.peak_host_bytes,
+                    "kernels": info.kernels,
+                    "notes": info.kernel_notes,
+                    "launches_per_layer": info.launches_per_layer,
+                    "peak_device_bytes": torch.cuda.max_memory_allocated(),
+                    "kv_cache_bytes": info.kv_cache_bytes,
+                    "graphs_captured": stats.num_graphs,
+                    "graph_bytes": stats.graph_bytes,
+                    "passed": info.launches_per_layer <= 10,
+                }
+            )
+    return rows
+
+
+def measure_batch(llm: LLM, name: str, batch: int) -> dict[str, Any]:
+    """Medians of three rounds, after one that captures the graphs."""
+    generator = torch.Generator().manual_seed(8)
+
+    def run(output_length: int) -> float:
+        prompts = [
+            TokensPrompt(prompt_token_ids=torch.randint(2, 100000, (512,), generator=generator).tolist())
+            for _ in range(batch)
+        ]
+        started = time.perf_counter()
+        llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=output_length, ignore_eos=True))
+        return time.perf_counter() - started
+
+    run(16)
+    prefill = [run(1) for _ in range(3)]
+    whole = [run(128) for _ in range(3)]
+    tpot = [(w - p) / 127 * 1e3 for w, p in zip(whole, prefill, strict=True)]
+    return {
+        "model": name,
+        "batch": batch,
+        "prefill_ms": statistics.median(prefill) * 1e3,
+        "tpot_ms": statistics.median(tpot),
+        "tpot_ms_all": tpot,
+        "output_tokens_per_s": batch * 128 / statistics.median(whole),
+        "passed": True,
+    }
+
+
+def relative(x: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+def ids_of(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="parity,fp8,graphs,smollm2,speed")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batches", default="1,16,64,256")
+    parser.add_argument("--smollm2", type=Path, help="the GGUF file; the part is left out without it")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    batches = tuple(int(batch) for batch in args.batches.split(","))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "parity": lambda: parity_with_transformers(folder, args.device),
+            "fp8": lambda: fp8_against_dequantized(folder, args.device),
+            "graphs": lambda: graphs_against_eager(folder, args.device),
+            "speed": lambda: speed(folder, args.device, batches),
+        }
+        if args.smollm2 is not None:
+            parts["smollm2"] = lambda: smollm2_text(args.smollm2, args.device)
+        results: dict[str, Any] = {"benchmark": "h100_engine", "circumstances": describe_circumstances()}
+        for name in args.only.split(","):
+            if name not in parts:
+                continue
+            started = time.monotonic()
+            try:
+                results[name] = parts[name]()
+            except Exception as error:
+                traceback.print_exc()
+                results[name] = [{"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}]
+            for row in results[name]:
+                print(name, row, flush=True)
+            print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+            write_json(Results(results), args.output)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The file: a list of rows for each part, and the circumstances."""
+
+    parts: dict[str, Any]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What a device holds of every running request, by slot: its tokens, its blocks, how its tokens are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from parhelion.engine.sampling_state import SamplingState
+
+PARAMETERS = 6
+"""Columns of the sampling table: temperature, top_p, min_p (bits of float32), top_k, and the seed's two halves."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Entries to write into one of the device's flat int32 tables before a step.
+
+    Attributes:
+        offsets, values: int64 arrays of equal length.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int64]
+
+    def flat(self) -> npt.NDArray[np.int32]:
+        """All offsets, then all values."""
+        return np.concatenate((self.offsets, self.values)).astype(np.int32)
+
+
+class DeviceState:
+    """Tables on the device; one slot and one column more than requests use take what padding writes.
+
+    Args:
+        max_num_seqs: slots.
+        max_model_len: tokens of a request.
+        block_size: tokens of a block.
+        device: where.
+
+    Attributes:
+        tokens: [max_num_seqs + 1, max_model_len + 2] int32.
+        block_table: [max_num_seqs + 1, max_blocks] int32; the spare slot's blocks are never looked up.
+        parameters: [max_num_seqs + 1, PARAMETERS] int32.
+        spare_slot, spare_position: where padding goes.
+    """
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        self.spare_slot = max_num_seqs
+        self.spare_position = max_model_len + 1
+        self.max_blocks = -(-max_model_len // block_size)
+        slots = max_num_seqs + 1
+        self.tokens = torch.zeros((slots, max_model_len + 2), dtype=torch.int32, device=device)
+        self.block_table = torch.zeros((slots, self.max_blocks), dtype=torch.int32, device=device)
+        self.parameters = torch.zeros((slots, PARAMETERS), dtype=torch.int32, device=device)
+
+    def token_update(self, slot: int, token_ids: npt.NDArray[np.int64]) -> Update:
+        """A slot's first tokens."""
+        return Update(slot * self.tokens.shape[1] + np.arange(len(token_ids)), token_ids)
+
+    def block_update(self, slot: int, first: int, block_ids: npt.NDArray[np.int64]) -> Update:
+        """Blocks from index ``first`` of a slot on."""
+        return Update(slot * self.max_blocks + first + np.arange(len(block_ids)), block_ids)
+
+    def parameter_update(self, slot: int, sampling: SamplingState) -> Update:
+        """How a slot's tokens are chosen, as the host's ``SamplingState`` has it."""
+        floats = np.array([sampling.temperature[slot], sampling.top_p[slot], sampling.min_p[slot]], np.float32).view(
+            np.int32
+        )
+        seed = np.array([sampling.seed[slot]], np.uint64).view(np.int32)
+        top_k = min(int(sampling.top_k[slot]), 2**31 - 1)
+        values = np.concatenate((floats, [top_k], seed)).astype(np.int64)
+        return Update(slot * PARAMETERS + np.arange(PARAMETERS), values)
+
+
+def merged(updates: list[Update]) -> Update:
+    """All entries of several updates of one table. Later ones win only if no offset occurs twice, so none may."""
+    if not updates:
+        return Update(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Update(
+        np.concatenate([update.offsets for update in updates]), np.concatenate([update.values for update in updates])
+    )

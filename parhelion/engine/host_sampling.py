@@ -1,0 +1,92 @@
+"""Everything about choosing tokens that happens on the host: known tokens, penalties, log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from parhelion.engine.messages import TokenLogprob
+from parhelion.engine.sampler import gather_logprobs, sample
+from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
+from parhelion.engine.step_layout import Ints, StepRows
+from parhelion.engine.step_result import PromptLogprobs
+from parhelion.models.decoder import DecoderModel
+from parhelion.scheduler import Row
+
+PROMPT_LOGPROB_ROWS = 64
+"""Prompt positions whose logits over the whole vocabulary are held at once."""
+
+
+class HostSampler:
+    """The tokens of every slot as far as the host knows them, and what is computed from them.
+
+    Args:
+        model: for the logits of prompt positions.
+        sampling: parameters by slot.
+        max_num_seqs, max_model_len: sizes of the token buffer.
+
+    Attributes:
+        tokens: [max_num_seqs, max_model_len + 1] int32.
+    """
+
+    def __init__(self, model: DecoderModel, sampling: SamplingState, max_num_seqs: int, max_model_len: int) -> None:
+        self.tokens = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self._model = model
+        self._sampling = sampling
+        self._stays = np.zeros(max_num_seqs, np.int64)
+
+    def admit(self, slot: int, token_ids: Ints) -> None:
+        """A request takes a slot with these known tokens."""
+        self.tokens[slot, : len(token_ids)] = token_ids
+        self._stays[slot] += 1
+
+    def stays(self, rows: StepRows) -> Ints:
+        """Which stay in its slot each row belongs to; a later request's is another."""
+        return self._stays[rows.slots]
+
+    def note(self, rows: StepRows, sampling: Ints, chosen: Ints, stays: Ints) -> None:
+        """Remember the tokens that a step sampled, except those of rows whose slot has been taken since.
+
+        Args:
+            sampling: indices of the rows that sampled.
+            chosen: their tokens.
+            stays: as they were when the step was handed to the device.
+        """
+        current = self._stays[rows.slots[sampling]] == stays[sampling]
+        sampling, chosen = sampling[current], chosen[current]
+        self.tokens[rows.slots[sampling], (rows.starts + rows.counts)[sampling]] = chosen
+
+    def sample(self, logits: torch.Tensor, rows: StepRows, sampling: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
+        """Choose and remember a token for each row of logits [len(sampling), vocab_size] float32 on the CPU."""
+        slots = rows.slots[sampling]
+        chosen, logprobs = sample(logits, slots, rows.output_indices[sampling], self.tokens, self._sampling)
+        self.note(rows, sampling, chosen, self.stays(rows))
+        return chosen, logprobs
+
+    def prompt_logprobs(
+        self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor
+    ) -> list[PromptLogprobs]:
+        """Log-probabilities of the prompt tokens that a step's rows predict, for the requests that want them.
+
+        Args:
+            first_tokens: [num_rows] each row's first token among the step's.
+            hidden: [num_tokens, hidden_size] of the step, on the model's device.
+        """
+        results = []
+        for row, first_token in zip(plan_rows, first_tokens.tolist(), strict=True):
+            wanted = int(self._sampling.prompt_logprobs[row.slot])
+            # The hidden state of a position predicts the next token: the prompt's last one predicts an output.
+            stop = min(row.start + row.num_tokens, int(self._sampling.num_prompt_tokens[row.slot]) - 1)
+            if wanted == NO_LOGPROBS or stop <= row.start:
+                continue
+            logprobs: list[TokenLogprob] = []
+            for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
+                end = min(stop, start + PROMPT_LOGPROB_ROWS)
+                first = first_token + start - row.start
+                distribution = self._model.compute_logits(hidden[first : first + end - start]).log_softmax(-1)
+                predicted = self.tokens[row.slot, start + 1 : end + 1].astype(np.int64)
+                logprobs += gather_logprobs(distribution.cpu(), predicted, np.full(end - start, wanted))
+            results.append(PromptLogprobs(row.request_id, row.start + 1, logprobs))
+        return results

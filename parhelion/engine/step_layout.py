@@ -1,0 +1,135 @@
+"""The integers that a device needs for one step, packed so that a single copy brings them all.
+
+A step is padded to a bucket: ``num_rows`` rows and ``num_tokens`` tokens. Padding rows use a spare slot whose blocks
+are never read by anyone, padding tokens have row -1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from parhelion.scheduler import StepPlan
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sizes that a step is padded to; one CUDA graph serves all steps of a bucket.
+
+    Attributes:
+        num_rows, num_tokens: equal in steps that only decode.
+    """
+
+    num_rows: int
+    num_tokens: int
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every row has one token."""
+        return self.num_rows == self.num_tokens
+
+
+@dataclass(frozen=True)
+class StepInts:
+    """A step's integers, as numpy arrays on the host or as int32 tensors on the device.
+
+    Attributes:
+        row_slot: [num_rows] the row's slot.
+        seq_lens: [num_rows] tokens in the cache after the step; 0 for padding.
+        query_start_loc: [num_rows + 1] offsets into the tokens.
+        sample_token: [num_rows] the row's last token, whose hidden state predicts the next.
+        sample_position: [num_rows] where the sampled id goes; the spare column for rows that do not sample.
+        output_index: [num_rows] index of the sampled token among the request's outputs.
+        token_row: [num_tokens] the token's row; -1 for padding.
+        token_position: [num_tokens] the token's position.
+    """
+
+    row_slot: torch.Tensor
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    sample_token: torch.Tensor
+    sample_position: torch.Tensor
+    output_index: torch.Tensor
+    token_row: torch.Tensor
+    token_position: torch.Tensor
+
+
+def view_ints(buffer: torch.Tensor, bucket: Bucket) -> StepInts:
+    """The fields of a bucket as views of the front of an int32 buffer."""
+    rows, tokens = bucket.num_rows, bucket.num_tokens
+    sizes = (rows, rows, rows + 1, rows, rows, rows, tokens, tokens)
+    return StepInts(*torch.split(buffer[: sum(sizes)], sizes))
+
+
+def num_ints(bucket: Bucket) -> int:
+    """Integers that a bucket's fields take."""
+    return 6 * bucket.num_rows + 1 + 2 * bucket.num_tokens
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """A planned step's rows on the host, each an int64 array over rows.
+
+    Attributes:
+        slots: of the workers' tensors.
+        starts: tokens in the cache before the step.
+        counts: new tokens.
+        samples: whether the row samples (0 or 1).
+        output_indices: of the sampled token among its request's outputs.
+    """
+
+    slots: Ints
+    starts: Ints
+    counts: Ints
+    samples: Ints
+    output_indices: Ints
+
+
+def rows_of(plan: StepPlan) -> StepRows:
+    """A plan's rows as arrays."""
+    table = np.array(
+        [(row.slot, row.start, row.num_tokens, row.samples, row.output_index) for row in plan.rows], np.int64
+    ).reshape(-1, 5)
+    return StepRows(*table.T.copy())
+
+
+def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_slot: int, spare_position: int) -> int:
+    """Write a step's fields, padded to the bucket, to the front of a buffer. Returns how many integers that took."""
+    num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
+    ends = np.cumsum(rows.counts)
+    row_of_token = np.repeat(np.arange(num_rows), rows.counts)
+    fields = (
+        (rows.slots, bucket.num_rows, spare_slot),
+        (rows.starts + rows.counts, bucket.num_rows, 0),
+        (np.concatenate(([0], ends)), bucket.num_rows + 1, num_tokens),
+        (ends - 1, bucket.num_rows, 0),
+        (np.where(rows.samples, rows.starts + rows.counts, spare_position), bucket.num_rows, spare_position),
+        (rows.output_indices, bucket.num_rows, 0),
+        (row_of_token, bucket.num_tokens, -1),
+        (np.arange(num_tokens) - (ends - rows.counts - rows.starts)[row_of_token], bucket.num_tokens, 0),
+    )
+    offset = 0
+    for values, size, padding in fields:
+        buffer[offset : offset + len(values)] = values
+        buffer[offset + len(values) : offset + size] = padding
+        offset += size
+    return offset
+
+
+def buckets_up_to(limit: int) -> tuple[int, ...]:
+    """Sizes that counts are padded to: powers of two to 16, then steps of an eighth of the next power of two."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < limit:
+        step = max(8, 1 << (sizes[-1].bit_length() - 3))
+        sizes.append(sizes[-1] + step)
+    return (*(size for size in sizes if size < limit), limit)
+
+
+def pad_to(count: int, sizes: tuple[int, ...]) -> int:
+    """The smallest of the sizes that is at least count."""
+    return next(size for size in sizes if size >= count)

@@ -1,0 +1,60 @@
+"""The fusions that plans are made of: a quantization swallowed by the norm or the activation before it."""
+
+from __future__ import annotations
+
+from parhelion.layers.program import PLAIN, Fusion, Plan
+from parhelion.ops.contract import Contract
+from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
+from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
+from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
+from parhelion.ops.per_token_group_fp8_quant import PerTokenGroupFp8Quant
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
+from parhelion.ops.rms_norm_per_block_quant import RmsNormPerBlockQuant
+from parhelion.ops.silu_and_mul import SiluAndMul
+from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamicPerTokenQuant
+from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
+
+Norm = RmsNorm | FusedAddRmsNorm
+PerToken = DynamicPerTokenScaledFp8Quant | DynamicPerTokenScaledInt8Quant
+
+
+def _norm_per_token(norm: Norm, quantize: PerToken) -> Contract:
+    return RmsNormDynamicPerTokenQuant(
+        norm.hidden_size, norm.epsilon, norm.dtype, quantize.quant_dtype, isinstance(norm, FusedAddRmsNorm)
+    )
+
+
+def _norm_per_block(norm: Norm, quantize: PerTokenGroupFp8Quant) -> Contract:
+    return RmsNormPerBlockQuant(
+        norm.hidden_size,
+        norm.epsilon,
+        norm.dtype,
+        quantize.group_size,
+        quantize.scale_format,
+        isinstance(norm, FusedAddRmsNorm),
+    )
+
+
+def _silu_per_token(silu: SiluAndMul, quantize: PerToken) -> Contract:
+    return SiluAndMulDynamicPerTokenQuant(silu.intermediate_size, silu.dtype, quantize.quant_dtype)
+
+
+def _silu_per_block(silu: SiluAndMul, quantize: PerTokenGroupFp8Quant) -> Contract:
+    return SiluAndMulPerBlockQuant(silu.intermediate_size, silu.dtype, quantize.group_size, quantize.scale_format)
+
+
+_PER_TOKEN: tuple[type[Contract], ...] = (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
+
+FUSED: Plan = (
+    *(Fusion(norm, quant, _norm_per_token) for norm in (RmsNorm, FusedAddRmsNorm) for quant in _PER_TOKEN),
+    *(Fusion(norm, PerTokenGroupFp8Quant, _norm_per_block) for norm in (RmsNorm, FusedAddRmsNorm)),
+    *(Fusion(SiluAndMul, quant, _silu_per_token) for quant in _PER_TOKEN),
+    Fusion(SiluAndMul, PerTokenGroupFp8Quant, _silu_per_block),
+)
+"""Everything that can be fused is."""
+
+
+def plan(name: str) -> Plan:
+    """``plain``: one op a launch. ``fused``: quantization within the norm or activation that feeds it."""
+    return {"plain": PLAIN, "fused": FUSED}[name]

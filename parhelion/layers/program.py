@@ -1,0 +1,140 @@
+"""A layer's computation as data: a short sequence of contract calls over named values.
+
+A layer states its sequence once, one op a call. A plan is a set of fusions; covering the sequence with it replaces
+neighbouring calls by one fused call. The plain plan has no fusions, always exists, and is the oracle of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.resolve import Resolver
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op applied to values.
+
+    Attributes:
+        contract: which op, with its static dimensions.
+        inputs, outputs: names of values, in the contract's order; inputs without the contract's weights.
+        weights: parameters of the model, the contract's last inputs.
+    """
+
+    contract: Contract
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Two neighbouring calls that one kernel can do: the second takes nothing but the first's first output.
+
+    Attributes:
+        first, second: the contracts' classes.
+        fuse: the contract of both at once; None where these static dimensions have no fused kernel. Its inputs and
+            weights are the first's; its outputs are the second's and then what else the first returned.
+    """
+
+    first: type[Contract]
+    second: type[Contract]
+    fuse: Callable[[Any, Any], Contract | None]
+
+
+Plan = tuple[Fusion, ...]
+
+PLAIN: Plan = ()
+
+
+def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
+    """The sequence with every fusion of the plan applied where it fits, from the front."""
+    covered: list[Call] = []
+    for index, call in enumerate(calls):
+        fused = None
+        if covered and call.inputs == covered[-1].outputs[:1]:
+            fused = _fused(covered[-1], call, calls[index + 1 :], plan)
+        if fused is not None:
+            covered[-1] = fused
+        else:
+            covered.append(call)
+    return covered
+
+
+def _fused(first: Call, second: Call, later: Sequence[Call], plan: Plan) -> Call | None:
+    between = first.outputs[0]
+    if between not in second.outputs and _is_read(between, later):
+        return None
+    for fusion in plan:
+        if isinstance(first.contract, fusion.first) and isinstance(second.contract, fusion.second):
+            contract = fusion.fuse(first.contract, second.contract)
+            if contract is not None:
+                return Call(contract, first.inputs, second.outputs + first.outputs[1:], first.weights)
+    return None
+
+
+def _is_read(value: str, calls: Sequence[Call]) -> bool:
+    """Whether anyone reads the value before it is written again."""
+    for call in calls:
+        if value in call.inputs:
+            return True
+        if value in call.outputs:
+            return False
+    return False
+
+
+class Program:
+    """A covered sequence, its providers resolved and its parameters bound.
+
+    Args:
+        calls: in order.
+        resolver: finds the providers.
+        names: where each value of the caller's list stands; the program's own values follow behind.
+    """
+
+    def __init__(self, calls: Sequence[Call], resolver: Resolver, names: Sequence[str]) -> None:
+        # Not the calls themselves: they hold the weights as loaded, which a provider may have packed into its own form.
+        self.contracts = tuple(call.contract for call in calls)
+        index = {name: position for position, name in enumerate(names)}
+        for call in calls:
+            for name in call.outputs:
+                index.setdefault(name, len(index))
+        self.num_values = len(index)
+        self._steps = [_step(call, resolver, index) for call in calls]
+
+    def __call__(self, values: list[Any]) -> None:
+        """Run on values, which hold the caller's first and have room for ``num_values``; outputs are left in them."""
+        for launch, take, single, several in self._steps:
+            result = launch(*take(values))
+            if several is None:
+                values[single] = result
+            else:
+                for position, output in zip(several, result, strict=True):
+                    values[position] = output
+
+    @property
+    def num_launches(self) -> int:
+        """Calls of the sequence; a fused kernel makes one of them."""
+        return len(self._steps)
+
+
+Take = Callable[[list[Any]], tuple[Any, ...]]
+
+
+def _step(call: Call, resolver: Resolver, index: dict[str, int]) -> tuple[Launcher, Take, int, tuple[int, ...] | None]:
+    launch = resolver.bind(call.contract, *call.weights) if call.weights else resolver.launcher(call.contract)
+    outputs = tuple(index[name] for name in call.outputs)
+    return launch, _taker([index[name] for name in call.inputs]), outputs[0], outputs if len(outputs) > 1 else None
+
+
+def _taker(positions: list[int]) -> Take:
+    if len(positions) == 1:
+        only = positions[0]
+        return lambda values: (values[only],)
+    return itemgetter(*positions)

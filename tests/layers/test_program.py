@@ -1,0 +1,143 @@
+"""Layers as data: what a plan makes of a sequence of calls, and that running it computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from parhelion.layers.decoder_layer import add_norm
+from parhelion.layers.fusions import FUSED
+from parhelion.layers.linear import linear_calls
+from parhelion.layers.program import PLAIN, Call, Fusion, Program, cover
+from parhelion.ops.contract import Contract, Output, Tensors, Traffic
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.silu_and_mul import SiluAndMul
+from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, INT8_PER_TOKEN, LinearWeights, QuantScheme
+from parhelion.quantization.codes import quantize_per_block, quantize_per_channel
+
+CPU = torch.device("cpu")
+HIDDEN, INTERMEDIATE = 256, 384
+
+
+@dataclass(frozen=True)
+class _Stub(Contract):
+    """A contract that only has a name."""
+
+    label: str = ""
+    name: ClassVar[str] = "stub"
+    outputs: ClassVar[tuple[Output, ...]] = ()
+
+    def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
+        return ()
+
+    def reference(self, *inputs: Any, **unused: Any) -> Any:
+        return inputs
+
+    def traffic(self, num_tokens: int) -> Traffic:
+        return Traffic(0, 0)
+
+
+class _First(_Stub):
+    pass
+
+
+class _Second(_Stub):
+    pass
+
+
+class _Both(_Stub):
+    pass
+
+
+PAIR = (Fusion(_First, _Second, lambda first, second: _Both(first.label + second.label)),)
+
+
+def call(contract: Contract, inputs: str, outputs: str) -> Call:
+    return Call(contract, tuple(inputs.split()), tuple(outputs.split()))
+
+
+def test_neighbours_become_one_call_with_the_firsts_inputs_and_both_outputs():
+    calls = [call(_First("a"), "x r", "y r"), call(_Second("b"), "y", "c s")]
+    [fused] = cover(calls, PAIR)
+    assert fused == call(_Both("ab"), "x r", "c s r")
+
+
+def test_the_plain_plan_changes_nothing():
+    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y", "z")]
+    assert cover(calls, PLAIN) == calls
+
+
+def test_a_value_that_someone_else_reads_is_not_fused_away():
+    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y", "z"), call(_First("c"), "y", "w")]
+    assert cover(calls, PAIR) == calls
+
+
+def test_a_value_that_is_written_again_before_it_is_read_may_be_fused_away():
+    calls = [
+        call(_First("a"), "x", "y"),
+        call(_Second("b"), "y", "z"),
+        call(_First("c"), "z", "y"),
+        call(_Second("d"), "y", "w"),
+    ]
+    assert [fused.contract.label for fused in cover(calls, PAIR)] == ["ab", "cd"]
+
+
+def test_a_second_call_with_further_inputs_is_not_fused():
+    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y other", "z")]
+    assert cover(calls, PAIR) == calls
+
+
+def _feed_forward(scheme: QuantScheme, generator: torch.Generator) -> list[Call]:
+    """A norm with residual, a quantized gate and up, the activation, and a quantized down."""
+
+    def weights(rows: int, columns: int) -> LinearWeights:
+        weight = torch.randn(rows, columns, generator=generator) * 0.05
+        make = quantize_per_block if scheme.block else quantize_per_channel
+        codes, scales = make(weight, scheme.block or scheme.weight_dtype)  # type: ignore[arg-type]
+        return LinearWeights(codes, scales, None, scheme)
+
+    norm_weight = torch.rand(HIDDEN, generator=generator)
+    return [
+        add_norm(HIDDEN, 1e-6, torch.float32, norm_weight),
+        *linear_calls("normed", "gate_up", weights(2 * INTERMEDIATE, HIDDEN), torch.float32),
+        Call(SiluAndMul(INTERMEDIATE, torch.float32), ("gate_up",), ("activated",)),
+        *linear_calls("activated", "hidden", weights(HIDDEN, INTERMEDIATE), torch.float32),
+    ]
+
+
+def _run(calls: list[Call], hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    program = Program(calls, Resolver(CPU), ("hidden", "residual"))
+    values: list[Any] = [hidden.clone(), residual.clone()] + [None] * (program.num_values - 2)
+    program(values)
+    return values[0], values[1]
+
+
+@pytest.mark.parametrize("scheme", [FP8_PER_TOKEN, FP8_BLOCK, INT8_PER_TOKEN], ids=lambda scheme: scheme.name)
+def test_the_fused_plan_computes_what_the_plain_plan_does_in_two_launches_less(scheme: QuantScheme):
+    generator = torch.Generator().manual_seed(5)
+    calls = _feed_forward(scheme, generator)
+    fused = cover(calls, FUSED)
+    assert (len(calls), len(fused)) == (6, 4)
+    hidden, residual = torch.randn(2, 7, HIDDEN, generator=generator)
+    plain_hidden, plain_residual = _run(calls, hidden, residual)
+    fused_hidden, fused_residual = _run(fused, hidden, residual)
+    torch.testing.assert_close(fused_residual, plain_residual, rtol=0, atol=0)
+    # A code may fall to the other side of a rounding boundary: one step of FP8 is 6% of one of 384 summands.
+    torch.testing.assert_close(fused_hidden, plain_hidden, rtol=0.02, atol=0.02)
+
+
+def test_the_first_norm_of_a_model_has_no_residual_and_is_fused_too():
+    generator = torch.Generator().manual_seed(6)
+    codes, scales = quantize_per_channel(torch.randn(32, HIDDEN, generator=generator), torch.float8_e4m3fn)
+    calls = [
+        Call(RmsNorm(HIDDEN, 1e-6, torch.float32), ("residual",), ("normed",), (torch.ones(HIDDEN),)),
+        *linear_calls("normed", "hidden", LinearWeights(codes, scales, None, FP8_PER_TOKEN), torch.float32),
+    ]
+    assert [type(fused.contract).__name__ for fused in cover(calls, FUSED)] == [
+        "RmsNormDynamicPerTokenQuant",
+        "ScaledMm",
+    ]
