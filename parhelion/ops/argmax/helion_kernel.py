@@ -31,10 +31,12 @@ def argmax_chunks(logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor,
 
 
 @helion.kernel(static_shapes=False)
-def argmax_combine(values: torch.Tensor, ids: torch.Tensor, out: torch.Tensor) -> None:
-    """values, ids [M, chunks]; out [M] int64."""
-    num_tokens, num_chunks = values.size()
-    num_chunks = hl.specialize(num_chunks)
+def argmax_combine(values: torch.Tensor, ids: torch.Tensor, out: torch.Tensor, num_chunks: hl.constexpr) -> None:
+    """values, ids [M, num_chunks]; out [M] int64. ``num_chunks`` is an argument so that programs for different numbers
+    of chunks are told apart by their arguments.
+    """
+    num_tokens = values.size(0)
+    hl.specialize(values.size(1))
     for tile_m in hl.tile(num_tokens, block_size=1):
         x = values[tile_m, :]
         largest = torch.amax(x, -1)
@@ -51,7 +53,7 @@ def launch(contract: Argmax, run: Runner, logits: torch.Tensor) -> torch.Tensor:
     ids = torch.empty_like(values, dtype=torch.int32)
     out = logits.new_empty((num_tokens,), dtype=torch.int64)
     run(argmax_chunks, _config(chunk, True), logits, values, ids, chunk)
-    run(argmax_combine, _config(1 << (num_chunks - 1).bit_length(), False), values, ids, out)
+    run(argmax_combine, _config(1 << (num_chunks - 1).bit_length(), False), values, ids, out, num_chunks)
     return out
 
 

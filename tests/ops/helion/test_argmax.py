@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from parhelion.ops.argmax import OP, Argmax
+from parhelion.ops.argmax.helion_kernel import FEW_ROWS, launch
 from parhelion.ops.check import check
 from tests.ops.helion.awkward import AWKWARD_ROWS, AWKWARD_TOKENS, generator, with_awkward_row
 
@@ -42,3 +45,16 @@ def test_of_equal_elements_the_first_wins_in_a_chunk_and_across_chunks():
     logits[3, [100, 4000]] = float("nan")
     ids = OP.provider("helion").launcher(Argmax(5000))(logits)
     assert ids.tolist() == [0, 17, 2047, 100]
+
+
+def test_launches_that_differ_in_their_chunks_differ_in_their_arguments():
+    """A runner tells compiled programs apart by config and arguments other than sizes."""
+    seen: dict[int, set[tuple[object, ...]]] = {}
+    for num_tokens in (FEW_ROWS, FEW_ROWS + 1):
+
+        def run(kernel: Any, config: Any, *arguments: Any, num_tokens: int = num_tokens) -> None:
+            others = tuple(argument for argument in arguments if not isinstance(argument, torch.Tensor))
+            seen.setdefault(num_tokens, set()).add((kernel, config, *others))
+
+        launch(Argmax(151936), run, torch.empty((num_tokens, 151936)))
+    assert not seen[FEW_ROWS] & seen[FEW_ROWS + 1]
