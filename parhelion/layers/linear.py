@@ -32,12 +32,12 @@ def linear_calls(source: str, target: str, weights: LinearWeights, dtype: torch.
     assert weights.scales is not None
     parameters = (weights.weight, weights.scales, *bias)
     if activation == "fp8_per_token" and not has_float8(weights.weight.device):
-        return [Call(WeightOnlyMm(in_features, out_features, dtype), (source,), (target,), parameters)]
+        return [Call(WeightOnlyMm(in_features, out_features, dtype, bool(bias)), (source,), (target,), parameters)]
     codes, scales = f"{source}.codes", f"{source}.scales"
     quantize: Contract
     if activation == "fp8_per_group":
         quantize = PerTokenGroupFp8Quant(in_features, dtype)
-        contract = ScaledMmBlockwise(in_features, out_features, dtype)
+        contract = ScaledMmBlockwise(in_features, out_features, dtype, bias=bool(bias))
     elif activation == "fp8_per_token":
         quantize = DynamicPerTokenScaledFp8Quant(in_features, dtype)
         contract = ScaledMm(in_features, out_features, torch.float8_e4m3fn, dtype, bool(bias))

@@ -239,21 +239,27 @@ def test_vllm_blockwise_gets_scales_with_tokens_adjacent(monkeypatch):
     assert recorder.args[4].shape == (2, 3)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 5])
+@pytest.mark.parametrize("num_tokens", [1, 5, 8])
 @pytest.mark.parametrize("bound", [False, True])
 def test_torch_blockwise_gets_the_layouts_that_cublaslt_wants(bound: bool, num_tokens: int, monkeypatch):
-    recorder = Recorder()
+    padded = -(-num_tokens // 4) * 4
+    recorder = Recorder(torch.arange(padded * 384).view(padded, 384))
     monkeypatch.setattr(torch.nn.functional, "scaled_mm", recorder)
     contract = ScaledMmBlockwise(640, 384)
     codes, scales, weight, weight_scales = sample(contract, num_tokens)
     provider = scaled_mm_blockwise.OP.provider("torch")
     if bound:
-        provider.bind(contract, weight, weight_scales)(codes, scales)
+        y = provider.bind(contract, weight, weight_scales)(codes, scales)
     else:
-        provider.launcher(contract)(codes, scales, weight, weight_scales)
+        y = provider.launcher(contract)(codes, scales, weight, weight_scales)
+    assert torch.equal(y, recorder.result[:num_tokens])
     scale_a, scale_b = recorder.kwargs["scale_a"], recorder.kwargs["scale_b"]
-    assert torch.equal(scale_a, scales)
-    assert scale_a.stride() == (1, num_tokens)
+    # Tokens are padded to a multiple of four with zeros.
+    assert torch.equal(scale_a[:num_tokens], scales)
+    assert torch.equal(recorder.args[0][:num_tokens].float(), codes.float())
+    assert not scale_a[num_tokens:].any()
+    assert recorder.args[0].shape == (padded, 640)
+    assert scale_a.stride() == (1, padded)
     # 5 groups of K are padded to 8.
     assert scale_b.shape == (8, 3)
     assert scale_b.stride() == (1, 8)

@@ -11,6 +11,7 @@ from parhelion.ops.provider import BaseProvider, missing_package, needs_cuda
 from parhelion.ops.scaled_mm_blockwise.contract import ScaledMmBlockwise
 
 _BLOCK = 128
+_TOKENS_MULTIPLE = 4
 
 
 class _BlockwiseProvider(BaseProvider):
@@ -46,7 +47,8 @@ class TorchScaledMmBlockwise(_BlockwiseProvider):
     """ATen: ``_scaled_mm`` with 1 x 128 and 128 x 128 blocks (cuBLASLt 12.9 or later, Hopper only).
 
     It wants the activations' scales with the tokens next to each other, so a transposed copy of them is made each time;
-    the weight's scales, with their groups padded to a multiple of four, are packed once by ``bind``.
+    the weight's scales, with their groups padded to a multiple of four, are packed once by ``bind``. Tokens are padded
+    to a multiple of four too: with others cuBLASLt has no algorithm.
     """
 
     name = "torch"
@@ -75,15 +77,18 @@ def _scaled_mm(
 ) -> torch.Tensor:
     functional: Any = torch.nn.functional
     kinds = functional.ScalingType
-    return functional.scaled_mm(
-        codes,
+    num_tokens = codes.size(0)
+    missing = -num_tokens % _TOKENS_MULTIPLE
+    y: torch.Tensor = functional.scaled_mm(
+        functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype) if missing else codes,
         weight.t(),
-        scale_a=_tokens_adjacent(scales),
+        scale_a=_tokens_adjacent(functional.pad(scales, (0, 0, 0, missing)) if missing else scales),
         scale_recipe_a=kinds.BlockWise1x128,
         scale_b=padded_scales,
         scale_recipe_b=kinds.BlockWise128x128,
         output_dtype=torch.bfloat16,
     )
+    return y[:num_tokens]
 
 
 def _tokens_adjacent(scales: torch.Tensor) -> torch.Tensor:
