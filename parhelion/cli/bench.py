@@ -139,12 +139,12 @@ def serving(
 
 
 def kernels(
-    model: Annotated[list[str] | None, typer.Option(help="For this model's shapes. [default: qwen3-8b]")] = None,
-    op: Annotated[list[str] | None, typer.Option(help="This op; may be repeated. [default: all]")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="For this model's shapes. Default: qwen3-8b.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="This op; may be repeated. Default: all.")] = None,
     m: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,64,256,1024,8192",
     providers: Annotated[str, typer.Option(help="Providers, separated by commas; none means all there are.")] = "",
     quantization: Annotated[
-        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. [default: all]")
+        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. Default: all.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each case.")] = 20,

@@ -20,18 +20,18 @@ EXIT_REGRESSED = 1
 def build(
     check: Annotated[bool, typer.Option("--check", help="Build every program and report; keep no binaries.")] = False,
     model: Annotated[
-        list[str] | None, typer.Option(help="Build for this model's shapes; may be repeated. [default: all listed]")
+        list[str] | None, typer.Option(help="Build for this model's shapes; may be repeated. Default: all listed.")
     ] = None,
     quantization: Annotated[
-        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. [default: all]")
+        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. Default: all.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. [default: all]")
+        list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. Default: all.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Of contracts that differ in sizes alone only the first; no float32.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. [default: one a core]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. Default: one a core.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the matrix as a page of Markdown.")
     ] = None,

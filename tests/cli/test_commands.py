@@ -16,7 +16,18 @@ from parhelion.cli.main import build_app
 from parhelion.cli.output import format_bytes
 
 runner = CliRunner()
-COMMANDS = ["pull", "serve", "generate", "chat", "doctor", "bench latency", "bench throughput", "bench serve"]
+COMMANDS = [
+    "pull",
+    "serve",
+    "generate",
+    "chat",
+    "doctor",
+    "build",
+    "bench latency",
+    "bench throughput",
+    "bench serve",
+    "bench kernels",
+]
 
 
 @pytest.fixture(autouse=True)
