@@ -7,10 +7,10 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from parhelion.cli.output import format_bytes, print_json, spinner, stdout
 from parhelion.config import ServerConfig, read_environment
+
+if TYPE_CHECKING:  # it brings torch with it
+    from parhelion.ops.provider import Availability
 
 State = Literal["ok", "note", "problem"]
 
@@ -46,20 +49,27 @@ def doctor(
     """
     with spinner("looking around"):
         findings = examine(port)
+        providers = examine_providers()
     if json_:
-        print_json(findings)
+        print_json([*findings, *map(provider_finding, providers)])
     else:
-        _print_findings(findings)
+        console = stdout()
+        console.print(_finding_table(findings))
+        console.print()
+        console.print(_provider_table(providers))
+        console.print()
+        console.print(_absence_table(providers))
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
 
 def examine(port: int) -> list[Finding]:
-    """Everything there is to say of this machine."""
+    """Everything there is to say of this machine, its providers of ops excepted."""
     home = read_environment().home
     checks: tuple[Callable[[], Finding], ...] = (
         check_python,
         check_torch,
+        check_device,
         check_cpu,
         check_memory,
         lambda: check_disk(home),
@@ -67,7 +77,7 @@ def examine(port: int) -> list[Finding]:
         check_models,
         lambda: check_port(port),
     )
-    return [*(check() for check in checks), *provider_findings()]
+    return [check() for check in checks]
 
 
 def check_python() -> Finding:
@@ -76,13 +86,29 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Torch and whether it sees an accelerator."""
+    """Torch and what it was built for."""
     try:
         import torch
     except (ImportError, OSError) as error:
         return Finding("torch", "problem", f"it cannot be imported ({str(error)[:200]}); install it again with pip")
-    accelerator = "an accelerator is there, but only the CPU is used" if torch.cuda.is_available() else "CPU only"
-    return Finding("torch", "ok", f"{torch.__version__}, {accelerator}")
+    if torch.version.hip is not None:
+        return Finding("torch", "ok", f"{torch.__version__}, built for ROCm {torch.version.hip}")
+    built_for = "CPUs only" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+    return Finding("torch", "ok", f"{torch.__version__}, built for {built_for}")
+
+
+def check_device() -> Finding:
+    """The device that ``--device auto`` takes."""
+    import torch
+
+    from parhelion.platform.device import choose_device, device_name, free_memory
+
+    device = choose_device("auto")
+    if device.type == "cpu":
+        return Finding("device", "ok", "no GPU that torch can use, so models run on the CPU")
+    free = format_bytes(free_memory(device))
+    more = f"; {torch.cuda.device_count()} GPUs in all" if torch.cuda.device_count() > 1 else ""
+    return Finding("device", "ok", f"{device_name(device)} as {device}, {free} free{more}")
 
 
 def check_cpu() -> Finding:
@@ -168,19 +194,46 @@ def check_port(port: int) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def provider_findings() -> list[Finding]:
-    """Who can compute the linear layers here and, of the others, why not."""
-    from parhelion.ops import elementwise, linear
+def examine_providers() -> list[Availability]:
+    """Every provider of every op, and whether it can serve on the device that ``--device auto`` takes."""
+    from parhelion.ops.registry import provider_report
+    from parhelion.platform.device import choose_device
 
-    return [
-        Finding(f"{entry.op}: {entry.provider}", "ok" if entry.available else "note", entry.reason)
-        for entry in (*linear.provider_report(), *elementwise.provider_report())
-    ]
+    return provider_report(choose_device("auto"))
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def provider_finding(entry: Availability) -> Finding:
+    """A provider of an op as a line of the report."""
+    return Finding(f"{entry.op}: {entry.provider}", "ok" if entry.available else "note", entry.reason)
+
+
+def _finding_table(findings: Sequence[Finding]) -> Table:
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
     table = Table("", "what", "finding", box=None)
     for finding in findings:
         table.add_row(marks[finding.state], escape(finding.topic), escape(finding.detail))
-    stdout().print(table)
+    return table
+
+
+def _provider_table(providers: Sequence[Availability]) -> Table:
+    """An op a line: who can serve it, as ``--kernels op=provider`` takes it, and who cannot."""
+    table = Table("op", "can serve", "cannot", box=None)
+    for op in dict.fromkeys(entry.op for entry in providers):
+        names = {
+            available: ", ".join(e.provider for e in providers if e.op == op and e.available == available)
+            for available in (True, False)
+        }
+        table.add_row(op, f"[green]{names[True]}[/]", f"[dim]{names[False]}[/]")
+    return table
+
+
+def _absence_table(providers: Sequence[Availability]) -> Table:
+    """Why those that cannot serve cannot: the same reason once, with the ops that it is given for."""
+    ops: dict[tuple[str, str], list[str]] = {}
+    for entry in providers:
+        if not entry.available:
+            ops.setdefault((entry.provider, entry.reason), []).append(entry.op)
+    table = Table("provider", "why not", "of", box=None)
+    for (provider, reason), names in sorted(ops.items()):
+        table.add_row(provider, escape(reason), f"[dim]{names[0] if len(names) == 1 else f'{len(names)} ops'}[/]")
+    return table

@@ -50,11 +50,11 @@ class Provider(Protocol):
         ...
 
     def launcher(self, contract: Contract) -> Launcher:
-        """What computes the contract; made once, at load."""
+        """What computes the contract from all its inputs, as checks and benchmarks call it."""
         ...
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:
-        """The launcher with the contract's parameters packed and fixed; it takes the remaining inputs."""
+        """What serves: the contract's parameters are packed and fixed once, at load; it takes the remaining inputs."""
         ...
 
 
@@ -73,8 +73,7 @@ class BaseProvider:
         raise AssertionError(f"{type(self).__name__} defines no launcher")
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:
-        launch = self.launcher(contract)
-        return lambda *inputs: launch(*inputs, *weights)
+        return fixed(self.launcher(contract), weights)
 
 
 class ReferenceProvider(BaseProvider):
@@ -89,7 +88,12 @@ class ReferenceProvider(BaseProvider):
 
 
 class InductorProvider(BaseProvider):
-    """The reference through ``torch.compile`` with combo kernels; compiles at the first call of each shape."""
+    """The reference through ``torch.compile`` with combo kernels.
+
+    A launcher compiles at the first call of each shape, for the best time that this shape can have. Serving meets every
+    M, and ``torch.compile`` gives up after eight shapes of one function: so what is bound compiles for the first M that
+    it meets, and for the second one as an M that may be any from then on. Static dimensions stay constants.
+    """
 
     name = "inductor"
 
@@ -100,15 +104,29 @@ class InductorProvider(BaseProvider):
             return None if cpp_compiler() else "no C++ compiler was found: install g++ or clang++"
         return missing_package("triton")
 
+    def function(self, contract: Contract) -> Launcher:
+        """What is compiled; what it writes in place is compiled too, so that it costs no copy of its own."""
+        return ReferenceProvider().launcher(contract)
+
     def launcher(self, contract: Contract) -> Launcher:
-        # What is written in place is compiled too, so that it costs no copy of its own.
+        return self._compiled(contract, dynamic=False)
+
+    def bind(self, contract: Contract, *weights: Any) -> Launcher:
+        return fixed(self._compiled(contract, dynamic=None), weights)
+
+    def _compiled(self, contract: Contract, dynamic: bool | None) -> Launcher:
         compiled: Launcher = torch.compile(
-            ReferenceProvider().launcher(contract),
+            self.function(contract),
             fullgraph=True,
-            dynamic=False,
+            dynamic=dynamic,
             options={"combo_kernels": True, "benchmark_combo_kernel": True},
         )
         return compiled
+
+
+def fixed(launch: Launcher, weights: tuple[Any, ...]) -> Launcher:
+    """The launcher with its last inputs given."""
+    return (lambda *inputs: launch(*inputs, *weights)) if weights else launch
 
 
 def write_back(contract: Contract, inputs: tuple[Any, ...], result: Any) -> Any:

@@ -91,9 +91,9 @@ class Resolver:
         return self._providers[contract]
 
     def launcher(self, contract: Contract) -> Launcher:
-        """What computes a contract; the same object for equal contracts."""
+        """What computes a contract that has no parameters; the same object for equal contracts."""
         if contract not in self._launchers:
-            self._launchers[contract] = self.provider(contract).launcher(contract)
+            self._launchers[contract] = self.provider(contract).bind(contract)
         return self._launchers[contract]
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:

@@ -124,27 +124,6 @@ def test_pull_of_a_folder_prints_its_path(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == {"name": str(folder), "path": str(folder)}
 
 
-def test_doctor_reports_every_topic_as_json() -> None:
-    result = runner.invoke(build_app(), ["doctor", "--json", "--port", "0"])
-    findings = {finding["topic"]: finding for finding in json.loads(result.stdout)}
-    for topic in ("python", "torch", "cpu", "memory", "disk", "c++ compiler", "models", "port", "linear: torch"):
-        assert topic in findings
-        assert findings[topic]["detail"]
-    assert findings["linear: torch"]["state"] == "ok"
-    assert result.exit_code == 0
-
-
-def test_doctor_notes_a_taken_port() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        findings = json.loads(runner.invoke(build_app(), ["doctor", "--json", "--port", str(port)]).stdout)
-    [finding] = [finding for finding in findings if finding["topic"] == "port"]
-    assert finding["state"] == "note"
-    assert "--port" in finding["detail"]
-
-
 def test_serve_names_a_taken_port_before_it_fetches_anything() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,159 +1,156 @@
-"""Every provider of ``linear`` against the reference, and how one is chosen."""
+"""Every provider of ``linear`` that serves a CPU, by the contract, against the reference; refusals and probes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from parhelion.errors import ConfigError
-from parhelion.ops.gemm.formulas import product
-from parhelion.ops.linear import Launcher, Provider, choose, choose_auto, provider_report
-from parhelion.ops.linear import cpu as providers
+from parhelion.ops.contract import Contract, Launcher, Tensors
+from parhelion.ops.linear import OP, Linear
+from parhelion.ops.linear.cpu import FbgemmHalfLinear, PackingLinear, try_out
+from parhelion.ops.provider import BaseProvider
 
-FLOAT32 = (providers.FbgemmHalfLinear(), providers.OneDnnLinear(), providers.TorchLinear(torch.float32))
-HALF = (providers.TorchLinear(torch.bfloat16), providers.TorchLinear(torch.float16))
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The oracle: [M, K] by [N, K] to [M, N] float32, whatever the inputs' dtypes."""
-    return product(x.float(), weight.float(), bias)
+CPU = torch.device("cpu")
+FLOAT32 = ("fbgemm_fp16", "onednn", "torch", "reference")
+PACKING = ("fbgemm_fp16", "onednn")
 
 
-def serving(every: tuple[Provider, ...]) -> list[Provider]:
-    """Those that can serve on this machine; what the others say is tested through the report."""
-    return [provider for provider in every if provider.probe() is None]
+def serving(names: tuple[str, ...]) -> list[str]:
+    """Those that can serve on this machine; what the others say is tested below."""
+    return [name for name in names if OP.provider(name).why_not(CPU) is None]
 
 
-def name_of(provider: Provider) -> str:
-    return f"{provider.name}-{provider.weight_dtype}".replace("torch.", "")
+def problem(contract: Linear, num_tokens: int, provider: str = "torch") -> tuple[torch.Tensor, Tensors]:
+    """x and the weights; these are rounded as the provider stores them, so that only arithmetic is compared."""
+    generator = torch.Generator().manual_seed(num_tokens * 1000 + contract.out_features + contract.in_features)
+    x, *weights = contract.sample_inputs(num_tokens, CPU, generator)
+    weights[0] *= contract.in_features**0.5
+    if provider == "fbgemm_fp16":
+        weights[0] = weights[0].half().float()
+    return x, tuple(weights)
 
 
-def problem(m: int, n: int, k: int, provider: Provider) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, weight and bias; the weight is rounded as the provider stores it, so that only arithmetic is compared."""
-    generator = torch.Generator().manual_seed(m * 1000 + n + k)
-    x = torch.randn(m, k, generator=generator).to(provider.activation_dtype)
-    weight = torch.randn(n, k, generator=generator).to(provider.weight_dtype).float()
-    bias = torch.randn(n, generator=generator).to(provider.activation_dtype).float()
-    return x, weight, bias
-
-
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("m", [0, 1, 3, 64])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (48, 32), (257, 100), (96, 576)])
-@pytest.mark.parametrize("provider", serving(FLOAT32), ids=name_of)
-def test_float32_arithmetic_agrees_with_the_reference(provider: Provider, m: int, n: int, k: int) -> None:
-    x, weight, bias = problem(m, n, k, provider)
-    for this_bias in (None, bias):
-        y = provider.pack(weight, this_bias)(x)
-        oracle = linear(x.double(), weight, this_bias)
+@pytest.mark.parametrize("provider", serving(FLOAT32))
+def test_float32_arithmetic_agrees_with_the_reference(provider: str, m: int, n: int, k: int, bias: bool) -> None:
+    contract = Linear(k, n, torch.float32, bias)
+    assert OP.provider(provider).refuses(contract) is None
+    x, weights = problem(contract, m, provider)
+    oracle = contract.reference(x.double(), *(weight.double() for weight in weights))
+    for y in (OP.provider(provider).bind(contract, *weights)(x), OP.provider(provider).launcher(contract)(x, *weights)):
         assert y.shape == (m, n)
         assert y.dtype == torch.float32
         # The order of k <= 576 additions of unit numbers: sqrt(k) * 6e-8 * |sum|, a few 1e-5 at most.
-        torch.testing.assert_close(y, oracle, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(y.double(), oracle, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("m", [0, 1, 3, 64])
-@pytest.mark.parametrize("provider", serving(HALF), ids=name_of)
-def test_half_precision_agrees_to_a_unit_in_the_last_place_of_its_output(provider: Provider, m: int) -> None:
-    x, weight, bias = problem(m, 48, 100, provider)
-    for this_bias in (None, bias):
-        y = provider.pack(weight, this_bias)(x)
-        assert y.dtype == provider.activation_dtype
-        unit = torch.finfo(y.dtype).eps
-        # One rounding of the sum and one where the bias is added; near zero, of the terms that cancel.
-        torch.testing.assert_close(y.float(), linear(x, weight, this_bias), rtol=2 * unit, atol=10 * unit)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_agrees_to_a_unit_in_the_last_place_of_its_output(
+    dtype: torch.dtype, m: int, bias: bool
+) -> None:
+    contract = Linear(100, 48, dtype, bias)
+    x, weights = problem(contract, m)
+    y = OP.provider("torch").bind(contract, *weights)(x)
+    assert y.dtype == dtype
+    unit = torch.finfo(dtype).eps
+    oracle = contract.reference(x.double(), *(weight.double() for weight in weights))
+    # One rounding of the sum and one where the bias is added; near zero, of the terms that cancel.
+    torch.testing.assert_close(y.double(), oracle, rtol=2 * unit, atol=10 * unit)
 
 
-@pytest.mark.parametrize("provider", serving(FLOAT32 + HALF), ids=name_of)
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_weight_is_taken_in_any_float_dtype_and_not_kept(provider: Provider, given: torch.dtype) -> None:
-    weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(1)).to(given)
-    launch = provider.pack(weight.t().contiguous().t(), None)
-    x = torch.eye(8).to(provider.activation_dtype)
-    expected = weight.to(provider.weight_dtype).float().t()
-    torch.testing.assert_close(launch(x).float(), expected, rtol=0, atol=0)
+@pytest.mark.parametrize("provider", serving(FLOAT32))
+def test_a_weight_may_lie_in_memory_as_it_likes(provider: str) -> None:
+    weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(1)).half().float()
+    launch = OP.provider(provider).bind(Linear(8, 16, torch.float32), weight.t().contiguous().t())
+    torch.testing.assert_close(launch(torch.eye(8)), weight.t(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("provider", serving((providers.OneDnnLinear(),)), ids=name_of)
-def test_a_row_comes_out_the_same_alone_and_among_others(provider: Provider) -> None:
-    x, weight, _ = problem(64, 96, 576, provider)
-    launch = provider.pack(weight, None)
+@pytest.mark.parametrize("provider", serving(PACKING))
+def test_a_packed_weight_is_a_copy_of_what_was_loaded(provider: str) -> None:
+    contract = Linear(100, 48, torch.float32)
+    x, (weight,) = problem(contract, 3, provider)
+    launch = OP.provider(provider).bind(contract, weight)
+    before = launch(x)
+    weight.zero_()
+    assert torch.equal(launch(x), before)
+
+
+@pytest.mark.parametrize("provider", serving(("onednn",)))
+def test_a_row_comes_out_the_same_alone_and_among_others(provider: str) -> None:
+    contract = Linear(576, 96, torch.float32)
+    x, weights = problem(contract, 64)
+    launch = OP.provider(provider).bind(contract, *weights)
     together = launch(x)
     for count in (1, 2, 7, 33):
         assert torch.equal(launch(x[:count]), together[:count])
 
 
-@pytest.mark.parametrize("provider", serving((providers.FbgemmHalfLinear(),)), ids=name_of)
-def test_a_weight_beyond_float16_is_refused_with_its_value_and_the_way_out(provider: Provider) -> None:
-    weight = torch.zeros(4, 4)
+@pytest.mark.parametrize("provider", serving(("fbgemm_fp16",)))
+def test_a_weight_beyond_float16_is_refused_with_its_value_and_the_way_out(provider: str) -> None:
+    contract, weight = Linear(4, 4, torch.float32), torch.zeros(4, 4)
     weight[1, 2] = -70000.0
     with pytest.raises(ConfigError, match=r"70000 does not fit float16.*dtype float32"):
-        provider.pack(weight, None)
+        OP.provider(provider).bind(contract, weight)
     weight[1, 2] = -65504.0
-    assert provider.pack(weight, None)(torch.eye(4))[2, 1] == -65504.0
+    assert OP.provider(provider).bind(contract, weight)(torch.eye(4))[2, 1] == -65504.0
 
 
-def test_the_report_names_every_provider_once_and_says_what_it_offers_or_why_not() -> None:
-    report = provider_report()
-    assert [item.provider for item in report] == ["fbgemm_fp16", "onednn", "torch"]
-    for item, provider in zip(report, FLOAT32, strict=True):
-        assert item.op == "linear"
-        assert item.available == (provider.probe() is None)
-        assert item.reason == (provider.probe() or item.reason)
-        if item.available:
-            assert item.reason.endswith("weights, float32 activations")
-    assert report[-1].available, "torch's own linear can always serve"
+@pytest.mark.parametrize("provider", PACKING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_packs_refuses_all_but_float32_activations(provider: str, dtype: torch.dtype) -> None:
+    refused = OP.provider(provider).refuses(Linear(8, 16, dtype))
+    assert refused == f"its activations are float32, not {dtype}".replace("torch.", "")
 
 
-@dataclass(frozen=True)
-class FakeLinear:
-    """A provider that multiplies by a factor too much, or fails, or says no."""
+@pytest.mark.parametrize("provider", PACKING)
+def test_what_packs_serves_no_gpu(provider: str) -> None:
+    assert OP.provider(provider).why_not(torch.device("cuda")) == "it serves CPUs, and this is cuda"
 
-    factor: float = 1.0
-    refusal: str | None = None
-    error: str | None = None
-    name: str = "fake"
-    weight_dtype: torch.dtype = torch.float32
-    activation_dtype: torch.dtype = torch.float32
 
-    def probe(self) -> str | None:
-        return self.refusal or providers._try_out(self)
+def test_torchs_own_linear_can_always_serve() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert OP.provider("torch").why_not(CPU) is None
+        assert OP.provider("torch").refuses(Linear(8, 16, dtype)) is None
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Launcher:
+
+class FakeLinear(BaseProvider):
+    """A provider that multiplies by a factor too much, or fails."""
+
+    name = "fake"
+
+    def __init__(self, factor: float = 1.0, error: str | None = None) -> None:
+        self.factor = factor
+        self.error = error
+
+    def bind(self, contract: Contract, *weights: Any) -> Launcher:
         if self.error is not None:
             raise RuntimeError(self.error)
-        return lambda x: self.factor * linear(x, weight, bias)
+        return lambda x: self.factor * contract.reference(x, *weights)
 
 
 def test_a_probe_finds_wrong_results_and_failures() -> None:
-    assert FakeLinear().probe() is None
-    assert "is off by" in (FakeLinear(factor=1.1).probe() or "")
-    assert FakeLinear(error="no such kernel\nstack").probe() == "it failed a small problem: no such kernel"
+    assert try_out(FakeLinear()) is None
+    assert "is off by" in (try_out(FakeLinear(factor=1.1)) or "")
+    assert try_out(FakeLinear(error="no such kernel\nstack")) == "it failed a small problem: no such kernel"
 
 
-@pytest.mark.parametrize(
-    "broken", [FakeLinear(refusal="wrong machine"), FakeLinear(factor=2.0), FakeLinear(error="illegal instruction")]
-)
-def test_choose_falls_back_to_the_next_candidate_when_a_probe_says_no(
-    broken: FakeLinear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fallback = providers.TorchLinear(torch.float32)
-    monkeypatch.setattr(providers, "candidates", lambda dtype: (broken, fallback))
-    assert choose(torch.float32) is fallback
-    monkeypatch.setattr(providers, "candidates", lambda dtype: (FakeLinear(), fallback))
-    assert choose(torch.float32) == FakeLinear()
+def test_a_library_that_torch_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert OP.provider("onednn").why_not(CPU) == "this build of torch has no oneDNN"
+    # Its setter would change the engine of the whole process; the list is all that the probe reads.
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    assert "has no FBGEMM" in (OP.provider("fbgemm_fp16").why_not(CPU) or "")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_chosen_stores_the_dtype_asked_for(dtype: torch.dtype) -> None:
-    provider = choose(dtype)
-    assert provider.weight_dtype == dtype
-    assert provider.probe() is None
-
-
-def test_auto_keeps_arithmetic_in_float32_with_and_without_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_auto().activation_dtype == torch.float32
-    monkeypatch.setattr(providers.FbgemmHalfLinear, "probe", lambda self: "no FBGEMM")
-    fallback = choose_auto()
-    assert fallback.weight_dtype == fallback.activation_dtype == torch.float32
+def test_a_library_that_is_there_must_pass_the_small_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FbgemmHalfLinear, "missing", lambda self: None)
+    monkeypatch.setattr(FbgemmHalfLinear, "bind", FakeLinear(factor=2.0).bind)
+    assert "is off by" in (OP.provider("fbgemm_fp16").why_not(CPU) or "")
+    assert issubclass(FbgemmHalfLinear, PackingLinear)

@@ -1,4 +1,4 @@
-"""``paged_attention`` on a CPU against the float64 reference, over every shape of step that the engine makes."""
+"""``paged_attention`` on a CPU against the reference in float64, over every shape of step that the engine makes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.ops.attention import PagedAttention, build_metadata
-from parhelion.ops.attention.reference import paged_attention
+from parhelion.ops.contract import Launcher
+from parhelion.ops.paged_attention import OP, AttentionBatch, PagedAttention
+from parhelion.ops.paged_attention.cpu_batch import plan_cpu_attention
 
 TOLERANCE = 5e-6
 """Sums of a few hundred products of unit numbers, each rounded to float32 (6e-8); outputs are at most a few units."""
@@ -35,6 +36,11 @@ class Step:
     side_by_side: bool = False
     dtype: torch.dtype = torch.float32
 
+    @property
+    def contract(self) -> PagedAttention:
+        heads = (self.num_heads, self.num_kv_heads, self.head_dim)
+        return PagedAttention(*heads, self.block_size, self.head_dim**-0.5, self.window, dtype=self.dtype)
+
 
 def block_table(step: Step, num_blocks: int, rng: np.random.Generator) -> np.ndarray:
     """[num_rows, max_blocks + 1] distinct ids; places that no row uses hold an id out of range, so none may be read."""
@@ -46,8 +52,26 @@ def block_table(step: Step, num_blocks: int, rng: np.random.Generator) -> np.nda
     return table
 
 
+def batch_of(step: Step, table: np.ndarray) -> AttentionBatch:
+    """The rows as the engine's worker describes them."""
+    lens = [start + count for start, count in zip(step.starts, step.counts, strict=True)]
+    windows = frozenset((None, step.window))
+    return AttentionBatch(
+        block_table=torch.from_numpy(table).int(),
+        seq_lens=torch.tensor(lens, dtype=torch.int32),
+        query_start_loc=torch.tensor([0, *np.cumsum(step.counts)], dtype=torch.int32),
+        max_query_len=max(step.counts),
+        max_seq_len=max(lens),
+        cpu=plan_cpu_attention(table, step.starts, step.counts, step.block_size, windows, step.dtype),
+    )
+
+
+def launcher(contract: PagedAttention) -> Launcher:
+    return OP.provider("torch").launcher(contract)
+
+
 def run(step: Step, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the op computes, and what the reference does on the cache that the op should have written."""
+    """What the provider computes, and what the reference does in float64, on a cache that holds the step's tokens."""
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     lens = [start + count for start, count in zip(step.starts, step.counts, strict=True)]
     num_blocks = 3 + sum(-(-length // step.block_size) for length in lens)
@@ -57,42 +81,27 @@ def run(step: Step, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         for row, length in enumerate(lens)
         for position in range(length)
     ]
-    in_step = [p >= start for start, length in zip(step.starts, lens, strict=True) for p in range(length)]
-    written = torch.tensor([slot for slot, new in zip(slots, in_step, strict=True) if new])
     shape = (num_blocks * step.block_size, 2 * step.num_kv_heads, step.head_dim)
-    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-    expected = (signs * GARBAGE).to(step.dtype)
-    expected[slots] = torch.randn(len(slots), *shape[1:], generator=generator).to(step.dtype)
-    cache = expected.clone()
-    cache[written] = GARBAGE
-    query = torch.randn(len(written), step.num_heads, step.head_dim, generator=generator).to(step.dtype)
-    blocked = (num_blocks, step.block_size, *shape[1:])
-    metadata = build_metadata(
-        table,
-        step.starts,
-        step.counts,
-        written.numpy(),
-        step.block_size,
-        frozenset((None, step.window)),
-        step.dtype,
-    )
-    attend = PagedAttention(step.num_heads, step.num_kv_heads, step.head_dim, step.head_dim**-0.5)
-    out = attend(query, expected[written], cache.view(blocked), metadata, step.window)
-    assert torch.equal(cache, expected), "the step's keys and values are in their slots, and nothing else is changed"
-    keys, values = expected.view(blocked).split(step.num_kv_heads, dim=2)
-    offsets = [0, *np.cumsum(step.counts).tolist()]
-    oracle = paged_attention(
-        query, keys, values, torch.from_numpy(table), offsets, lens, step.head_dim**-0.5, step.window
-    )
-    return out, oracle.flatten(1)
+    cache = (torch.randint(0, 2, shape, generator=generator) * 2 - 1) * GARBAGE
+    cache[slots] = torch.randn(len(slots), *shape[1:], generator=generator)
+    cache = cache.to(step.dtype).view(num_blocks, step.block_size, *shape[1:])
+    width = step.num_heads * step.head_dim
+    query = torch.randn(sum(step.counts), width, generator=generator).to(step.dtype)
+    before = query.clone(), cache.clone()
+    batch = batch_of(step, table)
+    out = launcher(step.contract)(query, cache, batch)
+    assert torch.equal(query, before[0]), "it only reads the queries"
+    assert torch.equal(cache, before[1]), "it only reads the cache"
+    return out, step.contract.reference(query.double(), cache.double(), batch)
 
 
 def check(step: Step, seed: int = 0) -> None:
     out, oracle = run(step, seed)
     assert out.shape == oracle.shape
     assert out.dtype == step.dtype
+    assert oracle.dtype == torch.float64
     error = (out.double() - oracle).abs().max().item()
-    assert error < TOLERANCE, f"{step} is off by {error:g}"
+    assert error < TOLERANCE, f"{step} with seed {seed} is off by {error:g}"
 
 
 DECODES = Step(starts=(0, 5, 31, 32, 70), counts=(1, 1, 1, 1, 1))
@@ -154,21 +163,14 @@ def test_random_steps_agree_with_the_reference(seed: int) -> None:
 
 
 def test_scratch_memory_of_a_long_step_does_not_leak_into_a_short_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    attend = PagedAttention(2, 2, 8, 8**-0.5)
-
-    def decode(starts: tuple[int, ...], cache: torch.Tensor, table: np.ndarray, op: PagedAttention) -> torch.Tensor:
-        count = len(starts)
-        slots = np.array([table[r, s // 4] * 4 + s % 4 for r, s in enumerate(starts)], np.int64)
-        metadata = build_metadata(table, starts, (1,) * count, slots, 4, frozenset((None,)), torch.float32)
-        ones = torch.ones(count, 4, 8)
-        return op(ones[:, :2], ones, cache.clone(), metadata)
-
-    cache = torch.randn(40, 4, 4, 8, generator=generator)
+    cache = torch.randn(40, 4, 4, 8, generator=torch.Generator().manual_seed(0))
     table = np.random.default_rng(0).permutation(40).reshape(4, 10).astype(np.int64)
-    decode((39, 30, 20, 10), cache, table, attend)
-    short = decode((5, 2), cache, table[2:], attend)
-    assert torch.equal(short, decode((5, 2), cache, table[2:], PagedAttention(2, 2, 8, 8**-0.5)))
+    long = Step((39, 30, 20, 10), (1,) * 4, num_heads=2, num_kv_heads=2, head_dim=8, block_size=4)
+    short = replace(long, starts=(5, 2), counts=(1, 1))
+    attend = launcher(long.contract)
+    attend(torch.ones(4, 16), cache, batch_of(long, table))
+    after_long = attend(torch.ones(2, 16), cache, batch_of(short, table[2:]))
+    assert torch.equal(after_long, launcher(short.contract)(torch.ones(2, 16), cache, batch_of(short, table[2:])))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -176,3 +178,8 @@ def test_bfloat16_is_as_near_to_the_reference_as_its_eight_bits_allow(name: str)
     out, oracle = run(replace(STEPS[name], dtype=torch.bfloat16))
     # Rounding of the scores' weights and of the result, 2^-9 of values up to about 3.
     assert (out.double() - oracle).abs().max().item() < 0.03
+
+
+def test_a_soft_cap_is_refused_in_words() -> None:
+    refused = OP.provider("torch").refuses(replace(DECODES.contract, soft_cap=30.0))
+    assert refused == "torch's fused attention has no soft cap"

@@ -4,16 +4,7 @@ import torch
 
 from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.linear.contract import Linear
-from parhelion.ops.linear.cpu import (
-    FbgemmHalfLinear,
-    Launcher,
-    OneDnnLinear,
-    Provider,
-    TorchLinear,
-    choose,
-    choose_auto,
-    provider_report,
-)
+from parhelion.ops.linear.cpu import FbgemmHalfLinear, OneDnnLinear, TorchLinear
 from parhelion.ops.provider import InductorProvider, ReferenceProvider
 from parhelion.ops.registry import Op
 
@@ -29,4 +20,4 @@ OP = Op(
     ),
 )
 
-__all__ = ["OP", "Launcher", "Linear", "Provider", "choose", "choose_auto", "provider_report"]
+__all__ = ["OP", "Linear"]

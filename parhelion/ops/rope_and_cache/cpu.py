@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from parhelion.ops.contract import Launcher
 
 
+@dataclass(frozen=True)
 class Rotations:
-    """Cosines and sines of a step's tokens, looked up once a step and not once a layer.
+    """The rotations of a step's tokens: that of x is ``x * cos + swap_halves(x) * sin``.
 
-    A step hands the same ``positions`` tensor to every layer, which is what tells it from the next.
+    Attributes:
+        table: cos_sin that they were looked up in.
+        cos, sin: [num_tokens, 1, head_dim], the sine's first half negated.
     """
 
-    def __init__(self) -> None:
-        self._positions: torch.Tensor | None = None
-        self._cos = self._sin = torch.empty(0)
+    table: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
 
-    def at(
-        self, cos_sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, each [num_tokens, 1, head_dim], the sine's first half negated: the rotation of x is then
-        ``x * cos + swap_halves(x) * sin``.
-        """
-        if positions is not self._positions:
-            cos, sin = cos_sin[positions][:, None].to(dtype).chunk(2, -1)
-            self._cos, self._sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-            self._positions = positions
-        return self._cos, self._sin
+
+def rotations_at(cos_sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Rotations:
+    """The positions' rotations, looked up once a step and not once a layer.
+
+    They are kept with the tensor: a step hands the same ``positions`` to every layer, and the next step has another.
+    """
+    kept: Rotations | None = getattr(positions, "_rotations", None)
+    if kept is None or kept.table is not cos_sin or kept.cos.dtype != dtype:
+        cos, sin = cos_sin[positions][:, None].to(dtype).chunk(2, -1)
+        kept = Rotations(cos_sin, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+        positions._rotations = kept
+    return kept
 
 
 def rotate_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -38,7 +44,6 @@ def rotate_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def rope_and_cache_launcher(num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> Launcher:
     """A launcher of ``rope_and_cache`` that rotates within qkv, which it may overwrite. No padding slots."""
-    rotations = Rotations()
     rotated = num_heads + num_kv_heads
 
     def launch(
@@ -49,7 +54,8 @@ def rope_and_cache_launcher(num_heads: int, num_kv_heads: int, head_dim: int, dt
         cos_sin: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         heads = qkv.view(qkv.shape[0], -1, head_dim)
-        rotate_(heads[:, :rotated], *rotations.at(cos_sin, positions, dtype))
+        at = rotations_at(cos_sin, positions, dtype)
+        rotate_(heads[:, :rotated], at.cos, at.sin)
         kv_cache.view(-1, *kv_cache.shape[2:]).index_copy_(0, slot_mapping, heads[:, num_heads:])
         return qkv[:, : num_heads * head_dim], kv_cache
 

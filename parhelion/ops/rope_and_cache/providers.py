@@ -37,14 +37,8 @@ class InductorInPlace(InductorProvider):
     def __init__(self, update: Callable[[Any], Launcher]) -> None:
         self._update = update
 
-    def launcher(self, contract: Contract) -> Launcher:
-        compiled: Launcher = torch.compile(
-            self._update(contract),
-            fullgraph=True,
-            dynamic=False,
-            options={"combo_kernels": True, "benchmark_combo_kernel": True},
-        )
-        return compiled
+    def function(self, contract: Contract) -> Launcher:
+        return self._update(contract)
 
 
 def update_launcher(contract: RopeAndCache) -> Launcher:
