@@ -1,0 +1,37 @@
+"""``--compile``: an engine whose norms and activations TorchInductor fused gives the text of one without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from parhelion import LLM, SamplingParams
+from parhelion.engine.arithmetic import COMPILED_OPS
+
+PROMPTS = ["x", "def add(a, b):\n    return", "The quick brown fox jumps over the lazy dog, again and again."]
+PARAMS = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+def test_a_compiled_engine_gives_the_same_text_and_compiles_nothing_while_it_serves(
+    make_llm: Callable[..., LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARHELION_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that the process keeps its own
+    torch.compiler.reset()
+    expected = [result.outputs[0].token_ids for result in make_llm().generate(PROMPTS, PARAMS)]
+    llm = make_llm(compile=True)
+    served_by = dict(entry.split("=") for entry in llm.info.kernels)
+    assert {served_by[name] for name in COMPILED_OPS} == {"inductor"}
+    assert llm.info.compile_s > 0
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled >= 2 * len(COMPILED_OPS)
+    # Together and one after the other: steps of many sizes.
+    together = llm.generate(PROMPTS, PARAMS)
+    alone = [llm.generate(prompt, PARAMS)[0] for prompt in PROMPTS]
+    assert [result.outputs[0].token_ids for result in together] == expected
+    assert [result.outputs[0].token_ids for result in alone] == expected
+    assert counters["stats"]["unique_graphs"] == compiled
