@@ -93,6 +93,10 @@ def test_what_is_measured_compiles_for_every_shape(monkeypatch: pytest.MonkeyPat
     assert counter.frame_count == 3
 
 
+def test_attention_is_not_offered_because_its_reference_goes_from_row_to_row() -> None:
+    assert "one graph" in (op("paged_attention").provider("inductor").why_not(CPU) or "")
+
+
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -17,10 +17,13 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class InductorPagedAttention(InductorProvider):
-    """Refuses: the reference goes from row to row."""
+    """Serves nowhere: the reference goes from row to row."""
 
-    def refuses(self, contract: Contract) -> str | None:
-        return "the reference reads the rows' lengths on the host, so it cannot be compiled as one graph"
+    def why_not(self, device: torch.device) -> str | None:
+        return (
+            super().why_not(device)
+            or "the reference reads the rows' lengths on the host, so it cannot be compiled as one graph"
+        )
 
 
 class TorchPagedAttention(BaseProvider):
