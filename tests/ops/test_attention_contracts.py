@@ -361,7 +361,6 @@ def test_vllm_rotates_and_stores_by_its_own_kernels(
 @pytest.mark.parametrize(
     ("op", "provider", "contract", "reason"),
     [
-        ("paged_attention", "inductor", ATTENTION, "cannot be compiled"),
         ("paged_attention", "torch", replace(ATTENTION, soft_cap=1.0), "no soft cap"),
         ("paged_attention", "flash_attn", replace(ATTENTION, dtype=torch.float32), "not float32"),
         ("paged_attention", "vllm", replace(ATTENTION, head_dim=512), "not 512"),
