@@ -265,6 +265,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def correctness_records(checks: Sequence[CorrectnessRow]) -> list[dict[str, object]]:
+    """A record for each contract and provider."""
+    return [asdict(row) | {"passed": row.passed} for row in checks]
+
+
+def write(report: dict[str, object], path: Path) -> None:
+    """Write the result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(as_json(report))
+
+
 def as_json(report: dict[str, object]) -> str:
     """JSON with a line for each record of a list."""
     parts = []
@@ -355,7 +366,11 @@ def main() -> None:
             work += [(c, check_cases(c, plan)) for each in ops for c in each.examples[: plan.examples]]
         warm_all(work, device, options.warm_jobs)
     seconds = {"warming": time.monotonic() - start}
-    checks = [] if options.skip_check else list(check_all(ops, plan, device))
+    checks: list[CorrectnessRow] = []
+    for row in () if options.skip_check else check_all(ops, plan, device):
+        checks.append(row)
+        # A lease may end at any moment: what is known by then shall not be lost.
+        write(report | {"correctness": correctness_records(checks)}, options.output)
     seconds["checks"] = time.monotonic() - start - seconds["warming"]
     report["ceilings"] = asdict(measure_ceilings(device))
     timed = list(time_all(contracts, plan, device))
@@ -363,12 +378,11 @@ def main() -> None:
     seconds["all"] = time.monotonic() - start
     report |= {
         "seconds": seconds,
-        "correctness": [asdict(row) | {"passed": row.passed} for row in checks],
+        "correctness": correctness_records(checks),
         "ratios": [asdict(ratio) for ratio in means],
         "timing": [timing_record(row) for row in timed],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(as_json(report))
+    write(report, options.output)
     print_tables(checks, means, timed)
     print(f"\n{seconds['all']:.0f} s; written to {options.output}")
 
