@@ -191,6 +191,7 @@ def _build(
         resolver=resolver,
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,
+        compile_one_token=config.compile,
     )
     return model_class(found.architecture)(found, weights, options)
 

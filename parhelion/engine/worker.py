@@ -22,6 +22,13 @@ from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.cpu_batch import plan_cpu_attention
 from parhelion.scheduler import StepPlan
 
+WARM_UP_LENGTHS = (8, 5)
+"""Prompts: two lengths, since a compiler takes a length for a constant until it meets a second one."""
+
+WARM_UP_ROWS = (((0,), 0), ((2,), 0), ((1, 2), 1), ((0, 1, 2), 2), ((2, 1), 1), ((2, 0, 1), 2))
+"""Decode rows, by their blocks and the place of the token in the last of these: two of a single token, two lengths of
+rows whose blocks lie side by side, and two of others."""
+
 __all__ = ["PromptLogprobs", "StepResult", "Worker"]
 
 
@@ -47,15 +54,22 @@ class Worker:
         self._sampler = HostSampler(model, self._sampling, max_num_seqs, size.max_model_len)
 
     def warm_up(self) -> None:
-        """Run a decode row and a prompt through the model, so that whatever compiles at first use has compiled.
+        """Run decode rows and a prompt through the model, so that whatever compiles at first use has compiled.
 
         What it leaves in the cache is overwritten before anyone reads it.
         """
+        zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        room = self._block_size * len(self._kv_cache[0])
         with torch.inference_mode():
-            for num_tokens in (1, min(8, self._block_size * len(self._kv_cache[0]))):
-                zero = np.zeros(1, np.int64)
-                hidden = self._forward(StepRows(zero, zero, np.array([num_tokens]), zero, zero))
-                self._model.compute_logits(hidden[-1:])
+            for length in WARM_UP_LENGTHS:
+                rows = StepRows(zero, zero, np.array([min(length, room)]), zero, zero)
+                self._model.compute_logits(self._forward(rows)[-1:])
+            for blocks, position in WARM_UP_ROWS:
+                start = (len(blocks) - 1) * self._block_size + position % self._block_size
+                if max(blocks) < len(self._kv_cache[0]) and len(blocks) <= self._block_table.shape[1]:
+                    self._block_table[0, : len(blocks)] = blocks
+                    self._model.compute_logits(self._forward(StepRows(zero, np.array([start]), one, zero, zero)))
+            self._block_table[0] = 0
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
         """Run a step.

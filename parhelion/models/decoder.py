@@ -10,12 +10,14 @@ import torch
 
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.linear import linear_calls
+from parhelion.layers.one_token import OneTokenCompiler, can_compile
 from parhelion.layers.program import Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
 from parhelion.ops.embedding import Embedding
+from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.resolve import Resolver
 from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme, load_linear
 
@@ -32,6 +34,7 @@ class BuildOptions:
         resolver: finds the providers; its device is the model's.
         block_size: tokens of a KV block.
         max_model_len: positions that the rotary tables cover.
+        compile_one_token: let TorchInductor make a function of each block for steps of one token (CPUs).
     """
 
     dtype: torch.dtype
@@ -41,6 +44,7 @@ class BuildOptions:
     resolver: Resolver
     block_size: int
     max_model_len: int
+    compile_one_token: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -126,15 +130,19 @@ class DecoderModel:
         tied = config.tie_word_embeddings or not weights.has("lm_head.weight")
         head = table if tied else loader.table("lm_head")
         self._lm_head = self._head(head, options)
-        embedding = Embedding(config.vocab_size, config.hidden_size, options.dtype)
+        embedding = Embedding(config.vocab_size, config.hidden_size, options.storage_dtype)
         self._embed = resolver.bind(embedding, table.to(options.device, options.storage_dtype))
         del table, head
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
         cos_sin = cos_sin.to(options.device)
         self._layers = []
+        self._one_token_layers = []
+        compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
         for index in range(config.num_layers):
             calls = layer_calls(_layer_shape(config, options, index), loader.layer(index), cos_sin, index == 0)
             self._layers.append(Program(cover(calls, options.plan), resolver, STEP_VALUES))
+            if compiler is not None and can_compile(calls):
+                self._one_token_layers.append(compiler.layer(calls))
         final = add_norm(
             config.hidden_size, config.rms_norm_eps, options.dtype, loader.vector("model.norm", config.hidden_size)
         )
@@ -161,12 +169,26 @@ class DecoderModel:
             [num_tokens, hidden_size], normed, in the activations' dtype.
         """
         values: list[Any] = [None] * self._num_values
-        values[:6] = None, self._embed(batch.token_ids), batch.positions, batch.slot_mapping, None, batch.attention
-        for layer, cache in zip(self._layers, kv_cache, strict=True):
-            values[4] = cache
-            layer(values)
+        embedded = self._embed(batch.token_ids).to(self.dtype)
+        values[:6] = None, embedded, batch.positions, batch.slot_mapping, None, batch.attention
+        row = self._single_row(batch)
+        if row is not None:
+            for one_token_layer, cache in zip(self._one_token_layers, kv_cache, strict=True):
+                values[4] = cache
+                one_token_layer(values, row)
+        else:
+            for layer, cache in zip(self._layers, kv_cache, strict=True):
+                values[4] = cache
+                layer(values)
         normed: torch.Tensor = self._final_norm(values[0], values[1])[0]
         return normed
+
+    def _single_row(self, batch: StepBatch) -> DecodeGroup | None:
+        """The step's only row if the blocks for one token can compute it."""
+        plan = batch.attention.cpu
+        if not self._one_token_layers or not isinstance(plan, CpuAttentionBatch) or batch.token_ids.shape[0] != 1:
+            return None
+        return plan.decodes
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size] float32."""

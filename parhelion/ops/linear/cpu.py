@@ -103,3 +103,12 @@ def _weight_and_bias(
     weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight, bias
+
+
+def one_token_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [1, K] float32 by weight [N, K] of any float dtype to [1, N] float32, as a formula for TorchInductor.
+
+    It becomes one pass over the weight, which is widened in registers. Eagerly it would be slow.
+    """
+    y = (weight.float() * x).sum(-1)[None]
+    return y if bias is None else y + bias.float()

@@ -105,3 +105,25 @@ def _adjacent(cache: torch.Tensor, first_block: int, num_tokens: int) -> torch.T
     """[num_tokens, 2 * num_kv_heads, head_dim] of blocks that lie side by side: a view."""
     first = first_block * cache.shape[1]
     return cache.view(-1, *cache.shape[2:])[first : first + num_tokens]
+
+
+def attend_one_token(contract: PagedAttention) -> Launcher:
+    """Attention of one token over its own row, as a function that TorchInductor can compile.
+
+    Its third input is not a batch but a tuple: the row's blocks [num_blocks] int64, or None where they lie side by
+    side; the place in the cache of the row's first token, which matters only then; and the number of the row's tokens.
+    """
+    c = contract
+
+    def attend(query: torch.Tensor, kv_cache: torch.Tensor, row: tuple[torch.Tensor | None, int, int]) -> torch.Tensor:
+        blocks, first, num_tokens = row
+        if blocks is not None:
+            kv_cache, first = kv_cache[blocks], 0
+        if c.sliding_window is not None and num_tokens > c.sliding_window:
+            first, num_tokens = first + num_tokens - c.sliding_window, c.sliding_window
+        key_value = kv_cache.view(-1, *kv_cache.shape[2:]).narrow(0, first, num_tokens)
+        keys, values = key_value.transpose(0, 1)[None].split(c.num_kv_heads, 1)
+        grouped = query.view(1, c.num_kv_heads, -1, c.head_dim)
+        return F.scaled_dot_product_attention(grouped, keys, values, scale=c.scale).reshape(query.shape)
+
+    return attend

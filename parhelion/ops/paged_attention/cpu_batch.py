@@ -113,16 +113,26 @@ def _decode_group(
     blocks_per_row = -(-longest // block_size)
     blocks = block_table[:, :blocks_per_row]
     first_block = _first_if_adjacent(blocks[0]) if num_rows == 1 else None
-    width = blocks_per_row * block_size if first_block is None else longest
+    width = blocks_per_row * block_size
+    if first_block is not None:
+        masks = {window: _window_mask(longest, window, dtype) for window in windows}
+        return DecodeGroup(1, torch.from_numpy(blocks[0]), first_block, longest, masks)
     used = -(-seq_lens // block_size)
     padded = np.where(np.arange(blocks_per_row) < used[:, None], blocks, 0)
     return DecodeGroup(
         num_rows=num_rows,
         blocks=torch.from_numpy(padded.reshape(-1)),
-        first_block=first_block,
+        first_block=None,
         longest=longest,
         masks={window: _decode_mask(seq_lens, width, window, dtype) for window in windows},
     )
+
+
+def _window_mask(seq_len: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """The mask of a single row whose every token but those before the window is seen."""
+    if window is None or window >= seq_len:
+        return None
+    return _additive(torch.arange(seq_len) < seq_len - window, dtype)[None, None, None]
 
 
 def _decode_mask(seq_lens: Ints, width: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
