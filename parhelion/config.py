@@ -51,8 +51,8 @@ class EngineConfig:
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
         threads: intra-op CPU threads; None takes the cores this process may use.
-        compile: let TorchInductor fuse the work between the linear layers (needs a C++ compiler; costs seconds at the
-            first start, and is cached from then on). CPUs only.
+        compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
+            compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
     """
 

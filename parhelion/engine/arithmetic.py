@@ -13,9 +13,6 @@ from parhelion.ops.registry import op
 from parhelion.ops.resolve import parse_overrides
 from parhelion.platform.compiler import cache_compiled_code
 
-COMPILED_OPS = ("rms_norm", "fused_add_rms_norm", "silu_and_mul")
-"""What ``--compile`` hands to TorchInductor."""
-
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -48,7 +45,6 @@ def choose_arithmetic(config: EngineConfig, device: torch.device) -> Arithmetic:
         return Arithmetic(dtype, dtype, kernels, fusion="fused" if config.fusion == "auto" else config.fusion)
     if config.compile:
         _check_compiler(device)
-        kernels = dict.fromkeys(COMPILED_OPS, "inductor") | kernels
     fusion = "plain" if config.fusion == "auto" else config.fusion
     half = op("linear").provider("fbgemm_fp16").why_not(device) is None
     if config.dtype in ("auto", "float16") and half:

@@ -75,7 +75,10 @@ def test_a_taken_port_is_noted() -> None:
     assert "--port" in finding["detail"]
 
 
-def test_the_tables_name_who_can_serve_an_op_and_give_each_reason_once(no_gpu: None) -> None:
+def test_the_tables_name_who_can_serve_an_op_and_give_each_reason_once(
+    no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HELION_INTERPRET", raising=False)
     result = runner.invoke(build_app(), ["doctor", "--port", "0"])
     assert result.exit_code == 0
     [line] = [line for line in result.output.splitlines() if line.strip().startswith("rms_norm ")]

@@ -1,4 +1,4 @@
-"""``--compile``: an engine whose norms and activations TorchInductor fused gives the text of one without."""
+"""``--compile``: an engine whose blocks TorchInductor made one function each gives the text of one without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch._dynamo.utils import counters
 
 from parhelion import LLM, SamplingParams
-from parhelion.engine.arithmetic import COMPILED_OPS
 
 PROMPTS = ["x", "def add(a, b):\n    return", "The quick brown fox jumps over the lazy dog, again and again."]
 PARAMS = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -24,11 +23,10 @@ def test_a_compiled_engine_gives_the_same_text_and_compiles_nothing_while_it_ser
     torch.compiler.reset()
     expected = [result.outputs[0].token_ids for result in make_llm().generate(PROMPTS, PARAMS)]
     llm = make_llm(compile=True)
-    served_by = dict(entry.split("=") for entry in llm.info.kernels)
-    assert {served_by[name] for name in COMPILED_OPS} == {"inductor"}
     assert llm.info.compile_s > 0
     compiled = counters["stats"]["unique_graphs"]
-    assert compiled >= 2 * len(COMPILED_OPS)
+    # The first block and the others, each for rows of one token and of more, side by side and not.
+    assert compiled >= 4
     # Together and one after the other: steps of many sizes.
     together = llm.generate(PROMPTS, PARAMS)
     alone = [llm.generate(prompt, PARAMS)[0] for prompt in PROMPTS]
