@@ -48,7 +48,7 @@ format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 
 bench: setup ## measure the figures that README.md shows (minutes; leave the machine alone meanwhile)
-	$(BIN)/python benchmarks/cpu_vs_transformers.py
+	$(BIN)/python benchmarks/cpu_vs_transformers.py --compile
 	$(BIN)/python benchmarks/scheduler_overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/inductor.py

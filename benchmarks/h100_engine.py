@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.engine.load import load_model
 from parhelion.engine.score import prompt_logits
+from parhelion.platform.device import device_name
 from parhelion.types import RequestOutput, TokensPrompt
 
 RESULT = Path(__file__).parent / "results" / "h100_engine.json"
@@ -220,34 +221,31 @@ def smollm2_text(path: Path, device: str) -> list[dict[str, Any]]:
     return rows
 
 
-def speed(folder: Path, device: str, batches: tuple[int, ...]) -> list[dict[str, Any]]:
+def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """Prefill and TPOT of Qwen3 with dummy FP8 weights: 512 tokens in, 128 out, greedy; and what graphs take."""
-    rows = []
     for name, shape in (("qwen3-1.7b", QWEN3_1_7B), ("qwen3-8b", QWEN3_8B)):
         where = write_config(shape, folder / name, FP8_PER_TOKEN_CONFIG)
         started = time.monotonic()
         options: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
         with LLM(str(where), device=device, load_format="dummy", **options) as llm:
             cold_start_s = time.monotonic() - started
-            rows += [measure_batch(llm, name, batch) | {"cold_start_s": cold_start_s} for batch in batches]
+            for batch in batches:
+                yield measure_batch(llm, name, batch) | {"cold_start_s": cold_start_s}
             info, stats = llm.info, llm.stats()
-            rows.append(
-                {
-                    "model": name,
-                    "load_s": info.load_s,
-                    "compile_s": info.compile_s,
-                    "peak_host_bytes": info.peak_host_bytes,
-                    "kernels": info.kernels,
-                    "notes": info.kernel_notes,
-                    "launches_per_layer": info.launches_per_layer,
-                    "peak_device_bytes": torch.cuda.max_memory_allocated(),
-                    "kv_cache_bytes": info.kv_cache_bytes,
-                    "graphs_captured": stats.num_graphs,
-                    "graph_bytes": stats.graph_bytes,
-                    "passed": info.launches_per_layer <= 10,
-                }
-            )
-    return rows
+            yield {
+                "model": name,
+                "load_s": info.load_s,
+                "compile_s": info.compile_s,
+                "peak_host_bytes": info.peak_host_bytes,
+                "kernels": info.kernels,
+                "notes": info.kernel_notes,
+                "launches_per_layer": info.launches_per_layer,
+                "peak_device_bytes": torch.cuda.max_memory_allocated(),
+                "kv_cache_bytes": info.kv_cache_bytes,
+                "graphs_captured": stats.num_graphs,
+                "graph_bytes": stats.graph_bytes,
+                "passed": info.launches_per_layer <= 10,
+            }
 
 
 def measure_batch(llm: LLM, name: str, batch: int) -> dict[str, Any]:
@@ -301,7 +299,7 @@ def main() -> None:
     batches = tuple(int(batch) for batch in args.batches.split(","))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "parity": lambda: parity_with_transformers(folder, args.device),
             "fp8": lambda: fp8_against_dequantized(folder, args.device),
             "graphs": lambda: graphs_against_eager(folder, args.device),
@@ -309,20 +307,27 @@ def main() -> None:
         }
         if args.smollm2 is not None:
             parts["smollm2"] = lambda: smollm2_text(args.smollm2, args.device)
-        results: dict[str, Any] = {"benchmark": "h100_engine", "circumstances": describe_circumstances()}
+        results: dict[str, Any] = {
+            "benchmark": "h100_engine",
+            "device": device_name(torch.device(args.device)),
+            "circumstances": describe_circumstances(),
+        }
         for name in args.only.split(","):
             if name not in parts:
                 continue
             started = time.monotonic()
+            results[name] = []
             try:
-                results[name] = parts[name]()
+                # A lease may end at any moment: each row is shown and written as soon as it is known.
+                for row in parts[name]():
+                    results[name].append(row)
+                    print(name, row, flush=True)
+                    write_json(Results(results), args.output)
             except Exception as error:
                 traceback.print_exc()
-                results[name] = [{"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}]
-            for row in results[name]:
-                print(name, row, flush=True)
+                results[name].append({"passed": False, "error": f"{type(error).__name__}: {error}"[:500]})
+                write_json(Results(results), args.output)
             print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
-            write_json(Results(results), args.output)
 
 
 @dataclass(frozen=True)

@@ -40,20 +40,21 @@ class Settings:
     concurrency: int = 32
 
 
-def measure_memory(settings: Settings) -> list[Measurement]:
-    """Peak memory once ready and once loaded, in MiB."""
+def measure_memory(settings: Settings, *options: str) -> list[Measurement]:
+    """Peak memory once ready and once loaded, in MiB, of a server with these further options."""
     load = ServingSettings(
         num_requests=settings.num_requests,
         prompt_length=settings.prompt_length,
         output_length=settings.output_length,
         concurrency=settings.concurrency,
     )
-    with running_server(settings.model, ["--kv-cache-memory", str(settings.kv_cache_bytes)]) as server:
+    with running_server(settings.model, ["--kv-cache-memory", str(settings.kv_cache_bytes), *options]) as server:
         ready = server.peak_resident_bytes()
         records = asyncio.run(generate_load(server.url, server.model, load))
         summarize_load(records, load)  # refuses a run in which nothing succeeded
         peak = server.peak_resident_bytes()
     case = f"KV cache {settings.kv_cache_bytes // MIB} MiB, {settings.concurrency} requests at once"
+    case = ", ".join([case, *options])
 
     def mebibytes(quantity: str, count: int) -> Measurement:
         return Measurement(case, quantity, "MiB", summarize([count / MIB]))
@@ -74,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     quick = replace(Settings(), kv_cache_bytes=32 * MIB, num_requests=4, prompt_length=160)
     settings = quick if options.quick else Settings()
-    report = make_report("memory", settings, measure_memory(settings))
+    report = make_report("memory", settings, [*measure_memory(settings), *measure_memory(settings, "--compile")])
     Console().print(to_table(report))
     if options.output or not options.quick:
         write_json(report, options.output or RESULT)

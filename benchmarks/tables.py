@@ -17,7 +17,9 @@ import msgspec
 
 from parhelion.bench.measure import Summary
 from parhelion.bench.report import format_figure
+from parhelion.ops.registry import Op, ops
 from parhelion.platform.cpu import CpuFingerprint
+from parhelion.tuning.target import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -160,6 +162,53 @@ def ops_table(content: bytes) -> str:
     return "\n".join([*lines, "", note])
 
 
+def providers_table(content: bytes) -> str:
+    """One row an op: who can compute it, and for which targets its tile program is built without a GPU."""
+    built: dict[str, list[set[str]]] = {}
+    for contract, targets in msgspec.json.decode(content, type=dict[str, list[str]]).items():
+        built.setdefault(contract.partition("(")[0], []).append(set(targets))
+    names = [target.name for target in TARGETS]
+    lines = ["| op | providers | its tile program is built for |", "|---|---|---|"]
+    for op in ops():
+        kinds = built[op.name]
+        everywhere, somewhere = set.intersection(*kinds), set.union(*kinds)
+        cell = "all seven targets" if len(everywhere) == len(names) else _listed(everywhere, somewhere, op)
+        lines.append(f"| `{op.name}` | {', '.join(provider.name for provider in op.providers)} | {cell} |")
+    return "\n".join([*lines, "", f"Targets: {', '.join(names)}."])
+
+
+def _listed(everywhere: set[str], somewhere: set[str], op: Op) -> str:
+    missing = ", ".join(target for target in (each.name for each in TARGETS) if target not in everywhere)
+    some = " for some dtypes" if everywhere != somewhere else ""
+    return f"all but {missing}{some}, where `{op.contract.instead}` serves"
+
+
+def engine_table(content: bytes) -> str:
+    """What was checked of the engine on a GPU."""
+    result = msgspec.json.decode(content)["parts"]
+    lines = ["| checked on the GPU | result | bound |", "|---|---|---|"]
+    lines += [
+        f"| logits of a random {row['model']} shape, bfloat16 | {row['relative_error']:.4f} (relative) | "
+        f"1.5 x transformers' own bfloat16 error, {row['transformers_bfloat16_error']:.4f} |"
+        for row in result["parity"]
+    ]
+    lines += [
+        f"| {row['quantization']}, {row['plan']} plan: KL divergence from the unquantized model | "
+        f"{row['kl_mean']:.2g} (at most {row['kl_max']:.2g}) | mean 0.05 |"
+        for row in result["fp8"]
+        if row["quantization"] != "none"
+    ]
+    for row in result["graphs"]:
+        told = "identical" if row["identical_to_eager"] else "different"
+        lines.append(
+            f"| tokens with {row['captured']} CUDA graphs ({row['graphs']}) beside eager steps | {told} | identical |"
+        )
+    circumstances = result["circumstances"]
+    versions = ", ".join(f"{package['name']} {package['version']}" for package in circumstances["packages"][:3])
+    note = f"{result['device']}, {versions}, {circumstances['measured_at'][:10]}; `{circumstances['command']}`."
+    return "\n".join([*lines, "", note])
+
+
 def _rightness(checks: list[OpCheck], op: str) -> str:
     """Each provider that was tried, with how many of its contracts passed."""
     tried = [check for check in checks if check.op == op and check.skipped is None]
@@ -195,7 +244,12 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "memory": plain_table,
     "inductor": plain_table,
     "h100_ops": ops_table,
+    "h100_engine": engine_table,
+    "ops_and_targets": providers_table,
 }
+
+SOURCES: Mapping[str, Path] = {"ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json"}
+"""Files of tables that are not made of a benchmark's result."""
 
 
 def table_named(name: str, results: Path = RESULTS) -> str:
@@ -206,7 +260,7 @@ def table_named(name: str, results: Path = RESULTS) -> str:
     """
     if name not in TABLES:
         raise ValueError(f"no table is called {name!r}; there are {', '.join(TABLES)}")
-    file = results / f"{name}.json"
+    file = SOURCES.get(name, results / f"{name}.json")
     if not file.exists():
         return f"Not measured yet: `python benchmarks/{name}.py`."
     return TABLES[name](file.read_bytes())

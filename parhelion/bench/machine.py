@@ -51,11 +51,15 @@ def package_versions() -> tuple[PackageVersion, ...]:
 
 
 def command_line(argv: list[str]) -> str:
-    """How a process was started, without the folders that differ from machine to machine."""
+    """How a process was started, without what differs from machine to machine: folders, and where the result went."""
     program = Path(argv[0])
     is_script = program.suffix == ".py" and program.stem != "__main__"
     shown = f"python benchmarks/{program.name}" if is_script else "parhelion"
-    return " ".join([shown, *map(shlex.quote, argv[1:])])
+    options = argv[1:]
+    if "--output" in options:
+        at = options.index("--output")
+        del options[at : at + 2]
+    return " ".join([shown, *map(shlex.quote, options)])
 
 
 def installed_version(name: str) -> str | None:

@@ -14,15 +14,17 @@ from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.platform.device import has_float8
-from parhelion.quantization import LinearWeights
+from parhelion.quantization import UNQUANTIZED, LinearWeights, dequantize
 
 
 def linear_calls(source: str, target: str, weights: LinearWeights, dtype: torch.dtype) -> list[Call]:
     """The calls that compute value ``target`` [M, N] from value ``source`` [M, K], both of ``dtype``.
 
-    A quantized layer is two: its input is quantized, then multiplied. Where the device has no 8-bit floats, 8-bit
-    weights are multiplied by unquantized activations.
+    A quantized layer is two: its input is quantized, then multiplied. Where the device has no 8-bit floats, FP8 weights
+    with a scale a channel are multiplied by unquantized activations, and those with a scale a block are dequantized.
     """
+    if weights.scheme.activation == "fp8_per_group" and not has_float8(weights.weight.device):
+        weights = LinearWeights(dequantize(weights).to(dtype), None, weights.bias, UNQUANTIZED)
     out_features, in_features = weights.weight.shape
     activation = weights.scheme.activation
     bias = () if weights.bias is None else (weights.bias,)

@@ -5,8 +5,9 @@ of a row; a code is ``x * (1 / scale)`` rounded to nearest, ties to even, and ne
 ``LEAST_AMAX``, so a row of zeros has a positive scale and zero codes. A row (or group) with a NaN or an infinity has a
 scale that is NaN or infinite, and so dequantizes to nothing finite; its int8 codes are then 0 where FP8 has NaN.
 
-A target without E4M3 (sm_80) needs no FP8 codes: there ``weight_only_mm`` takes FP8 weights and activations as they
-are, after the norms and activations that do not quantize. int8 codes are built everywhere.
+A target without E4M3 (sm_80) needs no FP8 codes: there ``weight_only_mm`` takes FP8 weights with a scale a channel
+beside activations as they are, and weights with a scale a block are dequantized for ``linear``. int8 codes are built
+everywhere.
 
 Helion traces into ``scales_of`` and those below it, so they cost a program nothing. It does not know ``[:, None]``
 outside of a kernel's own body: write ``unsqueeze``.

@@ -16,7 +16,7 @@ from parhelion.ops.contract import Contract, Output, Tensors, Traffic
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.silu_and_mul import SiluAndMul
-from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, INT8_PER_TOKEN, LinearWeights, QuantScheme
+from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, INT8_PER_TOKEN, LinearWeights, QuantScheme, dequantize
 from parhelion.quantization.codes import quantize_per_block, quantize_per_channel
 
 CPU = torch.device("cpu")
@@ -141,3 +141,26 @@ def test_the_first_norm_of_a_model_has_no_residual_and_is_fused_too():
         "RmsNormDynamicPerTokenQuant",
         "ScaledMm",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kinds"),
+    [(FP8_PER_TOKEN, ["WeightOnlyMm"]), (FP8_BLOCK, ["Linear"])],
+    ids=["a scale a channel", "a block"],
+)
+def test_without_8_bit_floats_fp8_weights_meet_plain_activations(
+    scheme: QuantScheme, kinds: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("parhelion.layers.linear.has_float8", lambda device: False)
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(128, HIDDEN, generator=generator) * 0.05
+    make = quantize_per_block if scheme.block else quantize_per_channel
+    codes, scales = make(weight, scheme.block or scheme.weight_dtype)  # type: ignore[arg-type]
+    linear = LinearWeights(codes, scales, None, scheme)
+    calls = linear_calls("hidden", "out", linear, torch.float32)
+    assert [type(call.contract).__name__ for call in calls] == kinds
+    x = torch.randn(5, HIDDEN, generator=generator)
+    values: list[Any] = [x, None]
+    Program(calls, Resolver(CPU), ("hidden", "out"))(values)
+    # The codes stand for exact float32 numbers; only sums differ in their order.
+    torch.testing.assert_close(values[1], x @ dequantize(linear).t(), rtol=1e-4, atol=1e-4)

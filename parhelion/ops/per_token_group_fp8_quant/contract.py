@@ -29,7 +29,7 @@ class PerTokenGroupFp8Quant(Contract):
     scale_format: ScaleFormat = "float32"
 
     name: ClassVar[str] = "per_token_group_fp8_quant"
-    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
+    instead: ClassVar[str] = "linear"  # as ops/quantize.py says
     outputs: ClassVar[tuple[Output, ...]] = (
         Output("codes", relative=1e-2, scales=1, max_flips=TIE_FLIPS),
         Output("scales", relative=1e-6),

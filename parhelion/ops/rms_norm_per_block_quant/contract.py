@@ -37,7 +37,7 @@ class RmsNormPerBlockQuant(Contract):
     add_residual: bool = False
 
     name: ClassVar[str] = "rms_norm_per_block_quant"
-    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
+    instead: ClassVar[str] = "linear"  # as ops/quantize.py says
     num_weights: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class SiluAndMulPerBlockQuant(Contract):
     scale_format: ScaleFormat = "float32"
 
     name: ClassVar[str] = "silu_and_mul_per_block_quant"
-    instead: ClassVar[str] = "weight_only_mm"  # as ops/quantize.py says
+    instead: ClassVar[str] = "linear"  # as ops/quantize.py says
     outputs: ClassVar[tuple[Output, ...]] = (
         Output("codes", relative=4e-2, scales=1, max_flips=CODE_FLIPS),
         Output("scales", relative=4e-3),
