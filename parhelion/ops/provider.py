@@ -124,6 +124,11 @@ class InductorProvider(BaseProvider):
         return compiled
 
 
+def packs(provider: Provider) -> bool:
+    """Whether a provider does more to parameters than to pass them on with every call."""
+    return getattr(type(provider), "bind", None) is not BaseProvider.bind
+
+
 def fixed(launch: Launcher, weights: tuple[Any, ...]) -> Launcher:
     """The launcher with its last inputs given."""
     return (lambda *inputs: launch(*inputs, *weights)) if weights else launch

@@ -10,7 +10,7 @@ import torch
 
 from parhelion.errors import ConfigError
 from parhelion.ops.contract import Contract, Launcher
-from parhelion.ops.provider import Provider
+from parhelion.ops.provider import Provider, fixed, packs
 from parhelion.ops.registry import op
 
 ON_CPU: Mapping[str, tuple[str, ...]] = MappingProxyType({"linear": ("onednn", "torch")})
@@ -91,14 +91,20 @@ class Resolver:
         return self._providers[contract]
 
     def launcher(self, contract: Contract) -> Launcher:
-        """What computes a contract that has no parameters; the same object for equal contracts."""
+        """What computes a contract, parameters among its inputs; the same object for equal contracts."""
         if contract not in self._launchers:
             self._launchers[contract] = self.provider(contract).bind(contract)
         return self._launchers[contract]
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:
-        """What computes a contract whose parameters are these; it takes the remaining inputs."""
-        return self.provider(contract).bind(contract, *weights)
+        """What computes a contract whose parameters are these; it takes the remaining inputs.
+
+        Layers with equal contracts share what a provider compiled, unless it packs their parameters.
+        """
+        provider = self.provider(contract)
+        if packs(provider):
+            return provider.bind(contract, *weights)
+        return fixed(self.launcher(contract), weights)
 
     def _asked_for(self, contract: Contract) -> Provider | None:
         name = self._overrides.get(contract.name)

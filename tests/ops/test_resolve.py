@@ -96,6 +96,29 @@ def test_equal_contracts_without_parameters_share_a_launcher() -> None:
     torch.testing.assert_close(launch(x), SILU.reference(x))
 
 
+def test_layers_with_equal_contracts_share_what_was_compiled_unless_their_weights_are_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Contract] = []
+    launcher = TorchRmsNorm.launcher
+
+    def counted(self: TorchRmsNorm, contract: Contract) -> Launcher:
+        made.append(contract)
+        return launcher(self, contract)
+
+    monkeypatch.setattr(TorchRmsNorm, "launcher", counted)
+    resolver = Resolver(CPU)
+    bound = [resolver.bind(NORM, torch.full((64,), scale)) for scale in (1.0, 2.0, 3.0)]
+    assert len(made) == 1
+    rows = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bound[2](rows), 3 * bound[0](rows))
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(2))
+    first, second = (resolver.bind(Linear(16, 24, torch.float32), weight) for weight in weights)
+    torch.testing.assert_close(first(x), x @ weights[0].t())
+    torch.testing.assert_close(second(x), x @ weights[1].t())
+
+
 def test_a_bound_launcher_takes_what_is_not_a_parameter() -> None:
     x, weight = NORM.sample_inputs(3, CPU, torch.Generator().manual_seed(0))
     torch.testing.assert_close(Resolver(CPU).bind(NORM, weight)(x), NORM.reference(x, weight))
