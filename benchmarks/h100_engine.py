@@ -318,7 +318,7 @@ def main() -> None:
             started = time.monotonic()
             results[name] = []
             try:
-                # A lease may end at any moment: each row is shown and written as soon as it is known.
+                # The run may be cut short: each row is shown and written as soon as it is known.
                 for row in parts[name]():
                     results[name].append(row)
                     print(name, row, flush=True)

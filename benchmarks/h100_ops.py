@@ -369,7 +369,7 @@ def main() -> None:
     checks: list[CorrectnessRow] = []
     for row in () if options.skip_check else check_all(ops, plan, device):
         checks.append(row)
-        # A lease may end at any moment: what is known by then shall not be lost.
+        # The run may be cut short: what is known by then shall not be lost.
         write(report | {"correctness": correctness_records(checks)}, options.output)
     seconds["checks"] = time.monotonic() - start - seconds["warming"]
     report["ceilings"] = asdict(measure_ceilings(device))
