@@ -18,6 +18,7 @@ import zmq
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
+from parhelion.errors import ParhelionError
 
 PARENT_CHECK_MS = 1000
 """How often an idle engine looks whether its parent still lives."""
@@ -77,6 +78,8 @@ def main() -> int:
         info: EngineInfo = loaded.info
         channel.send(info)
         run_loop(loaded.core, channel)
+    except ParhelionError:
+        return 1  # raised on purpose, and the front end has been told what to say
     except Exception:
         traceback.print_exc()
         return 1
