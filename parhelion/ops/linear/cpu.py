@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class TorchLinear(BaseProvider):
         return F.linear
 
 
-class PackingLinear(BaseProvider):
+class PackingLinear(BaseProvider, ABC):
     """What the providers below have in common: a CPU, float32 activations, a weight that is packed when it is bound."""
 
     def why_not(self, device: torch.device) -> str | None:
@@ -33,9 +34,9 @@ class PackingLinear(BaseProvider):
             return f"it serves CPUs, and this is {device.type}"
         return self.missing() or try_out(self)
 
+    @abstractmethod
     def missing(self) -> str | None:
         """What this build of torch lacks, or None."""
-        raise NotImplementedError
 
     def refuses(self, contract: Contract) -> str | None:
         assert isinstance(contract, Linear)
