@@ -75,6 +75,7 @@ class Banner:
     compile_s: float
     num_graphs: int
     graph_bytes: int
+    graph_s: float
 
 
 def describe(ready: ReadyInfo) -> Banner:
@@ -102,6 +103,7 @@ def describe(ready: ReadyInfo) -> Banner:
         compile_s=info.compile_s,
         num_graphs=info.num_graphs,
         graph_bytes=info.graph_bytes,
+        graph_s=info.graph_s,
     )
 
 
@@ -138,7 +140,8 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
 def _graph_lines(banner: Banner) -> list[str]:
     if not banner.num_graphs:
         return []
-    return [f"  graphs     {banner.num_graphs} captured, {format_bytes(banner.graph_bytes)} of device memory"]
+    taken = format_bytes(banner.graph_bytes)
+    return [f"  graphs     {banner.num_graphs} captured in {banner.graph_s:.1f} s, {taken} of device memory"]
 
 
 def curl_line(banner: Banner, has_keys: bool) -> str:

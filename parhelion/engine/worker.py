@@ -15,7 +15,7 @@ from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import Ints, StepRows, rows_of
-from parhelion.engine.step_result import PromptLogprobs, StepResult
+from parhelion.engine.step_result import StepResult
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel
 from parhelion.ops.paged_attention.batch import AttentionBatch
@@ -28,8 +28,6 @@ WARM_UP_LENGTHS = (8, 5)
 WARM_UP_ROWS = (((0,), 0), ((2,), 0), ((1, 2), 1), ((0, 1, 2), 2), ((2, 1), 1), ((2, 0, 1), 2))
 """Decode rows, by their blocks and the place of the token in the last of these: two of a single token, two lengths of
 rows whose blocks lie side by side, and two of others."""
-
-__all__ = ["PromptLogprobs", "StepResult", "Worker"]
 
 
 class Worker:

@@ -32,6 +32,7 @@ BANNER = Banner(
     compile_s=0.0,
     num_graphs=7,
     graph_bytes=5 << 20,
+    graph_s=2.5,
 )
 
 
@@ -45,7 +46,7 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
         "a small GPU, 2 threads",
         "fp8_per_token",
         "rms_norm=helion",
-        "7 captured, 5.0 MiB",
+        "7 captured in 2.5 s, 5.0 MiB",
         "3.00 GiB of host memory",
         "10 blocks",
         "160 tokens",

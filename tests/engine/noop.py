@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from parhelion.engine.core import EngineCore
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.worker import StepResult
+from parhelion.engine.step_result import StepResult
 from parhelion.scheduler import SchedulerConfig, StepPlan
 
 VOCAB = 97

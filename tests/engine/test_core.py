@@ -9,7 +9,7 @@ import pytest
 
 from parhelion.engine.core import EngineCore
 from parhelion.engine.messages import TokenLogprob, TokenOutput
-from parhelion.engine.worker import PromptLogprobs, StepResult
+from parhelion.engine.step_result import PromptLogprobs, StepResult
 from parhelion.errors import InvalidRequestError, QueueFullError
 from parhelion.scheduler import StepPlan
 

@@ -21,7 +21,7 @@ from parhelion.engine.messages import (
     StatsReply,
     ToEngine,
 )
-from parhelion.engine.worker import StepResult
+from parhelion.engine.step_result import StepResult
 
 from .noop import NoOpExecutor, assert_empty, make_core, token_of
 from .requests import add_request
