@@ -180,7 +180,7 @@ def graphs_against_eager(folder: Path, device: str) -> list[dict[str, Any]]:
     texts: dict[str, Any] = {}
     captured: dict[str, int] = {}
     for graphs in ("off", "lazy", "startup"):
-        options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 512}
+        options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory": 1 << 30}
         with LLM(str(where), device=device, load_format="dummy", graphs=graphs, **options) as llm:
             texts[graphs] = [ids_of(llm.generate(prompts, params)) for params in (greedy, sampled)]
             captured[graphs] = llm.stats().num_graphs

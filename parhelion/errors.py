@@ -39,5 +39,9 @@ class CheckpointError(ParhelionError):
     """A checkpoint is damaged, incomplete, or of a kind that is not supported."""
 
 
+class PackError(ParhelionError):
+    """A pack is damaged, incomplete, of another version, or made for something else."""
+
+
 class OutOfMemoryError(ParhelionError):
     """The device has too little free memory for the weights or for a useful KV cache."""

@@ -1,0 +1,1 @@
+"""Packs: what was measured and built ahead of time for one kind of device."""
