@@ -1,36 +1,31 @@
-"""The ``helion`` provider: an op's tile program, run by whoever can run it here.
+"""The ``helion`` provider: an op's tile program, compiled and launched on a GPU or interpreted on a CPU.
 
-An op's ``helion_kernel.py`` holds the tile programs and one function
-
-    def launch(contract, run, *inputs): ...
-
-that allocates the outputs and hands each program to ``run(kernel, config, *arguments)``. What ``run`` does is decided
-here: compile and launch on a GPU, interpret on a CPU, or record for a build on a machine without a GPU. A launch whose
-configs depend on the device asks ``target_of(run)`` first. That module, and with it Helion, is imported only when the
-provider is asked for a launcher.
+An op's ``helion_kernel.py`` holds the tile programs, its ``launch.py`` (see ``launching``) what the host does with
+them. Only here are the two brought together; a tile program's module, and with it Helion, is imported when the first
+launcher needs it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.inputs import map_tensors
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import BUCKETS, bucket_index, launch_module
 from parhelion.ops.provider import BaseProvider, missing_package
-
-Runner = Callable[..., Any]
-"""``run(kernel, config, *arguments)``: launch a Helion kernel with a fixed config. Returns what the kernel returns."""
 
 
 class HelionProvider(BaseProvider):
-    """Tile programs with the configs that their modules name; never tuned while serving."""
+    """Tile programs with untuned configs, compiled as they are first needed."""
 
     name = "helion"
 
@@ -39,44 +34,60 @@ class HelionProvider(BaseProvider):
             return "it needs a GPU (on a CPU its programs run only in the interpreter: HELION_INTERPRET=1)"
         return missing_package("helion", "triton")
 
-    def refuses(self, contract: Contract) -> str | None:
-        refuse: Callable[[Contract], str | None] | None = getattr(kernel_module(contract.name), "refuses", None)
-        return refuse(contract) if refuse is not None else None
-
     def launcher(self, contract: Contract) -> Launcher:
-        launch = kernel_module(contract.name).launch
+        return self.configured(contract, None)
+
+    def configured(self, contract: Contract, config: Any) -> Launcher:
+        """The launcher with one config for all sizes of M; None for the untuned ones."""
         if interpreting():
-            return functools.partial(launch, contract, interpret)
-        return CompiledLaunch(contract, launch)
+            return InterpretedLaunch(contract, config)
+        return CompiledLaunch(contract, config)
+
+
+class InterpretedLaunch:
+    """A tile program of one contract in Helion's interpreter."""
+
+    def __init__(self, contract: Contract, config: Any) -> None:
+        self._contract = contract
+        self._config = config
+        self._launch = launch_module(contract.name)
+
+    def __call__(self, *inputs: Any) -> Any:
+        target = target_of_device(inputs[0].device)
+        bucket = BUCKETS[bucket_index(inputs[0].shape[0])]
+        config = self._config or self._launch.default_config(self._contract, bucket, target)
+        return self._launch.launch(self._contract, interpret, config, *inputs)
 
 
 class CompiledLaunch:
-    """A tile program of one contract, compiled as it is first needed.
+    """A tile program of one contract, compiled as it is first needed."""
 
-    Args:
-        contract: which.
-        launch: of the op's ``helion_kernel``.
-    """
-
-    def __init__(self, contract: Contract, launch: Launcher) -> None:
+    def __init__(self, contract: Contract, config: Any) -> None:
         self._contract = contract
-        self._launch = launch
+        self._module = launch_module(contract.name)
         self._run = CompiledRunner()
+        self._configs = [config] * len(BUCKETS)
         self._has_met_one_token = False
 
     def __call__(self, *inputs: Any) -> Any:
-        if not self._has_met_one_token and inputs[0].shape[0] == 1:
+        num_tokens = inputs[0].shape[0]
+        index = bucket_index(num_tokens)
+        config = self._configs[index]
+        if config is None:
+            target = target_of_device(inputs[0].device)
+            config = self._configs[index] = self._module.default_config(self._contract, BUCKETS[index], target)
+        if num_tokens == 1 and not self._has_met_one_token:
             self._has_met_one_token = True
-            self._compile_for_any_number_of_tokens(inputs)
-        return self._launch(self._contract, self._run, *inputs)
+            self._compile_for_any_number_of_tokens(config, inputs)
+        return self._module.launch(self._contract, self._run, config, *inputs)
 
-    def _compile_for_any_number_of_tokens(self, inputs: tuple[Any, ...]) -> None:
+    def _compile_for_any_number_of_tokens(self, config: Any, inputs: tuple[Any, ...]) -> None:
         """Helion, bound to one token, takes M for the constant 1 and compiles something else; bound to two, it does
         not. So what one token needs is compiled for two, which do not exist.
         """
         given = len(inputs) - self._contract.num_weights
         stand_ins = map_tensors(inputs[:given], _two_if_one)
-        self._launch(self._contract, self._run.compile, *stand_ins, *inputs[given:])
+        self._module.launch(self._contract, self._run.compile, config, *stand_ins, *inputs[given:])
 
 
 class CompiledRunner:
@@ -89,31 +100,22 @@ class CompiledRunner:
     def __init__(self) -> None:
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> Any:
+    def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> Any:
         return self.compile(kernel, config, *arguments)(*arguments)
 
-    def compile(self, kernel: Any, config: Any, *arguments: Any) -> Callable[..., Any]:
+    def compile(self, kernel: str, config: KernelConfig, *arguments: Any) -> Callable[..., Any]:
         """The host function of a kernel for arguments of this kind."""
         key = (kernel, config, *(_kind(argument) for argument in arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = kernel.bind(arguments).compile_config(config)
+            compiled = tile_program(kernel).bind(arguments).compile_config(helion_config(config))
             self._compiled[key] = compiled
         return compiled
 
 
-def target_of(run: Runner) -> str | None:
-    """What a recording runner builds for, such as ``"sm_90"`` or ``"gfx942"`` (its attribute ``target``).
-
-    None if ``run`` launches or interprets: then the inputs' device decides.
-    """
-    target: str | None = getattr(run, "target", None)
-    return target
-
-
-def interpret(kernel: Any, config: Any, *arguments: Any) -> Any:
+def interpret(kernel: str, config: KernelConfig, *arguments: Any) -> Any:
     """Run a kernel in Helion's interpreter, which knows no configs."""
-    return kernel(*arguments)
+    return tile_program(kernel)(*arguments)
 
 
 def interpreting() -> bool:
@@ -121,9 +123,28 @@ def interpreting() -> bool:
     return os.environ.get("HELION_INTERPRET", "0") not in ("", "0")
 
 
-def kernel_module(op: str) -> ModuleType:
-    """An op's ``helion_kernel``; imports Helion."""
-    return importlib.import_module(f"parhelion.ops.{op}.helion_kernel")
+@functools.cache
+def tile_program(kernel: str) -> Any:
+    """The ``helion.Kernel`` of a name such as ``gemm.add_splits``; imports Helion."""
+    folder, _, function = kernel.partition(".")
+    return getattr(importlib.import_module(f"parhelion.ops.{folder}.helion_kernel"), function)
+
+
+@functools.lru_cache(maxsize=4096)
+def helion_config(config: KernelConfig) -> Any:
+    """A config as Helion takes it."""
+    import helion
+
+    fields: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.block_sizes:
+        fields["block_sizes"] = list(config.block_sizes)
+    if config.loop_orders:
+        fields["loop_orders"] = [list(order) for order in config.loop_orders]
+    if config.l2_groupings:
+        fields["l2_groupings"] = list(config.l2_groupings)
+    if config.pid_type != "flat":
+        fields["pid_type"] = config.pid_type
+    return helion.Config(**fields, **{name: json.loads(value) for name, value in config.others})
 
 
 def _kind(argument: Any) -> Any:

@@ -120,7 +120,7 @@ def build(task: Task) -> list[Build]:
                 continue
             row = Build(
                 task.contract.name, *task_key(task)[:1], launch.kernel, task.target.name, (num_tokens,),
-                config=launch.config,
+                config=str(launch.config),
             )  # fmt: skip
             try:
                 binary = cross_compile(launch, task.target)

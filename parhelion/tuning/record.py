@@ -14,8 +14,11 @@ from typing import Any
 import torch
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.helion_provider import kernel_module
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.helion_provider import helion_config, tile_program
 from parhelion.ops.inputs import empty_inputs
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import bucket_of, launch_module
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Launch:
     """One launch of a generated Triton kernel.
 
     Attributes:
-        kernel: the tile program's name.
+        kernel: the tile program's name, ``folder.function``.
         function: the generated ``triton.JITFunction``.
         arguments: in the order of its parameters.
         options: ``num_warps``, ``num_stages`` and the like.
         source: the generated module, of which the function is part.
-        config: the Helion config, in words.
+        config: the kernel's config.
     """
 
     kernel: str
@@ -36,7 +39,7 @@ class Launch:
     arguments: tuple[Any, ...]
     options: dict[str, Any]
     source: str
-    config: str
+    config: KernelConfig
 
 
 class GeneratedCode:
@@ -45,14 +48,14 @@ class GeneratedCode:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-")
         self._modules: dict[str, ModuleType] = {}
-        self._sources: dict[tuple[int, str], str] = {}
+        self._sources: dict[tuple[int, KernelConfig], str] = {}
 
-    def source(self, bound: Any, config: Any) -> str:
+    def source(self, bound: Any, config: KernelConfig) -> str:
         """The Triton module of a bound kernel under a config."""
-        key = (id(bound), repr(config))
+        key = (id(bound), config)
         if key not in self._sources:
             # Helion keeps bound kernels for as long as their kernel lives, so their ids stay theirs.
-            self._sources[key] = bound.to_triton_code(config)
+            self._sources[key] = bound.to_triton_code(helion_config(config))
         return self._sources[key]
 
     def module(self, source: str) -> ModuleType:
@@ -66,7 +69,7 @@ class GeneratedCode:
 
 
 class Preparer:
-    """A runner (see ``helion_provider``) that generates code for kernels, once for each kind of arguments.
+    """A runner (see ``launching``) that generates code for kernels, once for each kind of arguments.
 
     Attributes:
         target: the name of the target that is built for; launches with configs of their own for it read it.
@@ -78,14 +81,14 @@ class Preparer:
         self.sources: dict[tuple[Any, ...], str] = {}
         self._code = code
 
-    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> None:
+    def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
         self.source(kernel, config, arguments)
 
-    def source(self, kernel: Any, config: Any, arguments: tuple[Any, ...]) -> str:
+    def source(self, kernel: str, config: KernelConfig, arguments: tuple[Any, ...]) -> str:
         """The module for arguments of this kind."""
         key = (kernel, config, *map(_kind, arguments))
         if key not in self.sources:
-            self.sources[key] = self._code.source(kernel.bind(arguments), config)
+            self.sources[key] = self._code.source(tile_program(kernel).bind(arguments), config)
         return self.sources[key]
 
     def module(self, source: str) -> ModuleType:
@@ -106,28 +109,34 @@ class Recorder:
         self.launches: list[Launch] = []
         self._preparer = preparer
 
-    def __call__(self, kernel: Any, config: Any, *arguments: Any) -> None:
+    def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
         source = self._preparer.source(kernel, config, arguments)
         module = self._preparer.module(source)
 
         def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
             # Options with an underscore are Helion's own; its launcher keeps them from Triton.
             kept = {name: value for name, value in options.items() if not name.startswith("_")}
-            self.launches.append(Launch(kernel.name, function, positional, kept, source, str(config)))
+            self.launches.append(Launch(kernel, function, positional, kept, source, config))
 
-        host: Callable[..., Any] = getattr(module, kernel.name)
+        host: Callable[..., Any] = getattr(module, tile_program(kernel).name)
         host(*arguments, _launcher=launcher)
 
 
-def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode) -> list[Launch]:
-    """What the op's tile programs launch for M = ``num_tokens`` on a target."""
-    launch = kernel_module(contract.name).launch
+def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode, config: Any = None) -> list[Launch]:
+    """What the op's tile programs launch for M = ``num_tokens`` on a target.
+
+    Args:
+        config: the op's; None for the untuned one.
+    """
+    module = launch_module(contract.name)
+    if config is None:
+        config = module.default_config(contract, bucket_of(num_tokens), gemm_target(target))
     preparer = Preparer(target, code)
     if num_tokens == 1:
         # Helion takes an M of 1 for a constant. A server is given code for any M, so it is generated for two tokens.
-        launch(contract, preparer, *empty_inputs(contract, 2))
+        module.launch(contract, preparer, config, *empty_inputs(contract, 2))
     recorder = Recorder(preparer)
-    launch(contract, recorder, *empty_inputs(contract, num_tokens))
+    module.launch(contract, recorder, config, *empty_inputs(contract, num_tokens))
     return recorder.launches
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import helion
 import helion.language as hl
 import torch
-
-from parhelion.ops.argmax.contract import Argmax
-from parhelion.ops.helion_provider import Runner
 
 FEW_ROWS = 16
 """Up to here rows are cut into smaller chunks, so that more programs share one."""
@@ -42,23 +36,3 @@ def argmax_combine(values: torch.Tensor, ids: torch.Tensor, out: torch.Tensor, n
         largest = torch.amax(x, -1)
         is_largest = (x == largest[:, None]) | (x != x)
         out[tile_m] = torch.amin(torch.where(is_largest, ids[tile_m, :], 2147483647), -1).to(torch.int64)
-
-
-def launch(contract: Argmax, run: Runner, logits: torch.Tensor) -> torch.Tensor:
-    """See ``Argmax``."""
-    num_tokens = logits.shape[0]
-    chunk = 2048 if num_tokens <= FEW_ROWS else 8192
-    num_chunks = -(-contract.vocab_size // chunk)
-    values = logits.new_empty((num_tokens, num_chunks), dtype=torch.float32)
-    ids = torch.empty_like(values, dtype=torch.int32)
-    out = logits.new_empty((num_tokens,), dtype=torch.int64)
-    run(argmax_chunks, _config(chunk, True), logits, values, ids, chunk)
-    run(argmax_combine, _config(1 << (num_chunks - 1).bit_length(), False), values, ids, out, num_chunks)
-    return out
-
-
-@functools.lru_cache
-def _config(elements: int, over_chunks: bool) -> Any:
-    # Neighbouring programs take neighbouring chunks of a row.
-    orders = [[1, 0]] if over_chunks else []
-    return helion.Config(loop_orders=orders, num_warps=max(1, min(8, elements // 512)), num_stages=1)

@@ -6,11 +6,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.contract import Tensors
-from parhelion.ops.dynamic_per_token_quant import DynamicPerTokenQuant
-from parhelion.ops.helion_provider import Runner
 from parhelion.ops.quantize import codes_of, scales_of
-from parhelion.ops.row_config import row_config
 
 
 @helion.kernel(static_shapes=False)
@@ -22,11 +18,3 @@ def dynamic_per_token_scaled_quant(x: torch.Tensor, codes: torch.Tensor, scales:
         scale = scales_of(torch.amax(torch.abs(values), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(values, (1.0 / scale)[:, None], codes.dtype)
         scales[rows] = scale
-
-
-def launch(contract: DynamicPerTokenQuant, run: Runner, x: torch.Tensor) -> Tensors:
-    """See ``DynamicPerTokenQuant``."""
-    codes = torch.empty_like(x, dtype=contract.quant_dtype)
-    scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
-    run(dynamic_per_token_scaled_quant, row_config(contract.hidden_size, x.shape[0]), x, codes, scales.squeeze(1))
-    return codes, scales

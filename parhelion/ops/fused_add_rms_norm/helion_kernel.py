@@ -6,10 +6,6 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.contract import Tensors
-from parhelion.ops.fused_add_rms_norm.contract import FusedAddRmsNorm
-from parhelion.ops.helion_provider import Runner
-from parhelion.ops.row_config import row_config
 from parhelion.ops.tile_math import added_rows, rms_normed
 
 
@@ -23,13 +19,3 @@ def fused_add_rms_norm(
         total = added_rows(x[rows, :], residual[rows, :])
         residual[rows, :] = total
         y[rows, :] = rms_normed(total.to(torch.float32), weight[rows, :], hidden_size, epsilon).to(y.dtype)
-
-
-def launch(
-    contract: FusedAddRmsNorm, run: Runner, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
-) -> Tensors:
-    """See ``FusedAddRmsNorm``."""
-    y = torch.empty_like(x)
-    config = row_config(contract.hidden_size, x.shape[0])
-    run(fused_add_rms_norm, config, x, residual, weight.expand_as(x), y, contract.epsilon)
-    return y, residual

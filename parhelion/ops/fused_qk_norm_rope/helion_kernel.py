@@ -6,11 +6,6 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.contract import Tensors
-from parhelion.ops.fused_qk_norm_rope.contract import FusedQkNormRope
-from parhelion.ops.helion_provider import Runner
-from parhelion.ops.rope_and_cache.helion_kernel import heads_config, in_halves
-
 
 @helion.kernel(static_shapes=False)
 def fused_qk_norm_rope(
@@ -63,35 +58,3 @@ def fused_qk_norm_rope(
         is_stored = ((heads >= num_heads) & (slot >= 0))[:, None]
         hl.store(kv_cache, [place, 0, tile_d], out1, extra_mask=is_stored)
         hl.store(kv_cache, [place, 1, tile_d], out2, extra_mask=is_stored)
-
-
-def launch(
-    contract: FusedQkNormRope,
-    run: Runner,
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    kv_cache: torch.Tensor,
-    cos_sin: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
-) -> Tensors:
-    """See ``FusedQkNormRope``."""
-    c = contract
-    query = qkv.new_empty((qkv.shape[0], c.num_heads * c.head_dim))
-    run(
-        fused_qk_norm_rope,
-        heads_config(c.num_heads + 2 * c.num_kv_heads, c.head_dim, qkv.shape[0]),
-        in_halves(qkv, c.head_dim),
-        positions,
-        slot_mapping,
-        kv_cache.view(-1, 2, c.head_dim // 2),
-        cos_sin.view(-1, 2, c.head_dim // 2),
-        q_weight.view(2, -1),
-        k_weight.view(2, -1),
-        in_halves(query, c.head_dim),
-        c.epsilon,
-        c.num_heads,
-        c.num_kv_heads,
-    )
-    return query, kv_cache

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 from parhelion.ops.gemm.target import GemmTarget
-
-PidType = Literal["flat", "persistent_blocked", "persistent_interleaved"]
+from parhelion.ops.kernel_config import PidType
 
 MAX_SPLIT_K = 16
 

@@ -8,13 +8,10 @@ compiles where there is no FP8.
 
 from __future__ import annotations
 
-import functools
-
 import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.helion_provider import interpreting
 
 _SIGN_AND_MAGNITUDE = -0x78100000
@@ -157,20 +154,3 @@ def _finished(
     if right_bias is not None:
         y = y + right_bias[tile_r, :].to(torch.float32).T
     return y
-
-
-@functools.lru_cache(maxsize=4096)
-def gemm_helion_config(config: GemmConfig) -> helion.Config:
-    """The part of a config that is not an argument of ``gemm``."""
-    return helion.Config(
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        l2_groupings=[config.group_m],
-        pid_type=config.pid_type,
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def add_splits_helion_config(block_m: int, block_n: int) -> helion.Config:
-    """The config of ``add_splits``."""
-    return helion.Config(block_sizes=[block_m, block_n], num_warps=4, num_stages=1)

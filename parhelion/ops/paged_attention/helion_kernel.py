@@ -7,25 +7,11 @@ Both go over a row's keys a tile at a time and keep a running maximum and sum (M
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.gemm.target import gemm_target, target_of_device
-from parhelion.ops.helion_provider import Runner, interpreting, target_of
-from parhelion.ops.paged_attention.batch import AttentionBatch
-from parhelion.ops.paged_attention.contract import PagedAttention
-from parhelion.ops.paged_attention.tiling import (
-    Tiling,
-    combine_tiling,
-    decode_tiling,
-    num_splits,
-    packed_tokens,
-    varlen_tiling,
-)
+from parhelion.ops.helion_provider import interpreting
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
@@ -231,105 +217,3 @@ def paged_attention_varlen(
                 v = kv_cache[slot, num_kv_heads + kv_head, :]
                 m, l, acc = accumulated(scores, v, m, l, acc)
             out[flat, :] = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(out.dtype)
-
-
-def launch(
-    contract: PagedAttention, run: Runner, query: torch.Tensor, kv_cache: torch.Tensor, batch: AttentionBatch
-) -> torch.Tensor:
-    """See ``PagedAttention``."""
-    num_tokens, num_rows = query.shape[0], batch.seq_lens.shape[0]
-    query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
-    slots = kv_cache.view(-1, *kv_cache.shape[2:])
-    if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
-        decode(contract, run, query, slots, batch, out, mixed=False)
-        return out
-    # With a single row there is no telling what a graph will replay it for, and nothing to gain.
-    least_query_len = 2 if num_rows > 1 else 0
-    varlen(contract, run, query, slots, batch, out, least_query_len)
-    if least_query_len == 2:
-        decode(contract, run, query, slots, batch, out, mixed=True)
-    return out
-
-
-def decode(
-    contract: PagedAttention,
-    run: Runner,
-    query: torch.Tensor,
-    slots: torch.Tensor,
-    batch: AttentionBatch,
-    out: torch.Tensor,
-    mixed: bool,
-) -> None:
-    """The rows with a single token: all of them or, ``mixed``, those that there are."""
-    c = contract
-    num_rows = batch.seq_lens.shape[0]
-    splits = num_splits(c, num_rows, batch.max_seq_len)
-    lse = torch.empty((num_rows, splits, c.num_kv_heads, c.group), dtype=torch.float32, device=query.device)
-    parts = out if splits == 1 else lse.new_empty((num_rows, splits, c.num_heads, c.head_dim))
-    run(
-        paged_attention_decode,
-        config(decode_tiling(c)),
-        query.view(-1, c.head_dim),
-        slots,
-        batch.block_table,
-        batch.seq_lens,
-        batch.query_start_loc,
-        parts.view(-1, c.head_dim),
-        lse,
-        c.block_size,
-        c.scale,
-        c.sliding_window,
-        c.soft_cap,
-        mixed,
-        splits > 1,
-        None,
-    )
-    if splits > 1:
-        run(
-            paged_attention_combine,
-            config(combine_tiling(c)),
-            parts,
-            lse.flatten(2),
-            batch.query_start_loc,
-            out.view(-1, c.num_heads, c.head_dim),
-            mixed,
-        )
-
-
-def varlen(
-    contract: PagedAttention,
-    run: Runner,
-    query: torch.Tensor,
-    slots: torch.Tensor,
-    batch: AttentionBatch,
-    out: torch.Tensor,
-    least_query_len: int,
-) -> None:
-    """The rows with at least ``least_query_len`` tokens, and the padding behind the last row."""
-    c, name = contract, target_of(run)
-    target = target_of_device(query.device) if name is None else gemm_target(name)
-    packed = packed_tokens(c, batch.max_query_len)
-    run(
-        paged_attention_varlen,
-        config(varlen_tiling(c, packed, target)),
-        query.view(-1, c.head_dim),
-        slots,
-        batch.block_table,
-        batch.seq_lens,
-        batch.query_start_loc,
-        out.view(-1, c.head_dim),
-        c.group,
-        c.block_size,
-        c.scale,
-        c.sliding_window,
-        c.soft_cap,
-        least_query_len,
-        packed,
-        None,
-    )
-
-
-@functools.lru_cache
-def config(tiling: Tiling) -> Any:
-    """A tiling as Helion takes it."""
-    return helion.Config(block_sizes=list(tiling.block_sizes), num_warps=tiling.num_warps, num_stages=tiling.num_stages)

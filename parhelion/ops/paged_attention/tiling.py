@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 
 from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.paged_attention.contract import PagedAttention
 
 PROGRAMS = 512
@@ -23,21 +26,50 @@ MOST_PACKED = 128
 
 
 @dataclass(frozen=True)
-class Tiling:
+class AttentionConfig:
     """Attributes:
-    block_sizes: of the tile program's loops, in order.
-    num_warps, num_stages: as Triton takes them.
+    decode_tokens, decode_warps, decode_stages: of the program for single tokens: keys of a tile, Triton's warps and
+        pipeline stages.
+    programs: that a decode step should have at least; a row's keys are divided until there are so many.
+    varlen_tokens, varlen_warps, varlen_stages: of the other program; half as many warps if its tile is not full.
     """
 
-    block_sizes: tuple[int, ...]
-    num_warps: int
-    num_stages: int
+    decode_tokens: int
+    decode_warps: int
+    decode_stages: int
+    programs: int
+    varlen_tokens: int
+    varlen_warps: int
+    varlen_stages: int
 
 
-def num_splits(c: PagedAttention, num_rows: int, max_seq_len: int) -> int:
+def untuned(c: PagedAttention, target: GemmTarget) -> AttentionConfig:
+    """16 KiB of keys at a time for a single token, three deep: enough bytes in flight for a processor's share of the
+    bandwidth. For more, 64 keys where the matrix unit keeps its operands out of the registers, elsewhere 32, with which
+    none spill.
+    """
+    tokens = max(16, min(128, 16384 // (c.head_dim * c.dtype.itemsize)))
+    wide = target.wide_mma and c.dtype != torch.float32
+    return AttentionConfig(1 << (tokens.bit_length() - 1), 4, 3, PROGRAMS, 64 if wide else 32, 8, 2)
+
+
+def attention_candidates(c: PagedAttention, target: GemmTarget) -> list[AttentionConfig]:
+    """The untuned config, then other tiles, depths and divisions for single tokens, then other tiles for more."""
+    usual = untuned(c, target)
+    found = [usual]
+    for tokens in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2):
+        for warps, stages, programs in itertools.product((2, 4, 8), (2, 3, 4), (256, 512, 1024, 2048)):
+            decode = replace(usual, decode_tokens=max(16, tokens), decode_warps=warps, decode_stages=stages)
+            found.append(replace(decode, programs=programs))
+    for tokens in (32, 64, 128):
+        found += [replace(usual, varlen_tokens=tokens, varlen_stages=stages) for stages in (2, 3, 4)]
+    return list(dict.fromkeys(found))
+
+
+def num_splits(c: PagedAttention, num_rows: int, max_seq_len: int, programs: int) -> int:
     """Programs over which a row's keys are spread, so that there are enough in all; a power of two."""
     longest = max_seq_len if c.sliding_window is None else min(max_seq_len, c.sliding_window)
-    wanted = -(-PROGRAMS // max(1, num_rows * c.num_kv_heads))
+    wanted = -(-programs // max(1, num_rows * c.num_kv_heads))
     most = max(1, min(MOST_SPLITS, -(-longest // SPLIT), wanted))
     return 1 << (most.bit_length() - 1)
 
@@ -49,20 +81,20 @@ def packed_tokens(c: PagedAttention, max_query_len: int) -> int:
     return min(most, max(16, whole))
 
 
-def decode_tiling(c: PagedAttention) -> Tiling:
-    """16 KiB of keys at a time, three deep: enough bytes in flight for a processor's share of the bandwidth."""
-    tokens = max(16, min(128, 16384 // (c.head_dim * c.dtype.itemsize)))
-    return Tiling((1 << (tokens.bit_length() - 1),), 4, 3)
+@functools.lru_cache(maxsize=1024)
+def decode_config(config: AttentionConfig) -> KernelConfig:
+    """Of the program for single tokens."""
+    return KernelConfig((config.decode_tokens,), num_warps=config.decode_warps, num_stages=config.decode_stages)
 
 
-def combine_tiling(c: PagedAttention) -> Tiling:
+@functools.lru_cache(maxsize=1024)
+def combine_config(c: PagedAttention) -> KernelConfig:
     """A program combines one head of one row."""
-    return Tiling((16,), max(1, c.head_dim // 64), 1)
+    return KernelConfig((16,), num_warps=max(1, c.head_dim // 64))
 
 
-def varlen_tiling(c: PagedAttention, packed: int, target: GemmTarget) -> Tiling:
-    """128 rows at a time to find the tile's own; 64 keys where the matrix unit keeps its operands out of the registers,
-    elsewhere 32, with which none spill.
-    """
-    tokens = 64 if target.wide_mma and c.dtype != torch.float32 else 32
-    return Tiling((128, tokens), 8 if packed == MOST_PACKED else 4, 2)
+@functools.lru_cache(maxsize=1024)
+def varlen_config(config: AttentionConfig, packed: int) -> KernelConfig:
+    """Of the program for rows of any length: 128 rows at a time to find the tile's own."""
+    warps = config.varlen_warps if packed == MOST_PACKED else max(1, config.varlen_warps // 2)
+    return KernelConfig((128, config.varlen_tokens), num_warps=warps, num_stages=config.varlen_stages)

@@ -6,11 +6,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.contract import Tensors
-from parhelion.ops.helion_provider import Runner
 from parhelion.ops.quantize import codes_of, scales_of
-from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import RmsNormDynamicPerTokenQuant
-from parhelion.ops.row_config import row_config
 from parhelion.ops.tile_math import added_rows, rms_normed
 
 
@@ -45,16 +41,3 @@ def fused_add_rms_norm_dynamic_per_token_quant(
         scale = scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype)
         codes[rows, :] = codes_of(normed, (1.0 / scale)[:, None], codes.dtype)
         scales[rows] = scale
-
-
-def launch(
-    contract: RmsNormDynamicPerTokenQuant, run: Runner, x: torch.Tensor, *residual_and_weight: torch.Tensor
-) -> Tensors:
-    """See ``RmsNormDynamicPerTokenQuant``."""
-    *residual, weight = residual_and_weight
-    kernel = fused_add_rms_norm_dynamic_per_token_quant if residual else rms_norm_dynamic_per_token_quant
-    codes = torch.empty_like(x, dtype=contract.quant_dtype)
-    scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
-    config = row_config(contract.hidden_size, x.shape[0])
-    run(kernel, config, x, *residual, weight.expand_as(x), codes, scales.squeeze(1), contract.epsilon)
-    return (codes, scales, *residual)

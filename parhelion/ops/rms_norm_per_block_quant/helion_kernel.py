@@ -6,11 +6,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.contract import Tensors
-from parhelion.ops.helion_provider import Runner
-from parhelion.ops.quantize import FP8, codes_of, group_scales_of
-from parhelion.ops.rms_norm_per_block_quant.contract import RmsNormPerBlockQuant
-from parhelion.ops.row_config import row_config
+from parhelion.ops.quantize import codes_of, group_scales_of
 from parhelion.ops.tile_math import added_rows, rms_normed_groups
 
 
@@ -55,22 +51,3 @@ def fused_add_rms_norm_per_block_quant(
         scale = group_scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype, ue8m0)
         codes[rows, :, :] = codes_of(normed, (1.0 / scale)[:, :, None], codes.dtype)
         scales[rows, :] = scale
-
-
-def launch(contract: RmsNormPerBlockQuant, run: Runner, x: torch.Tensor, *residual_and_weight: torch.Tensor) -> Tensors:
-    """See ``RmsNormPerBlockQuant``."""
-    *residual, weight = residual_and_weight
-    kernel = fused_add_rms_norm_per_block_quant if residual else rms_norm_per_block_quant
-    groups = (contract.hidden_size // contract.group_size, contract.group_size)
-    codes = torch.empty_like(x, dtype=FP8)
-    scales = torch.empty((x.shape[0], groups[0]), dtype=torch.float32, device=x.device)
-    run(
-        kernel,
-        row_config(contract.hidden_size, x.shape[0]),
-        *(each.unflatten(-1, groups) for each in (x, *residual, weight.expand_as(x))),
-        codes.unflatten(-1, groups),
-        scales,
-        contract.epsilon,
-        contract.scale_format == "ue8m0",
-    )
-    return (codes, scales, *residual)

@@ -7,15 +7,9 @@ row, which stays in the second-level cache, and only for rows that ask for them.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import helion
 import helion.language as hl
 import torch
-
-from parhelion.ops.helion_provider import Runner
-from parhelion.ops.top_k_top_p_sampling.contract import TopKTopPSampling
 
 
 def keys_of(x: torch.Tensor) -> torch.Tensor:
@@ -125,25 +119,3 @@ def top_k_top_p_sampling(
             likeliest = torch.minimum(likeliest, torch.amin(at_top, -1).to(torch.int32))
             running = running + torch.sum(mass, -1)
         ids[row] = torch.where(is_greedy, likeliest, torch.minimum(drawn, last)).to(torch.int64)
-
-
-def launch(
-    contract: TopKTopPSampling,
-    run: Runner,
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    uniform: torch.Tensor,
-) -> torch.Tensor:
-    """See ``TopKTopPSampling``."""
-    ids = torch.empty((logits.shape[0],), dtype=torch.int64, device=logits.device)
-    run(top_k_top_p_sampling, _config(), logits, temperature, top_k, top_p, min_p, uniform, ids)
-    return ids
-
-
-@functools.lru_cache
-def _config() -> Any:
-    # Six loops over the vocabulary; 16 warps hide the latency of the cache.
-    return helion.Config(block_sizes=[8192] * 6, num_warps=16, num_stages=1)

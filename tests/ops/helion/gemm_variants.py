@@ -6,7 +6,8 @@ import functools
 
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.gemm.config import GemmConfig
-from parhelion.ops.helion_provider import interpret, kernel_module
+from parhelion.ops.helion_provider import interpret
+from parhelion.ops.launching import launch_module
 
 VARIANTS = {
     "standard": GemmConfig(16, 32, 64),
@@ -21,4 +22,4 @@ VARIANTS = {
 
 def launcher(contract: Contract, variant: str) -> Launcher:
     """The contract's tile program under an algorithm of our choice, interpreted."""
-    return functools.partial(kernel_module(contract.name).launch, contract, interpret, config=VARIANTS[variant])
+    return functools.partial(launch_module(contract.name).launch, contract, interpret, VARIANTS[variant])

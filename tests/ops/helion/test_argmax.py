@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from parhelion.ops.argmax import OP, Argmax
-from parhelion.ops.argmax.helion_kernel import FEW_ROWS, launch
+from parhelion.ops.argmax.launch import FEW_ROWS, default_config, launch
 from parhelion.ops.check import check
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.launching import bucket_of
 from tests.ops.helion.awkward import AWKWARD_ROWS, AWKWARD_TOKENS, generator, with_awkward_row
 
 CPU = torch.device("cpu")
@@ -56,5 +58,6 @@ def test_launches_that_differ_in_their_chunks_differ_in_their_arguments():
             others = tuple(argument for argument in arguments if not isinstance(argument, torch.Tensor))
             seen.setdefault(num_tokens, set()).add((kernel, config, *others))
 
-        launch(Argmax(151936), run, torch.empty((num_tokens, 151936)))
+        config = default_config(Argmax(151936), bucket_of(num_tokens), gemm_target("sm_90"))
+        launch(Argmax(151936), run, config, torch.empty((num_tokens, 151936)))
     assert not seen[FEW_ROWS] & seen[FEW_ROWS + 1]

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from parhelion.ops.check import check
+from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.helion_provider import interpret
 from parhelion.ops.paged_attention import OP, AttentionBatch, PagedAttention
-from parhelion.ops.paged_attention.helion_kernel import launch, paged_attention_combine
+from parhelion.ops.paged_attention.launch import launch
 from parhelion.ops.paged_attention.sample import sample_rows
+from parhelion.ops.paged_attention.tiling import untuned
 from tests.ops.helion.awkward import generator
 
 CPU = torch.device("cpu")
@@ -77,7 +79,7 @@ def test_mixed_rows_agree_with_the_reference(contract: PagedAttention, query_len
 
 def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
     """The interpreter takes a loop without a block size in one go; here the loops over keys get one."""
-    if kernel is paged_attention_combine:
+    if kernel == "paged_attention.paged_attention_combine":
         return interpret(kernel, config, *arguments)
     return interpret(kernel, config, *arguments[:-1], 16)
 
@@ -88,7 +90,8 @@ def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
 @pytest.mark.parametrize("contract", [SMALL, VARIANTS[3], VARIANTS[5]], ids=str)
 def test_tiles_of_keys_add_up_to_all_keys(contract: PagedAttention, query_lens: list[int], seq_lens: list[int]):
     inputs = poisoned_rows(contract, query_lens, seq_lens)
-    for error in check(contract, lambda *x: launch(contract, interpret_in_tiles_of_16, *x), inputs):
+    config = untuned(contract, gemm_target("sm_90"))
+    for error in check(contract, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x), inputs):
         assert error.problem is None, error
 
 

@@ -1,0 +1,134 @@
+"""How ``paged_attention`` is launched: rows with a single token by one program, the others by another."""
+
+from __future__ import annotations
+
+import torch
+
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.launching import Runner
+from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.contract import PagedAttention
+from parhelion.ops.paged_attention.tiling import (
+    AttentionConfig,
+    attention_candidates,
+    combine_config,
+    decode_config,
+    num_splits,
+    packed_tokens,
+    untuned,
+    varlen_config,
+)
+
+Config = AttentionConfig
+
+
+def default_config(contract: PagedAttention, bucket: int, target: GemmTarget) -> AttentionConfig:
+    """Untuned."""
+    return untuned(contract, target)
+
+
+def candidates(contract: PagedAttention, bucket: int, target: GemmTarget) -> list[AttentionConfig]:
+    """What is worth trying."""
+    return attention_candidates(contract, target)
+
+
+def launch(
+    contract: PagedAttention,
+    run: Runner,
+    config: AttentionConfig,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: AttentionBatch,
+) -> torch.Tensor:
+    """See ``PagedAttention``."""
+    num_tokens, num_rows = query.shape[0], batch.seq_lens.shape[0]
+    query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
+    slots = kv_cache.view(-1, *kv_cache.shape[2:])
+    if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
+        decode(contract, run, config, query, slots, batch, out, mixed=False)
+        return out
+    # With a single row there is no telling what a graph will replay it for, and nothing to gain.
+    least_query_len = 2 if num_rows > 1 else 0
+    varlen(contract, run, config, query, slots, batch, out, least_query_len)
+    if least_query_len == 2:
+        decode(contract, run, config, query, slots, batch, out, mixed=True)
+    return out
+
+
+def decode(
+    contract: PagedAttention,
+    run: Runner,
+    config: AttentionConfig,
+    query: torch.Tensor,
+    slots: torch.Tensor,
+    batch: AttentionBatch,
+    out: torch.Tensor,
+    mixed: bool,
+) -> None:
+    """The rows with a single token: all of them or, ``mixed``, those that there are."""
+    c = contract
+    num_rows = batch.seq_lens.shape[0]
+    splits = num_splits(c, num_rows, batch.max_seq_len, config.programs)
+    lse = torch.empty((num_rows, splits, c.num_kv_heads, c.group), dtype=torch.float32, device=query.device)
+    parts = out if splits == 1 else lse.new_empty((num_rows, splits, c.num_heads, c.head_dim))
+    run(
+        "paged_attention.paged_attention_decode",
+        decode_config(config),
+        query.view(-1, c.head_dim),
+        slots,
+        batch.block_table,
+        batch.seq_lens,
+        batch.query_start_loc,
+        parts.view(-1, c.head_dim),
+        lse,
+        c.block_size,
+        c.scale,
+        c.sliding_window,
+        c.soft_cap,
+        mixed,
+        splits > 1,
+        None,
+    )
+    if splits > 1:
+        run(
+            "paged_attention.paged_attention_combine",
+            combine_config(c),
+            parts,
+            lse.flatten(2),
+            batch.query_start_loc,
+            out.view(-1, c.num_heads, c.head_dim),
+            mixed,
+        )
+
+
+def varlen(
+    contract: PagedAttention,
+    run: Runner,
+    config: AttentionConfig,
+    query: torch.Tensor,
+    slots: torch.Tensor,
+    batch: AttentionBatch,
+    out: torch.Tensor,
+    least_query_len: int,
+) -> None:
+    """The rows with at least ``least_query_len`` tokens, and the padding behind the last row."""
+    c = contract
+    packed = packed_tokens(c, batch.max_query_len)
+    run(
+        "paged_attention.paged_attention_varlen",
+        varlen_config(config, packed),
+        query.view(-1, c.head_dim),
+        slots,
+        batch.block_table,
+        batch.seq_lens,
+        batch.query_start_loc,
+        out.view(-1, c.head_dim),
+        c.group,
+        c.block_size,
+        c.scale,
+        c.sliding_window,
+        c.soft_cap,
+        least_query_len,
+        packed,
+        None,
+    )

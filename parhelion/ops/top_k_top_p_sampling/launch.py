@@ -1,0 +1,47 @@
+"""How ``top_k_top_p_sampling`` is launched."""
+
+from __future__ import annotations
+
+import torch
+
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import Runner
+from parhelion.ops.top_k_top_p_sampling.contract import TopKTopPSampling
+
+Config = KernelConfig
+
+NUM_LOOPS = 6
+"""Over the vocabulary."""
+
+
+def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> KernelConfig:
+    """Untuned, the same on all targets: 16 warps hide the latency of the cache."""
+    return _config(8192, 16)
+
+
+def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[KernelConfig]:
+    """What is worth trying."""
+    return [default_config(contract, bucket, target), _config(4096, 16), _config(4096, 8), _config(8192, 8)]
+
+
+def launch(
+    contract: TopKTopPSampling,
+    run: Runner,
+    config: KernelConfig,
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    """See ``TopKTopPSampling``."""
+    ids = torch.empty((logits.shape[0],), dtype=torch.int64, device=logits.device)
+    kernel = "top_k_top_p_sampling.top_k_top_p_sampling"
+    run(kernel, config, logits, temperature, top_k, top_p, min_p, uniform, ids)
+    return ids
+
+
+def _config(elements: int, num_warps: int) -> KernelConfig:
+    return KernelConfig(block_sizes=(elements,) * NUM_LOOPS, num_warps=num_warps)
