@@ -64,7 +64,7 @@ class Driver(Protocol):
     def load_function(self, binary: bytes, symbol: str, shared_bytes: int, device_index: int) -> Function:
         """A function of a binary, loaded into the current context, which is that of ``device_index``.
 
-        torch must have initialised the device: it makes the device's primary context current.
+        The context is the device's primary one, which torch makes current in every thread that gives the device work.
 
         Raises:
             PackError: the binary is not for this device, has no such function, or asks for more than there is.
@@ -96,7 +96,8 @@ def gpu_driver() -> Driver:
 
 def load_function(binary: bytes, symbol: str, shared_bytes: int = 0) -> Function:
     """A function of a binary on torch's current GPU; see ``Driver.load_function``."""
-    torch.cuda.init()
+    # Makes the device's primary context current in this thread, which merely asking torch about the device does not.
+    torch.cuda.synchronize()
     return gpu_driver().load_function(binary, symbol, shared_bytes, torch.cuda.current_device())
 
 
@@ -128,10 +129,7 @@ def open_library(names: tuple[str, ...], purpose: str) -> Any:
 
 def load_error(symbol: str, call: str, status: int, words: str) -> PackError:
     """The driver refused to load a binary."""
-    return PackError(
-        f"{call} failed for {symbol}: {words} ({status}): the pack must be built for this GPU, "
-        "and torch must have initialised it before"
-    )
+    return PackError(f"{call} failed for {symbol}: {words} ({status}): use a pack that was built for this GPU")
 
 
 def launch_error(symbol: str, call: str, status: int, words: str, grid: tuple[int, int, int]) -> DriverError:

@@ -132,6 +132,15 @@ def test_torch_says_which_driver_it_is(hip, kind, monkeypatch):
         gpu_driver.cache_clear()
 
 
+def test_loading_takes_torchs_current_gpu_once_its_context_is_there(monkeypatch):
+    library, order = FakeCuda(), []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("context"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: order.append("device") or 3)
+    monkeypatch.setattr(driver_module, "gpu_driver", lambda: CudaDriver(library, fake_library.current_stream))
+    assert driver_module.load_function(BINARY, "add").device_index == 3
+    assert order == ["context", "device"]
+
+
 def test_launching_imports_neither_triton_nor_helion():
     code = (
         "import sys, parhelion.ops.packed_launch, parhelion.platform.driver_cuda, parhelion.platform.driver_hip\n"
