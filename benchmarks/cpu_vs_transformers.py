@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.bench.machine import Circumstances, describe_circumstances
-from parhelion.bench.measure import Summary, summarize
 from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.models.resolve import resolve_model
 from parhelion.platform.cpu import usable_cores
+from parhelion.platform.measure import Summary, summarize
 from parhelion.types import SamplingParams, TokensPrompt
 
 RESULT = Path(__file__).parent / "results" / "cpu_vs_transformers.json"

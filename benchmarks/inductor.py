@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement, Report, make_report, to_table, write_json
+from parhelion.platform.measure import summarize
 from parhelion.types import SamplingParams, TokensPrompt
 
 RESULT = Path(__file__).parent / "results" / "inductor.json"

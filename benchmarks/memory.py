@@ -15,10 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement, make_report, to_table, write_json
 from parhelion.bench.server_process import running_server
 from parhelion.bench.serving import ServingSettings, generate_load, summarize_load
+from parhelion.platform.measure import summarize
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 MIB = 1 << 20

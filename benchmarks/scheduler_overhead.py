@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from parhelion.bench.measure import summarize, time_rounds
 from parhelion.bench.report import Measurement, make_report, to_table, write_json
 from parhelion.engine.core import EngineCore
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import StepResult
+from parhelion.platform.measure import summarize, time_rounds
 from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.plan import StepPlan
 from parhelion.scheduler.request import Request

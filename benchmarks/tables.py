@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from parhelion.bench.measure import Summary
 from parhelion.bench.report import format_figure
 from parhelion.ops.registry import Op, ops
 from parhelion.platform.cpu import CpuFingerprint
+from parhelion.platform.measure import Summary
 from parhelion.tuning.target import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from parhelion.bench.kernel_timer import Timing
 from parhelion.bench.kernels import KernelRow, measure_kernels
 from parhelion.bench.machine import Circumstances, describe_circumstances
 from parhelion.bench.report import format_figure
 from parhelion.ops.contract import Contract
+from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.registry import op
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
 from parhelion.platform.device import choose_device

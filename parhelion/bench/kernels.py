@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from parhelion.bench.kernel_timer import USUAL, Timing, rotating_inputs, time_launcher
-from parhelion.bench.measure import Summary
 from parhelion.ops.contract import Contract, Tensors
+from parhelion.ops.kernel_timer import USUAL, Timing, rotating_inputs, time_launcher
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
+from parhelion.platform.measure import Summary
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement
 from parhelion.bench.workload import random_prompts
+from parhelion.platform.measure import summarize
 from parhelion.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from parhelion.bench.machine import Circumstances, describe_circumstances
-from parhelion.bench.measure import Summary
+from parhelion.platform.measure import Summary
 
 
 @dataclass(frozen=True)

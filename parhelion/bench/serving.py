@@ -13,10 +13,10 @@ from itertools import pairwise
 import httpx
 import msgspec
 
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement
 from parhelion.bench.workload import random_prompts
 from parhelion.errors import ConfigError, ParhelionError
+from parhelion.platform.measure import summarize
 from parhelion.types import TokensPrompt
 
 _ERROR_CHARACTERS = 200

@@ -11,15 +11,15 @@ import torch
 from typer.testing import CliRunner
 
 from parhelion.bench.correctness import check_contract, poison_free_memory
-from parhelion.bench.kernel_timer import Timing, random_inputs, rotating_inputs, time_launcher
 from parhelion.bench.kernels import KernelRow, floor_us, measure_case, measure_kernels, with_rivals
-from parhelion.bench.measure import summarize
 from parhelion.cli.main import build_app
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
+from parhelion.ops.kernel_timer import Timing, random_inputs, rotating_inputs, time_launcher
 from parhelion.ops.provider import BaseProvider, ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
+from parhelion.platform.measure import summarize
 
 CPU = torch.device("cpu")
 FAST = Timing(rounds=3, warmup=1)

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from parhelion.bench.machine import command_line, describe_circumstances, installed_version
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement, format_figure, make_report, to_table, write_json
 from parhelion.bench.workload import random_prompts
+from parhelion.platform.measure import summarize
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from parhelion.bench.measure import Summary, summarize, time_rounds
 from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
 from parhelion.platform.ceilings import l2_bytes
+from parhelion.platform.measure import Summary, summarize, time_rounds
 
 LEAST_LAUNCHES = 8
 MOST_LAUNCHES = 64

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parhelion.bench.measure import percentile, seconds_of, summarize, time_rounds
+from parhelion.platform.measure import percentile, seconds_of, summarize, time_rounds
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 
