@@ -28,7 +28,6 @@ import triton.language as tl
 from rich.console import Console
 
 from parhelion.bench.machine import installed_version
-from parhelion.bench.measure import summarize
 from parhelion.bench.report import Measurement, make_report, to_table, write_json
 from parhelion.errors import PackError
 from parhelion.ops.kernel_config import KernelConfig
@@ -38,6 +37,7 @@ from parhelion.packs.format import Argument, Binary, Recipe
 from parhelion.platform.device import device_name
 from parhelion.platform.driver import Function, load_function
 from parhelion.platform.driver_cuda import CudaDriver
+from parhelion.platform.measure import summarize
 
 RESULT = Path(__file__).parent / "results" / "h100_launchers.json"
 KERNEL = "launchers.scale_rows"
