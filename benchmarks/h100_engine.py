@@ -2,7 +2,7 @@
 
 Each part stands alone: one that fails is reported with its message and the others go on.
 
-    python benchmarks/h100_engine.py [--only parity,fp8,graphs,smollm2,speed] [--smollm2 FILE] [--output FILE]
+    python benchmarks/h100_engine.py [--only parity,fp8,graphs,smollm2,speed,serve] [--smollm2 FILE] [--output FILE]
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -26,6 +28,7 @@ from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.engine.load import load_model
 from parhelion.engine.score import prompt_logits
+from parhelion.platform.ceilings import measure_ceilings
 from parhelion.platform.device import device_name
 from parhelion.types import RequestOutput, TokensPrompt
 
@@ -223,6 +226,7 @@ def smollm2_text(path: Path, device: str) -> list[dict[str, Any]]:
 
 def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """Prefill and TPOT of Qwen3 with dummy FP8 weights: 512 tokens in, 128 out, greedy; and what graphs take."""
+    bandwidth = measure_ceilings(torch.device(device)).bandwidth
     for name, shape in (("qwen3-1.7b", QWEN3_1_7B), ("qwen3-8b", QWEN3_8B)):
         where = write_config(shape, folder / name, FP8_PER_TOKEN_CONFIG)
         started = time.monotonic()
@@ -230,7 +234,8 @@ def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[
         with LLM(str(where), device=device, load_format="dummy", **options) as llm:
             cold_start_s = time.monotonic() - started
             for batch in batches:
-                yield measure_batch(llm, name, batch) | {"cold_start_s": cold_start_s}
+                floor_ms = step_bytes(shape, batch, 512 + 64) / bandwidth * 1e3
+                yield measure_batch(llm, name, batch) | {"floor_ms": floor_ms, "cold_start_s": cold_start_s}
             info, stats = llm.info, llm.stats()
             yield {
                 "model": name,
@@ -246,6 +251,67 @@ def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[
                 "graph_bytes": stats.graph_bytes,
                 "passed": info.launches_per_layer <= 10,
             }
+
+
+def step_bytes(shape: Shape, batch: int, context: int) -> int:
+    """What a decode step must read at least: FP8 linear weights, bfloat16 head, every sequence's keys and values."""
+    qkv = (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim
+    out = shape.num_attention_heads * shape.head_dim
+    layer = shape.hidden_size * (qkv + out + 3 * shape.intermediate_size)
+    head = 2 * shape.hidden_size * shape.vocab_size
+    kv = 2 * 2 * shape.num_key_value_heads * shape.head_dim
+    return shape.num_hidden_layers * (layer + batch * context * kv) + head
+
+
+def serve(folder: Path, device: str, shape: Shape, port: int = 8123) -> Iterator[dict[str, Any]]:
+    """The server with dummy FP8 weights, asked for a completion twice, for a stream, for its metrics, and to end."""
+    import httpx
+
+    where = write_config(shape, folder / "serve", FP8_PER_TOKEN_CONFIG)
+    memory = "4GiB" if device.startswith("cuda") else "64MiB"
+    options = ["--load-format", "dummy", "--device", device, "--port", str(port), "--max-model-len", "1024"]
+    command = ["-m", "parhelion.cli", "serve", str(where), *options, "--kv-cache-memory", memory]
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL) as server:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+                while not _is_healthy(client):
+                    if server.poll() is not None or time.monotonic() - started > 240:
+                        raise RuntimeError(f"the server is not ready; its status is {server.poll()}")
+                    time.sleep(0.1)
+                ready_s = time.monotonic() - started
+                body = {"model": "serve", "prompt": list(range(5, 205)), "max_tokens": 32, "temperature": 0.0}
+                seconds = []
+                for _ in range(2):
+                    asked = time.monotonic()
+                    answer = client.post("/v1/completions", json=body | {"ignore_eos": True}).raise_for_status().json()
+                    seconds.append(time.monotonic() - asked)
+                with client.stream(
+                    "POST", "/v1/completions", json=body | {"stream": True, "ignore_eos": True}
+                ) as lines:
+                    chunks = sum(line.startswith("data:") for line in lines.iter_lines())
+                metrics = client.get("/metrics").text
+        finally:
+            server.terminate()
+    tokens = answer["usage"]["completion_tokens"]
+    yield {
+        "ready_s": ready_s,
+        "first_completion_s": seconds[0],
+        "completion_s": seconds[1],
+        "completion_tokens": tokens,
+        "stream_chunks": chunks,
+        "exit_status": server.returncode,
+        "passed": tokens == 32 and chunks >= 32 and "parhelion" in metrics and server.returncode == 0,
+    }
+
+
+def _is_healthy(client: Any) -> bool:
+    import httpx
+
+    try:
+        return bool(client.get("/health").status_code == 200)
+    except httpx.HTTPError:
+        return False
 
 
 def measure_batch(llm: LLM, name: str, batch: int) -> dict[str, Any]:
@@ -290,7 +356,7 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="parity,fp8,graphs,smollm2,speed")
+    parser.add_argument("--only", default="parity,fp8,graphs,smollm2,speed,serve")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batches", default="1,16,64,256")
     parser.add_argument("--smollm2", type=Path, help="the GGUF file; the part is left out without it")
@@ -304,6 +370,7 @@ def main() -> None:
             "fp8": lambda: fp8_against_dequantized(folder, args.device),
             "graphs": lambda: graphs_against_eager(folder, args.device),
             "speed": lambda: speed(folder, args.device, batches),
+            "serve": lambda: serve(folder, args.device, QWEN3_8B if args.device.startswith("cuda") else TINY),
         }
         if args.smollm2 is not None:
             parts["smollm2"] = lambda: smollm2_text(args.smollm2, args.device)

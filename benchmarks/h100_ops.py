@@ -208,13 +208,29 @@ class Ratio:
     count: int
 
 
-def ratios(rows: Sequence[KernelRow]) -> list[Ratio]:
-    """Helion beside each rival, op by op; above 1 Helion is faster."""
-    times = {
-        (row.op, row.contract, row.num_tokens, row.provider): row.time_us.median
+@dataclass(frozen=True)
+class Timed:
+    """A median time, in microseconds."""
+
+    op: str
+    contract: str
+    num_tokens: int
+    provider: str
+    time_us: float
+
+
+def timed_rows(rows: Sequence[KernelRow]) -> list[Timed]:
+    """Those that were measured."""
+    return [
+        Timed(row.op, row.contract, row.num_tokens, row.provider, row.time_us.median)
         for row in rows
         if row.time_us is not None
-    }
+    ]
+
+
+def ratios(rows: Sequence[Timed]) -> list[Ratio]:
+    """Helion beside each rival, op by op; above 1 Helion is faster."""
+    times = {(row.op, row.contract, row.num_tokens, row.provider): row.time_us for row in rows}
     found: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for (name, contract, size, provider), microseconds in times.items():
         own = times.get((name, contract, size, "helion"))
@@ -374,7 +390,7 @@ def main() -> None:
     seconds["checks"] = time.monotonic() - start - seconds["warming"]
     report["ceilings"] = asdict(measure_ceilings(device))
     timed = list(time_all(contracts, plan, device))
-    means = ratios(timed)
+    means = ratios(timed_rows(timed))
     seconds["all"] = time.monotonic() - start
     report |= {
         "seconds": seconds,

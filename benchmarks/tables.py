@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -157,7 +158,7 @@ def ops_table(content: bytes) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     note = (
         "Speed of the tile program over each rival, geometric mean over shapes and sizes of M (lowest in brackets); "
-        f"{result.device}, {versions}, {result.measured_at[:10]}; `{result.command}`."
+        f"{result.device}, {versions}, {result.measured_at[:10]}; {_by(result.command, 'h100_ops')}."
     )
     return "\n".join([*lines, "", note])
 
@@ -203,10 +204,48 @@ def engine_table(content: bytes) -> str:
         lines.append(
             f"| tokens with {row['captured']} CUDA graphs ({row['graphs']}) beside eager steps | {told} | identical |"
         )
+    lines += [
+        f"| SmolLM2's greedy text, {row['dtype']}, beside a CPU's in float32 | {row['same_text']} of {row['of']} the same "
+        f"| {'all' if row['dtype'] == 'float32' else 'the first token'} |"
+        for row in result.get("smollm2", ())
+    ]
+    lines += [
+        f"| `parhelion serve`, random Qwen3-8B FP8 | ready in {row['ready_s']:.0f} s, then {row['completion_tokens']} "
+        f"tokens in {row['completion_s']:.2f} s | answers, streams, ends with status 0 |"
+        for row in result.get("serve", ())
+    ]
+    return "\n".join([*lines, "", engine_note(result)])
+
+
+def speed_table(content: bytes) -> str:
+    """Decoding and prefill on a GPU, beside the floor."""
+    result = msgspec.json.decode(content)["parts"]
+    lines = ["| model | batch | prefill (ms) | TPOT (ms) | floor (ms) | of the floor | output tokens/s |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for row in result["speed"]:
+        if "tpot_ms" in row:
+            floor = row["floor_ms"]
+            times = sorted(row["tpot_ms_all"])
+            lines.append(
+                f"| {row['model']} | {row['batch']} | {row['prefill_ms']:.1f} | {row['tpot_ms']:.2f} "
+                f"({times[0]:.2f} to {times[-1]:.2f}) | {floor:.2f} | {100 * floor / row['tpot_ms']:.0f}% "
+                f"| {row['output_tokens_per_s']:,.0f} |"
+            )
+    said = "FP8 weights and activations, 512 tokens in, 128 out, greedy; median and range of three rounds. "
+    return "\n".join([*lines, "", said + engine_note(result)])
+
+
+def engine_note(result: dict[str, Any]) -> str:
+    """Device, versions and command of ``h100_engine.py``."""
     circumstances = result["circumstances"]
     versions = ", ".join(f"{package['name']} {package['version']}" for package in circumstances["packages"][:3])
-    note = f"{result['device']}, {versions}, {circumstances['measured_at'][:10]}; `{circumstances['command']}`."
-    return "\n".join([*lines, "", note])
+    by = _by(circumstances["command"], "h100_engine")
+    return f"{result['device']}, {versions}, {circumstances['measured_at'][:10]}; {by}."
+
+
+def _by(command: str, name: str) -> str:
+    """The command; of several only where they stand."""
+    return f"`{command}`" if "; " not in command else f"the commands are in `benchmarks/results/{name}.json`"
 
 
 def _rightness(checks: list[OpCheck], op: str) -> str:
@@ -245,10 +284,14 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "inductor": plain_table,
     "h100_ops": ops_table,
     "h100_engine": engine_table,
+    "h100_speed": speed_table,
     "ops_and_targets": providers_table,
 }
 
-SOURCES: Mapping[str, Path] = {"ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json"}
+SOURCES: Mapping[str, Path] = {
+    "ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json",
+    "h100_speed": RESULTS / "h100_engine.json",
+}
 """Files of tables that are not made of a benchmark's result."""
 
 

@@ -18,7 +18,8 @@ class OutputError:
     Attributes:
         output: its name.
         relative: ||out - reference|| / ||reference|| over the elements that are finite in both (of codes: dequantized).
-        flips: share of the codes that are one step of their grid away; 0 for other outputs.
+        flips: share of the codes that are one step of their grid away, or of the integers that differ; 0 for other
+            outputs.
         problem: what breaks the contract, in words; None if nothing does.
     """
 
@@ -50,11 +51,22 @@ def compare(contract: Contract, actual: Tensors, expected: Tensors) -> list[Outp
 
 
 def _compare_values(output: Output, got: torch.Tensor, want: torch.Tensor) -> OutputError:
+    if not want.is_floating_point():
+        return _compare_integers(output, got, want)
     got, want = got.double(), want.double()
     relative, problem = _relative(got, want)
     if problem is None and not relative <= output.relative:
         problem = f"is off by {relative:.3g} (relative), above {output.relative:g}"
     return OutputError(output.name, relative, 0.0, problem)
+
+
+def _compare_integers(output: Output, got: torch.Tensor, want: torch.Tensor) -> OutputError:
+    """Indices: one that differs may be far away, so they are counted."""
+    flips = float((got != want).double().mean()) if want.numel() else 0.0
+    problem = None
+    if flips > output.max_flips:
+        problem = f"differs in {flips:.3g} of its integers, above {output.max_flips:g}"
+    return OutputError(output.name, 0.0, flips, problem)
 
 
 def _compare_codes(output: Output, got: torch.Tensor, want: torch.Tensor) -> OutputError:

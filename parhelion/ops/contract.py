@@ -46,7 +46,8 @@ class Output:
         relative: bound of ||out - reference|| / ||reference|| over the finite elements.
         scales: for quantized codes, the position of the output that holds their scales; codes are compared by steps on
             their own grid: none may be more than one step away, and ``max_flips`` says how many may be one.
-        max_flips: share of the codes that may differ by one step.
+        max_flips: share of the codes that may differ by one step; of integers, such as indices, the share that may
+            differ at all.
     """
 
     name: str

@@ -40,7 +40,7 @@ class TopKTopPSampling(Contract):
     vocab_size: int
 
     name: ClassVar[str] = "top_k_top_p_sampling"
-    outputs: ClassVar[tuple[Output, ...]] = (Output("ids", relative=0.0),)
+    outputs: ClassVar[tuple[Output, ...]] = (Output("ids", relative=0.0, max_flips=0.02),)
     instead: ClassVar[str] = "torch"
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
