@@ -79,6 +79,7 @@ class PlainReport(msgspec.Struct):
 
     measurements: list[MeasurementRow]
     circumstances: Circumstances
+    settings: dict[str, Any] = {}
 
 
 class OpCheck(msgspec.Struct):
@@ -139,7 +140,8 @@ def plain_table(content: bytes) -> str:
     result = msgspec.json.decode(content, type=PlainReport)
     lines = ["| case | quantity | median (p10 to p90) |", "|---|---|---:|"]
     lines += [f"| {m.case} | {m.quantity} ({m.unit}) | {spread(m.summary)} |" for m in result.measurements]
-    return "\n".join([*lines, "", footnote(result.circumstances)])
+    gpu = f"{result.settings['device']}; " if "device" in result.settings else ""
+    return "\n".join([*lines, "", gpu + footnote(result.circumstances)])
 
 
 def ops_table(content: bytes) -> str:
@@ -205,8 +207,8 @@ def engine_table(content: bytes) -> str:
             f"| tokens with {row['captured']} CUDA graphs ({row['graphs']}) beside eager steps | {told} | identical |"
         )
     lines += [
-        f"| SmolLM2's greedy text, {row['dtype']}, beside a CPU's in float32 | {row['same_text']} of {row['of']} the same "
-        f"| {'all' if row['dtype'] == 'float32' else 'the first token'} |"
+        f"| SmolLM2's greedy text, {row['dtype']}, beside a CPU's in float32 "
+        f"| {row['same_text']} of {row['of']} the same | {'all' if row['dtype'] == 'float32' else 'the first token'} |"
         for row in result.get("smollm2", ())
     ]
     lines += [
@@ -285,6 +287,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_ops": ops_table,
     "h100_engine": engine_table,
     "h100_speed": speed_table,
+    "h100_launchers": plain_table,
     "ops_and_targets": providers_table,
 }
 

@@ -15,7 +15,7 @@ Config = KernelConfig
 
 def default_config(contract: SiluAndMul, bucket: int, target: GemmTarget) -> KernelConfig:
     """Untuned, the same on all targets."""
-    return chunk_config(bucket, contract.intermediate_size, 1)
+    return KernelConfig(block_sizes=(1, 1024), loop_orders=((1, 0),), num_warps=8)
 
 
 def candidates(contract: SiluAndMul, bucket: int, target: GemmTarget) -> list[KernelConfig]:
