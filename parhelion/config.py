@@ -34,6 +34,8 @@ class EngineConfig:
         quantization: quantize the linear layers of an unquantized checkpoint while loading it, weights by channel and
             activations by token: ``fp8`` or ``int8``. None takes the checkpoint as it is.
         kernels: providers to use, by hand, as ``op=provider``; ``parhelion doctor`` lists them.
+        pack: what was tuned and built ahead of time, on a GPU: ``auto`` takes the known pack that fits the device best,
+            ``off`` none; else a pack's name or path (``parhelion pack ls``).
         fusion: ``fused`` lets norms and activations quantize what they produce, ``plain`` launches every op by itself;
             ``auto`` is fused on a GPU and plain on a CPU.
         graphs: when CUDA graphs are captured: ``lazy`` at the first step of a size, ``startup`` for all decoding sizes
@@ -63,6 +65,7 @@ class EngineConfig:
     load_format: LoadFormat = "auto"
     quantization: Quantization | None = None
     kernels: tuple[str, ...] = ()
+    pack: str = "auto"
     fusion: FusionPlan = "auto"
     graphs: GraphCapture = "lazy"
     max_model_len: int | None = None

@@ -70,6 +70,7 @@ def examine(port: int) -> list[Finding]:
         check_python,
         check_torch,
         check_device,
+        check_pack,
         check_cpu,
         check_memory,
         lambda: check_disk(home),
@@ -109,6 +110,26 @@ def check_device() -> Finding:
     free = format_bytes(free_memory(device))
     more = f"; {torch.cuda.device_count()} GPUs in all" if torch.cuda.device_count() > 1 else ""
     return Finding("device", "ok", f"{device_name(device)} as {device}, {free} free{more}")
+
+
+def check_pack() -> Finding:
+    """The pack that ``--pack auto`` takes on that device, and what serves without one."""
+    import torch
+
+    from parhelion.ops.choose_pack import AUTO, find_pack
+    from parhelion.ops.device_fingerprint import device_fingerprint
+    from parhelion.platform.device import choose_device
+
+    device: torch.device = choose_device("auto")
+    if device.type == "cpu":
+        return Finding("pack", "ok", "none is needed: packs are for GPUs")
+    found = find_pack(AUTO, device_fingerprint(device))
+    if found.chosen is None:
+        return Finding("pack", "note", "; ".join(found.notes))
+    pack, match = found.chosen.stored.pack, found.chosen.match
+    models = ", ".join(f"{each.name} {each.quantization}" for each in pack.models) or "no model by name"
+    detail = f"{pack.name} with {len(pack.rows)} rows for {models}: {match.reason}"
+    return Finding("pack", "ok" if match.level == "exact" else "note", "; ".join((detail, *found.notes)))
 
 
 def check_cpu() -> Finding:

@@ -15,6 +15,7 @@ from parhelion.cli.chat import chat
 from parhelion.cli.doctor import doctor
 from parhelion.cli.generate import generate
 from parhelion.cli.output import print_error
+from parhelion.cli.pack import pack_app
 from parhelion.cli.pull import pull
 from parhelion.cli.serve import serve
 from parhelion.config import read_environment
@@ -69,6 +70,7 @@ def build_app() -> typer.Typer:
     for command in (pull, serve, generate, chat, doctor, build):
         app.command()(command)
     app.add_typer(bench_app())
+    app.add_typer(pack_app())
     return app
 
 

@@ -13,6 +13,7 @@ from parhelion.cli.options import record_options
 from parhelion.cli.output import count_bar, format_bytes, print_json, stdout
 from parhelion.cli.pull import fetch
 from parhelion.config import EngineConfig, ServerConfig, read_environment
+from parhelion.engine.messages import Phase
 
 if TYPE_CHECKING:
     from parhelion.server.run import ReadyInfo
@@ -62,6 +63,9 @@ class Banner:
     device: str
     quantization: str
     kernels: list[str]
+    kernel_notes: list[str]
+    pack: str
+    phases: list[Phase]
     threads: int
     max_model_len: int
     kv_cache_blocks: int
@@ -90,6 +94,9 @@ def describe(ready: ReadyInfo) -> Banner:
         device=info.device,
         quantization=info.quantization,
         kernels=info.kernels,
+        kernel_notes=info.kernel_notes,
+        pack=info.pack,
+        phases=info.phases,
         threads=info.threads,
         max_model_len=ready.max_model_len,
         kv_cache_blocks=info.num_blocks,
@@ -123,11 +130,14 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
         f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
         f"  device     {banner.device}, {banner.threads} threads",
         f"  linear     {banner.quantization}; kernels: {', '.join(banner.kernels)}",
+        *([f"  pack       {banner.pack}"] if banner.pack else []),
+        *(f"  note       {note}" for note in banner.kernel_notes),
         f"  KV cache   {banner.kv_cache_blocks} blocks of {banner.kv_cache_block_size} tokens = "
         f"{banner.kv_cache_tokens} tokens, {format_bytes(banner.kv_cache_bytes)}",
         f"  memory     {format_bytes(banner.resident_bytes)} resident; KV blocks join as they are first used",
         f"  started    in {banner.load_s:.1f} s, of which {banner.compile_s:.1f} s compiling; "
         f"at most {format_bytes(banner.peak_host_bytes)} of host memory meanwhile",
+        f"             {', '.join(f'{phase.name} {phase.seconds:.1f} s' for phase in banner.phases if phase.seconds)}",
         *_graph_lines(banner),
         "",
         "Try it:",

@@ -15,7 +15,7 @@ from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
-from parhelion.engine.messages import EngineInfo
+from parhelion.engine.messages import EngineInfo, Phase
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plan
@@ -24,6 +24,7 @@ from parhelion.models.config import ModelConfig
 from parhelion.models.decoder import BuildOptions, DecoderModel
 from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
+from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
 from parhelion.platform.device import choose_device, device_name, free_memory
@@ -43,7 +44,11 @@ class LoadedEngine:
 
 
 def load_engine(
-    config: EngineConfig, model_path: Path, model_name: str, progress: Progress | None = None
+    config: EngineConfig,
+    model_path: Path,
+    model_name: str,
+    progress: Progress | None = None,
+    imports_s: float = 0.0,
 ) -> LoadedEngine:
     """Load a model and build the engine around it.
 
@@ -52,6 +57,7 @@ def load_engine(
         model_path: a folder or a ``.gguf`` file.
         model_name: for people and for the API.
         progress: called with tensors read so far and how many there are.
+        imports_s: seconds that the process had taken before, for the record.
 
     Raises:
         CheckpointError: the checkpoint is damaged or not supported.
@@ -63,7 +69,7 @@ def load_engine(
     # cores. So one thread does all the computing, from the first weight on.
     thread = ThreadPoolExecutor(1, thread_name_prefix="worker", initializer=torch.set_num_threads, initargs=(threads,))
     try:
-        return thread.submit(_load, config, model_path, model_name, thread, threads, progress).result()
+        return thread.submit(_load, config, model_path, model_name, thread, threads, progress, imports_s).result()
     except BaseException:
         thread.shutdown(wait=False)
         raise
@@ -75,23 +81,30 @@ class LoadedModel:
 
     Attributes:
         weight_bytes: as stored.
+        phases: of loading it.
     """
 
     model: DecoderModel
     resolver: Resolver
     arithmetic: Arithmetic
     weight_bytes: int
+    phases: tuple[Phase, ...]
 
 
 def load_model(config: EngineConfig, model_path: Path, progress: Progress | None = None) -> LoadedModel:
     """Only the model, with no engine around it; see ``load_engine``."""
     device = choose_device(config.device)
     arithmetic = choose_arithmetic(config, device)
-    resolver = Resolver(device, arithmetic.kernels, arithmetic.preferences)
+    started = time.monotonic()
+    pack, notes = pack_kernels(config.pack, device)
+    resolver = Resolver(device, arithmetic.kernels, arithmetic.preferences, pack)
+    resolver.notes += notes
+    opened = time.monotonic()
     with torch.inference_mode():
         model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress)
     release_freed_memory()
-    return LoadedModel(model, resolver, arithmetic, weight_bytes)
+    phases = (Phase("pack", opened - started), Phase("weights", time.monotonic() - opened))
+    return LoadedModel(model, resolver, arithmetic, weight_bytes, phases)
 
 
 def _load(
@@ -101,6 +114,7 @@ def _load(
     thread: ThreadPoolExecutor,
     threads: int,
     progress: Progress | None,
+    imports_s: float,
 ) -> LoadedEngine:
     started = time.monotonic()
     loaded = load_model(config, model_path, progress)
@@ -118,10 +132,12 @@ def _load(
         worker = Worker(model, size, config.block_size, config.max_num_seqs)
     warming = time.monotonic()
     worker.warm_up()
-    compile_s = time.monotonic() - warming if config.compile or on_gpu else 0.0
+    warm_up_s = time.monotonic() - warming
+    compile_s = warm_up_s if config.compile or (on_gpu and resolver.compiles) else 0.0
     if isinstance(worker, DeviceWorker) and config.graphs == "startup":
         worker.capture_all()
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
+    graph_s = graphs.capture_s if graphs is not None else 0.0
     core = EngineCore(_scheduler_config(config, size, on_gpu), worker, overlap=config.overlap, thread=thread)
     info = EngineInfo(
         model_name=model_name,
@@ -132,7 +148,8 @@ def _load(
         device=device_name(device),
         quantization=model.scheme.name,
         kernels=sorted(f"{name}={provider}" for name, them in resolver.chosen.items() for provider in them),
-        kernel_notes=resolver.notes,
+        kernel_notes=resolver.all_notes(),
+        pack=resolver.pack_name,
         launches_per_layer=model.launches_per_layer,
         threads=threads,
         vocab_size=model.config.vocab_size,
@@ -148,7 +165,13 @@ def _load(
         compile_s=compile_s,
         num_graphs=graphs.num_graphs if graphs is not None else 0,
         graph_bytes=graphs.memory_bytes if graphs is not None else 0,
-        graph_s=graphs.capture_s if graphs is not None else 0.0,
+        graph_s=graph_s,
+        phases=[
+            Phase("imports", imports_s),
+            *loaded.phases,
+            Phase("first steps", warm_up_s),
+            Phase("graphs", graph_s),
+        ],
     )
     return LoadedEngine(core, info)
 

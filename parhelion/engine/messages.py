@@ -128,6 +128,13 @@ class StatsReply(msgspec.Struct, tag=True, frozen=True):
     stats: EngineStats
 
 
+class Phase(msgspec.Struct, frozen=True, array_like=True):
+    """A part of the start, and the seconds that it took."""
+
+    name: str
+    seconds: float
+
+
 class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     """What the engine has become once it is ready; also its first message.
 
@@ -140,7 +147,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         quantization: the scheme of the linear layers.
         linear_provider: who multiplies in the linear layers.
         kernels: ``op=provider`` for every op in use.
-        kernel_notes: providers that were passed over, and why.
+        kernel_notes: providers and packs that were passed over, and why.
+        pack: where the choice of kernels and their binaries come from; empty if from no pack.
         launches_per_layer: ops that one block of the model launches.
         threads: intra-op CPU threads.
         vocab_size: of the model.
@@ -152,6 +160,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         load_s: seconds from the start to being ready.
         peak_host_bytes: most memory that the engine's process has held so far.
         compile_s: seconds of that spent compiling.
+        phases: of the start, in order: imports (of the engine's own process, from its creation), pack, weights, first
+            steps (where what is missing compiles), graphs.
         num_graphs, graph_bytes, graph_s: CUDA graphs captured at the start, their memory and their time.
     """
 
@@ -164,6 +174,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     quantization: str
     kernels: list[str]
     kernel_notes: list[str]
+    pack: str
     launches_per_layer: int
     threads: int
     vocab_size: int
@@ -180,6 +191,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     num_graphs: int
     graph_bytes: int
     graph_s: float
+    phases: list[Phase]
 
 
 class LoadProgress(msgspec.Struct, tag=True, frozen=True):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
 import msgspec
+import psutil
 import zmq
 
 from parhelion.engine.load import load_engine
@@ -71,6 +73,7 @@ def main() -> int:
                 Path(options.model_path),
                 options.model_name,
                 lambda done, total: channel.send(LoadProgress(done, total)),
+                imports_s=time.time() - psutil.Process().create_time(),
             )
         except Exception as error:
             channel.send(failure(error))

@@ -150,7 +150,7 @@ class DecoderModel:
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
         self.launches_per_layer = self._layers[-1].num_launches
-        self.linear_provider = resolver.provider(self._layers[-1].contracts[-1]).name
+        self.linear_provider = ", ".join(resolver.served_by(self._layers[-1].contracts[-1]))
 
     @staticmethod
     def _head(head: torch.Tensor, options: BuildOptions) -> Program:

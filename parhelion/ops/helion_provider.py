@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.inputs import map_tensors
+from parhelion.ops.interpreting import interpreting
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import BUCKETS, bucket_index, launch_module
 from parhelion.ops.provider import BaseProvider, missing_package
@@ -116,11 +116,6 @@ class CompiledRunner:
 def interpret(kernel: str, config: KernelConfig, *arguments: Any) -> Any:
     """Run a kernel in Helion's interpreter, which knows no configs."""
     return tile_program(kernel)(*arguments)
-
-
-def interpreting() -> bool:
-    """Whether Helion was told to interpret (``HELION_INTERPRET=1``); its own variable, read as it reads it."""
-    return os.environ.get("HELION_INTERPRET", "0") not in ("", "0")
 
 
 @functools.cache

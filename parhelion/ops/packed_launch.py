@@ -152,8 +152,10 @@ class PackedRunner:
 
     def __init__(self, kernels: Mapping[Key, PackedKernel], target: str | None = None) -> None:
         self.target = target
-        self._kernels = dict(kernels)
-        self._launches = {key: kernel.launch for key, kernel in kernels.items()}
+        self._kernels: dict[Key, PackedKernel] = {}
+        self._launches: dict[Key, Callable[..., None]] = {}
+        for key, kernel in kernels.items():
+            self._put(key, kernel)
 
     @classmethod
     def of(cls, kernels: Iterable[PackedKernel], target: str | None = None) -> PackedRunner:
@@ -162,13 +164,26 @@ class PackedRunner:
         Raises:
             PackError: two of them serve the same arguments.
         """
-        by_key: dict[Key, PackedKernel] = {}
+        runner = cls({}, target)
         for kernel in kernels:
-            other = by_key.setdefault(kernel.key, kernel)
-            if other is not kernel:
-                files = f"{other.binary.file} and {kernel.binary.file}"
-                raise PackError(f"{kernel.binary.kernel} has two binaries for the same arguments, {files}: drop one")
-        return cls(by_key, target)
+            runner.add(kernel)
+        return runner
+
+    def add(self, kernel: PackedKernel) -> None:
+        """One more kernel.
+
+        Raises:
+            PackError: another one serves the same arguments.
+        """
+        other = self._kernels.get(kernel.key, kernel)
+        if other is not kernel:
+            files = f"{other.binary.file} and {kernel.binary.file}"
+            raise PackError(f"{kernel.binary.kernel} has two binaries for the same arguments, {files}: drop one")
+        self._put(kernel.key, kernel)
+
+    def _put(self, key: Key, kernel: PackedKernel) -> None:
+        self._kernels[key] = kernel
+        self._launches[key] = kernel.launch
 
     def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
         """Launch the tile program; see ``PackedKernel.__call__``.

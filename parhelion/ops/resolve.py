@@ -1,4 +1,4 @@
-"""Which provider computes an op here: a plain table, overridden by hand, until measurements decide."""
+"""Which provider computes an op here: by hand, else as a pack measured it, else by a plain table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from parhelion.errors import ConfigError
 from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.pack_kernels import PackKernels, TunedLaunch
 from parhelion.ops.provider import Provider, fixed, packs
 from parhelion.ops.registry import op
 
@@ -26,6 +27,10 @@ ON_GPU: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The same on a GPU, where that is not just ``helion``, ``torch`` and then ``reference``."""
+
+
+COMPILING = ("helion", "inductor")
+"""Providers that compile at their first calls, unless a pack brings their binaries."""
 
 
 def preferred(op_name: str, device: torch.device) -> tuple[str, ...]:
@@ -58,6 +63,7 @@ class Resolver:
         device: where the model runs.
         overrides: op to provider, as the user asked; one that cannot serve is an error, not a fallback.
         preferences: op to providers to try before the table's own.
+        pack: what was measured on such a device; None if there is no such pack.
 
     Attributes:
         chosen: op to the names of the providers that serve its contracts here.
@@ -69,6 +75,7 @@ class Resolver:
         device: torch.device,
         overrides: Mapping[str, str] | None = None,
         preferences: Mapping[str, tuple[str, ...]] | None = None,
+        pack: PackKernels | None = None,
     ) -> None:
         self.device = device
         self.chosen: dict[str, set[str]] = {}
@@ -77,9 +84,31 @@ class Resolver:
         self._preferences = dict(preferences or {})
         self._providers: dict[Contract, Provider] = {}
         self._launchers: dict[Contract, Launcher] = {}
+        self._pack = pack
+        self._tuned: dict[Contract, TunedLaunch | None] = {}
+        self._compiling: set[str] = set()
+
+    @property
+    def pack_name(self) -> str:
+        """The pack's name; empty without one."""
+        return self._pack.name if self._pack is not None else ""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether any provider in use compiles at its first calls."""
+        return bool(self._compiling)
+
+    def all_notes(self) -> list[str]:
+        """What was passed over and why, the pack's own notes first."""
+        return [*(self._pack.notes if self._pack is not None else ()), *self.notes]
+
+    def served_by(self, contract: Contract) -> tuple[str, ...]:
+        """The names of the providers that compute a contract, at one size of M or another."""
+        tuned = self._from_pack(contract)
+        return tuned.providers if tuned is not None else (self.provider(contract).name,)
 
     def provider(self, contract: Contract) -> Provider:
-        """Who serves a contract.
+        """Who serves a contract where no pack says otherwise.
 
         Raises:
             ConfigError: the provider that the user asked for cannot.
@@ -87,13 +116,19 @@ class Resolver:
         if contract not in self._providers:
             found = self._asked_for(contract) or self._first_that_serves(contract)
             self._providers[contract] = found
-            self.chosen.setdefault(contract.name, set()).add(found.name)
         return self._providers[contract]
 
     def launcher(self, contract: Contract) -> Launcher:
         """What computes a contract, parameters among its inputs; the same object for equal contracts."""
+        tuned = self._from_pack(contract)
+        if tuned is not None:
+            return tuned
         if contract not in self._launchers:
-            self._launchers[contract] = self.provider(contract).bind(contract)
+            provider = self.provider(contract)
+            self._launchers[contract] = provider.bind(contract)
+            self._chose(contract, (provider.name,))
+            if provider.name in COMPILING:
+                self._compiling.add(provider.name)
         return self._launchers[contract]
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:
@@ -101,10 +136,31 @@ class Resolver:
 
         Layers with equal contracts share what a provider compiled, unless it packs their parameters.
         """
+        tuned = self._from_pack(contract)
+        if tuned is not None:
+            return tuned.bind(*weights)
         provider = self.provider(contract)
         if packs(provider):
+            self._chose(contract, (provider.name,))
             return provider.bind(contract, *weights)
         return fixed(self.launcher(contract), weights)
+
+    def _from_pack(self, contract: Contract) -> TunedLaunch | None:
+        """What the pack has for a contract, unless the user asked for a provider by hand."""
+        if self._pack is None or contract.name in self._overrides:
+            return None
+        if contract not in self._tuned:
+            tuned = self._pack.launcher(contract, self.provider(contract)) if self._pack.holds(contract) else None
+            if tuned is not None:
+                self._chose(contract, tuned.providers)
+            else:
+                note = f"{contract.key()} is not in pack {self._pack.name}: {self.provider(contract).name} serves it"
+                self.notes.append(note)
+            self._tuned[contract] = tuned
+        return self._tuned[contract]
+
+    def _chose(self, contract: Contract, names: tuple[str, ...]) -> None:
+        self.chosen.setdefault(contract.name, set()).update(names)
 
     def _asked_for(self, contract: Contract) -> Provider | None:
         name = self._overrides.get(contract.name)

@@ -109,6 +109,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         provider: ``helion``, ``torch`` ...
         config: the op's config as a dictionary; None if the provider has none.
         time_us, time_us_p10, time_us_p90: of one launch, inputs and weights cold: the median and the spread.
+        binaries: files of what it launches; empty if the pack does not hold them, and then it cannot serve.
     """
 
     provider: str
@@ -116,6 +117,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_us: float
     time_us_p10: float
     time_us_p90: float
+    binaries: tuple[str, ...] = ()
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

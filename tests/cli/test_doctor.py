@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from parhelion.cli.doctor import check_device, check_torch, examine_providers
 from parhelion.cli.main import build_app
 from parhelion.ops.provider import Availability
 from parhelion.ops.registry import op, op_names
+from parhelion.packs import location
+from parhelion.packs.store import write_pack
+from tests.packs import sample
 
 runner = CliRunner()
 
@@ -40,6 +44,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    properties = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
 
 
@@ -51,7 +57,7 @@ def findings(port: int = 0) -> dict[str, dict[str, Any]]:
 
 def test_every_topic_is_reported_as_json(no_gpu: None) -> None:
     found = findings()
-    for topic in ("python", "torch", "device", "cpu", "memory", "disk", "c++ compiler", "models", "port"):
+    for topic in ("python", "torch", "device", "pack", "cpu", "memory", "disk", "c++ compiler", "models", "port"):
         assert found[topic]["detail"]
     assert found["linear: torch"]["state"] == "ok"
 
@@ -99,6 +105,23 @@ def test_without_a_gpu_the_device_is_the_cpu(no_gpu: None) -> None:
 def test_a_gpu_is_named_with_what_it_has_free(two_gpus: None) -> None:
     assert check_device().detail == "NVIDIA H100 80GB HBM3 as cuda:0, 70.00 GiB free; 2 GPUs in all"
     assert "built for CUDA 13.0" in check_torch().detail
+
+
+def test_a_gpu_without_a_pack_is_told_what_serves_instead_and_the_way_to_one(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(location, "SHIPPED", Path("nowhere"))
+    found = findings()["pack"]
+    assert found["state"] == "note"
+    for said in ("NVIDIA H100 80GB HBM3", "sm_90", "untuned", "parhelion tune"):
+        assert said in found["detail"]
+
+
+def test_a_pack_for_the_gpu_is_named_with_what_it_holds(two_gpus: None, tmp_path: Path) -> None:
+    write_pack(sample.pack(), sample.FILES, tmp_path / "packs" / "mine.zip")
+    found = findings()["pack"]
+    assert found["state"] == "ok"
+    assert "h100-sxm with 4 rows for qwen3-8b none: it was measured on NVIDIA H100 80GB HBM3" in found["detail"]
 
 
 def test_providers_are_asked_about_the_device_that_auto_takes(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:

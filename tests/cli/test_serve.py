@@ -9,6 +9,7 @@ from pathlib import Path
 from parhelion.bench.server_process import running_server
 from parhelion.bench.serving import ServingSettings, generate_load
 from parhelion.cli.serve import Banner, curl_line, print_banner, python_line
+from parhelion.engine.messages import Phase
 
 BANNER = Banner(
     url="http://127.0.0.1:8000",
@@ -19,6 +20,9 @@ BANNER = Banner(
     device="a small GPU",
     quantization="fp8_per_token",
     kernels=["linear=torch", "rms_norm=helion"],
+    kernel_notes=["rms_norm(...) is not in pack h100-sxm: helion serves it"],
+    pack="h100-sxm",
+    phases=[Phase("imports", 3.5), Phase("pack", 0.25), Phase("graphs", 0.0)],
     threads=2,
     max_model_len=8192,
     kv_cache_blocks=10,
@@ -52,6 +56,9 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
         "160 tokens",
         "7.0 MiB",
         "1.00 GiB",
+        "pack       h100-sxm",
+        "note       rms_norm(...) is not in pack",
+        "imports 3.5 s, pack 0.2 s\n",
     ):
         assert shown in out
     assert curl_line(BANNER, False) in out

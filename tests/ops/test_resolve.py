@@ -47,6 +47,8 @@ def test_the_first_that_serves_is_chosen_and_what_was_passed_over_is_noted(monke
     monkeypatch.setattr(TorchRmsNorm, "why_not", lambda self, device: "it is broken")
     assert resolver.provider(NORM).name == "reference"
     assert resolver.notes[1:] == ["rms_norm: torch cannot serve: it is broken"]
+    resolver.launcher(NORM)
+    resolver.bind(Linear(8, 16, torch.bfloat16), torch.zeros(16, 8))
     assert resolver.chosen == {"linear": {"torch"}, "rms_norm": {"reference"}}
 
 

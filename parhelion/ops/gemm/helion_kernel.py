@@ -12,7 +12,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.helion_provider import interpreting
+from parhelion.ops.interpreting import interpreting
 
 _SIGN_AND_MAGNITUDE = -0x78100000
 """Bits 31 and 20 to 26 as a signed number: where a float32 holds the sign, the low exponent bits and the first of the

@@ -11,7 +11,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.helion_provider import interpreting
+from parhelion.ops.interpreting import interpreting
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:

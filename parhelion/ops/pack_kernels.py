@@ -1,0 +1,197 @@
+"""Serving from a pack: who computes a contract at each size of M, with binaries that are there before the first step.
+
+Neither Helion nor Triton is imported, and nothing compiles. A candidate of a row whose binaries are missing or damaged,
+or whose provider is not here, is passed over in words, and the next one that was measured serves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from parhelion.errors import PackError
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import launch_module
+from parhelion.ops.packed_launch import PackedKernel, PackedRunner
+from parhelion.ops.provider import Provider, fixed
+from parhelion.ops.registry import op
+from parhelion.packs.format import Binary, Candidate, Row
+from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
+from parhelion.packs.match import Chosen
+from parhelion.platform.driver import Function, load_function
+
+COMPILES = ("inductor",)
+"""Providers that are measured and never serve from a pack: they would compile while serving."""
+
+Load = Callable[[bytes, str, int], Function]
+"""``load_function``: a function from a binary, its symbol and its shared memory."""
+
+
+class PackKernels:
+    """A pack, opened on a device.
+
+    Args:
+        chosen: the pack, and how it matches the device.
+        device: where models run.
+        source_hashes: op to the hash of its sources here.
+        num_processors: of the device.
+        load: brings a binary onto the device.
+
+    Attributes:
+        name: the pack's.
+        notes: what was passed over and why, a sentence each.
+    """
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        device: torch.device,
+        source_hashes: Mapping[str, str],
+        num_processors: int,
+        load: Load = load_function,
+    ) -> None:
+        pack = chosen.stored.pack
+        rows, stale = usable_rows(pack, source_hashes)
+        self.name = pack.name
+        self.notes = list(stale)
+        if chosen.match.level != "exact":
+            self.notes.insert(0, f"pack {pack.name}: {chosen.match.reason}")
+        self._stored = chosen.stored
+        self._device = device
+        self._num_processors = num_processors
+        self._load = load
+        self._rows = rows_by_contract(rows)
+        self._binaries: dict[str, list[Binary]] = {}
+        for binary in pack.binaries:
+            self._binaries.setdefault(binary.file, []).append(binary)
+        self._loaded: dict[str, tuple[PackedKernel, ...]] = {}
+        self._run = PackedRunner({}, pack.fingerprint.target)
+
+    @property
+    def num_loaded(self) -> int:
+        """Files of binaries that are on the device."""
+        return len(self._loaded)
+
+    def holds(self, contract: Contract) -> bool:
+        """Whether the pack has rows for a contract."""
+        return contract.key() in self._rows
+
+    def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
+        """What computes a contract, all its inputs given; None if the pack has no rows for it.
+
+        Args:
+            otherwise: who serves where none of a row's candidates can.
+        """
+        rows = self._rows.get(contract.key())
+        if rows is None:
+            return None
+        served = [self._served(contract, row, otherwise) for row in rows]
+        names = tuple(dict.fromkeys(name for name, _ in served))
+        return TunedLaunch(BucketTable(rows), [launch for _, launch in served], names)
+
+    def _served(self, contract: Contract, row: Row, otherwise: Provider) -> tuple[str, Launcher]:
+        """The first of a row's candidates that can serve, by name, and its launcher."""
+        for candidate in servable(row):
+            try:
+                return candidate.provider, self._candidate(contract, row, candidate)
+            except PackError as error:
+                self._note(f"{row.op}: {candidate.provider} cannot serve from pack {self.name}: {error}")
+        return otherwise.name, otherwise.launcher(contract)
+
+    def _candidate(self, contract: Contract, row: Row, candidate: Candidate) -> Launcher:
+        if candidate.provider == "helion":
+            return self._tile_programs(contract, row, candidate)
+        provider = op(contract.name).provider(candidate.provider)
+        why_not = provider.why_not(self._device) or provider.refuses(contract)
+        if why_not is not None:
+            raise PackError(why_not)
+        return provider.launcher(contract)
+
+    def _tile_programs(self, contract: Contract, row: Row, candidate: Candidate) -> Launcher:
+        module = launch_module(contract.name)
+        try:
+            config = msgspec.convert(candidate.config, module.Config)
+        except msgspec.ValidationError as error:
+            raise PackError(f"its config {candidate.config} is none of {contract.name}'s ({error})") from None
+        if not candidate.binaries:
+            raise PackError(f"it holds no binaries for {contract.key()} with M up to {row.num_tokens}")
+        kernels = [kernel for file in candidate.binaries for kernel in self._bring(file)]
+        return functools.partial(module.launch, contract, RowRunner(kernels, self._run), config)
+
+    def _bring(self, file: str) -> tuple[PackedKernel, ...]:
+        """Load a binary, once; it may serve several kinds of arguments.
+
+        Raises:
+            PackError: the pack does not list it, or it is damaged or not for this device.
+        """
+        if file not in self._binaries:
+            raise PackError(f"it does not list the binary {file}")
+        if file not in self._loaded:
+            self._loaded[file] = tuple(map(self._kernel, self._binaries[file]))
+            for kernel in self._loaded[file]:
+                self._run.add(kernel)
+        return self._loaded[file]
+
+    def _kernel(self, binary: Binary) -> PackedKernel:
+        function = self._load(self._stored.binary(binary), binary.symbol, binary.shared_bytes)
+        return PackedKernel(binary, function, self._num_processors)
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+class RowRunner:
+    """A runner for one row: its config is given, so that a program is mostly told by its name.
+
+    Args:
+        kernels: that the row launches.
+        others: looks up by all that tells programs apart, where the name is not enough.
+
+    Attributes:
+        target: what the binaries were built for.
+    """
+
+    def __init__(self, kernels: Sequence[PackedKernel], others: PackedRunner) -> None:
+        self.target = others.target
+        counts = Counter(kernel.binary.kernel for kernel in kernels)
+        self._only = {each.binary.kernel: each.launch for each in kernels if counts[each.binary.kernel] == 1}
+        self._others = others
+
+    def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
+        launch = self._only.get(kernel)
+        if launch is None:
+            self._others(kernel, config, *arguments)
+        else:
+            launch(*arguments)
+
+
+class TunedLaunch:
+    """Of one contract: at each size of M the launcher that a pack's row names.
+
+    Attributes:
+        providers: their names, each once.
+    """
+
+    def __init__(self, table: BucketTable, launchers: list[Launcher], providers: tuple[str, ...]) -> None:
+        self.providers = providers
+        self._index = table.index
+        self._launchers = launchers
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._launchers[self._index(inputs[0].shape[0])](*inputs)
+
+    def bind(self, *weights: Any) -> Launcher:
+        """The same with the contract's parameters given."""
+        return fixed(self, weights)
+
+
+def servable(row: Row) -> Iterator[Candidate]:
+    """The candidates of a row that may serve, fastest first."""
+    return (each for each in (row.best, *row.runners_up) if each.provider not in COMPILES)

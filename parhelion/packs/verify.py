@@ -1,0 +1,108 @@
+"""What is wrong with a pack, in words: what can be found out without the device it was made for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from parhelion.errors import PackError
+from parhelion.packs.format import Binary, Pack, Row
+from parhelion.packs.lookup import stale_ops
+from parhelion.packs.recipe import recipe_problems
+from parhelion.packs.store import StoredPack
+
+HELION = "helion"
+NEVER_SERVES = "inductor"
+
+
+def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -> list[str]:
+    """Everything that is wrong with a pack; empty if nothing is.
+
+    Which binaries a row needs is known only by running its op's ``launch``, so that one is missing is not seen here.
+
+    Args:
+        source_hashes: op to the hash of its sources here; None leaves open whether rows are stale.
+    """
+    pack = stored.pack
+    unhashed = sorted({row.op for row in pack.rows} - set(pack.source_hashes))
+    problems = [
+        *_file_problems(stored),
+        *_binary_problems(pack.binaries),
+        *_order_problems(pack.rows),
+        *(
+            f"source_hashes lacks {op!r}, so nobody can tell whether its rows are stale; tune it again"
+            for op in unhashed
+        ),
+        *(problem for row in pack.rows for problem in _row_problems(row, pack)),
+    ]
+    if source_hashes is not None:
+        problems += stale_ops(pack, source_hashes).values()
+    return problems
+
+
+def _file_problems(stored: StoredPack) -> Iterator[str]:
+    seen: set[tuple[str, str, int]] = set()
+    for binary in stored.pack.binaries:
+        file = (binary.file, binary.sha256, binary.num_bytes)
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            stored.binary(binary)
+        except PackError as error:
+            yield str(error)
+    for name in stored.unnamed_files():
+        yield f"{stored.path}: no binary names the file {name}; remove it"
+
+
+def _binary_problems(binaries: tuple[Binary, ...]) -> Iterator[str]:
+    for binary in binaries:
+        name = f"{binary.kernel} ({binary.file})"
+        if binary.scratch_bytes:
+            yield f"{name}: wants {binary.scratch_bytes} bytes of scratch memory, which nobody gives it"
+        for problem in recipe_problems(binary):
+            yield f"{name}: {problem}"
+    counts = Counter(map(_launch, binaries))
+    for binary in binaries:
+        if counts.pop(_launch(binary), 1) > 1:
+            name = f"{binary.kernel} ({binary.file})"
+            yield f"{name}: another binary is for the same config, kinds and recipe; remove one"
+
+
+def _order_problems(rows: tuple[Row, ...]) -> Iterator[str]:
+    last: dict[str, int] = {}
+    seen: set[tuple[str, int]] = set()
+    for row in rows:
+        if (row.contract, row.num_tokens) in seen:
+            yield f"{_name(row)}: there are two rows for this bucket; remove one"
+        elif row.num_tokens < last.get(row.contract, 0):
+            yield f"{_name(row)}: comes after the row for M up to {last[row.contract]}; sort rows by num_tokens"
+        seen.add((row.contract, row.num_tokens))
+        last[row.contract] = max(row.num_tokens, last.get(row.contract, 0))
+
+
+def _row_problems(row: Row, pack: Pack) -> Iterator[str]:
+    if row.num_tokens < 1:
+        yield f"{_name(row)}: num_tokens must be at least 1"
+    if not row.contract.startswith(f"{row.op}("):
+        yield f"{_name(row)}: is said to be of the op {row.op!r}"
+    if row.best.provider == NEVER_SERVES:
+        yield f"{_name(row)}: {NEVER_SERVES} would compile while serving; it may only be a runner-up"
+    if row.best.provider == HELION and (row.best.config is None or not pack.binaries):
+        lacking = "has no config" if row.best.config is None else "has no binary, as the pack holds none"
+        yield f"{_name(row)}: {HELION} serves and {lacking}; tune or build again"
+    times = [candidate.time_us for candidate in row.runners_up]
+    if min([row.best.time_us, *times]) < 0:
+        yield f"{_name(row)}: a time is below 0 us; measure again"
+    if times != sorted(times):
+        yield f"{_name(row)}: runners_up are not in the order of their times"
+
+
+def _launch(binary: Binary) -> bytes:
+    return msgspec.json.encode((binary.kernel, binary.config, binary.kinds, binary.recipe), order="sorted")
+
+
+def _name(row: Row) -> str:
+    return f"{row.contract}, M up to {row.num_tokens}"

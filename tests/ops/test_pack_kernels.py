@@ -1,0 +1,118 @@
+"""Serving from a pack: its rows decide by M, and what cannot serve is passed over in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from parhelion.ops.registry import op
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.rms_norm.providers import TorchRmsNorm
+from tests.ops.packed_norm import CPU, NORM, opened, other, pack, row, tiles
+from tests.packs import sample
+from tests.platform.fake_library import FakeCuda
+
+FILE = "rms_norm.cubin"
+
+
+@pytest.fixture
+def library() -> FakeCuda:
+    return FakeCuda()
+
+
+def inputs(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    x, weight = NORM.sample_inputs(num_tokens, CPU, generator)
+    return x, weight
+
+
+def test_each_size_of_m_is_served_by_whom_its_row_names(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE)), row(64, other("torch")), row(512, tiles(FILE))), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("helion", "torch")
+    for num_tokens in (1, 8, 65, 512, 9000):
+        launch(*inputs(num_tokens))
+    assert [each.grid for each in library.launched] == [(m, 1, 1) for m in (1, 8, 65, 512, 9000)]
+    x, weight = inputs(9)
+    torch.testing.assert_close(launch(x, weight), NORM.reference(x, weight))
+    assert len(library.launched) == 5
+    assert kernels.num_loaded == 1
+    assert kernels.notes == []
+
+
+def test_a_row_without_its_binary_is_served_by_the_next_candidate_and_that_is_said(
+    tmp_path: Path, library: FakeCuda
+) -> None:
+    rows = (row(8, tiles("gone.cubin"), other("torch")), row(64, tiles(), other("torch")))
+    kernels = opened(tmp_path, pack(*rows), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("torch",)
+    x, weight = inputs(3)
+    torch.testing.assert_close(launch(x, weight), NORM.reference(x, weight))
+    assert "does not list the binary gone.cubin" in kernels.notes[0]
+    assert "holds no binaries for rms_norm(hidden_size=64" in kernels.notes[1]
+
+
+def test_a_damaged_binary_is_refused_and_the_fallback_serves(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library)
+    path = tmp_path / "pack" / "bin" / FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    launch = kernels.launcher(NORM, op("rms_norm").provider("torch"))
+    assert launch is not None
+    assert launch.providers == ("torch",)
+    assert "sha256" in kernels.notes[0]
+
+
+def test_torch_inductor_never_serves_from_a_pack(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, other("inductor", 1.0), other("torch", 2.0))), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("torch",)
+
+
+def test_a_provider_that_is_not_here_is_passed_over(
+    tmp_path: Path, library: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchRmsNorm, "why_not", lambda self, device: "it is not installed")
+    kernels = opened(tmp_path, pack(row(8, other("torch"), tiles(FILE, time_us=5.0))), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("helion",)
+    assert kernels.notes == ["rms_norm: torch cannot serve from pack h100-sxm: it is not installed"]
+
+
+def test_stale_rows_are_not_used(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library, hashes={"rms_norm": "1" * 16})
+    assert not kernels.holds(NORM)
+    assert "measured with other sources" in kernels.notes[0]
+
+
+def test_a_pack_of_another_variant_serves_and_says_so(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library, here=sample.H200)
+    assert kernels.holds(NORM)
+    assert "measured on NVIDIA H100 80GB HBM3" in kernels.notes[0]
+
+
+def test_the_resolver_takes_the_pack_unless_it_is_told_otherwise(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library)
+    assert Resolver(CPU, pack=kernels).served_by(NORM) == ("helion",)
+    assert Resolver(CPU, {"rms_norm": "reference"}, pack=kernels).served_by(NORM) == ("reference",)
+    resolver = Resolver(CPU, pack=kernels)
+    x, weight = inputs(4)
+    resolver.bind(NORM, weight)(x)
+    assert library.launched[-1].grid == (4, 1, 1)
+    assert resolver.chosen == {"rms_norm": {"helion"}}
+    assert not resolver.compiles
+
+
+def test_a_contract_that_a_pack_lacks_is_served_as_without_one_and_that_is_said(
+    tmp_path: Path, library: FakeCuda
+) -> None:
+    resolver = Resolver(CPU, pack=opened(tmp_path, pack(row(8, tiles(FILE))), library))
+    wider = op("rms_norm").contract(128, dtype=torch.bfloat16)  # type: ignore[call-arg]
+    assert resolver.served_by(wider) == ("torch",)
+    assert resolver.all_notes() == [f"{wider.key()} is not in pack h100-sxm: torch serves it"]

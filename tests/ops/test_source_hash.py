@@ -1,0 +1,97 @@
+"""What makes a pack's rows stale: the sources that binaries and configs depend on, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import parhelion.ops
+from parhelion.errors import ConfigError
+from parhelion.ops.registry import op_names
+from parhelion.ops.source_hash import hash_in, source_hash, source_hashes, sources_in
+
+OPS = Path(parhelion.ops.__file__).parent
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(OPS, tmp_path / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "ops"
+
+
+def changed(copy: Path, file: str, old: str, new: str, tmp_path: Path) -> set[str]:
+    """The ops whose hash differs once a file says something else."""
+    before = {name: hash_in(copy, name) for name in op_names()}
+    # Another folder: hashes are remembered by path.
+    after = tmp_path / "changed"
+    shutil.copytree(copy, after)
+    text = (after / file).read_text()
+    assert old in text
+    (after / file).write_text(text.replace(old, new, 1))
+    return {name for name in op_names() if hash_in(after, name) != before[name]}
+
+
+def test_a_copy_has_the_same_hashes(copy: Path) -> None:
+    assert {name: hash_in(copy, name) for name in op_names()} == source_hashes()
+    assert len(set(source_hashes().values())) == len(op_names())
+
+
+def test_a_tile_program_concerns_its_own_op(copy: Path, tmp_path: Path) -> None:
+    file = "paged_attention/helion_kernel.py"
+    assert changed(copy, file, "-3.0e38", "-2.0e38", tmp_path) == {"paged_attention"}
+
+
+def test_a_shared_tile_program_concerns_all_that_launch_it(copy: Path, tmp_path: Path) -> None:
+    gemms = {"linear", "scaled_mm", "scaled_mm_blockwise", "weight_only_mm"}
+    assert changed(copy, "gemm/helion_kernel.py", "2.0**120", "2.0**121", tmp_path) == gemms
+
+
+def test_one_tile_program_serves_two_types_of_codes(copy: Path, tmp_path: Path) -> None:
+    file = "dynamic_per_token_scaled_fp8_quant/helion_kernel.py"
+    twins = {"dynamic_per_token_scaled_fp8_quant", "dynamic_per_token_scaled_int8_quant"}
+    assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == twins
+
+
+def test_a_program_that_is_named_by_a_formatted_string_counts(copy: Path, tmp_path: Path) -> None:
+    file = "rms_norm_per_block_quant/helion_kernel.py"
+    assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == {"rms_norm_per_block_quant"}
+
+
+def test_shared_arithmetic_concerns_its_users_and_no_others(copy: Path, tmp_path: Path) -> None:
+    concerned = changed(copy, "tile_math.py", "torch.sigmoid(gate)", "torch.tanh(gate)", tmp_path)
+    assert {"silu_and_mul", "rms_norm"} <= concerned
+    assert not {"argmax", "linear", "paged_attention"} & concerned
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("\nimport helion\n", "\n# A remark.\nimport helion\n"),
+        ("    num_tokens, hidden_size = x.size()", "    num_tokens, hidden_size = (\n        x.size()\n    )"),
+        ('"""``rms_norm`` as a tile program', '"""Other words'),
+    ],
+)
+def test_comments_docstrings_and_formatting_do_not_count(copy: Path, tmp_path: Path, old: str, new: str) -> None:
+    assert changed(copy, "rms_norm/helion_kernel.py", old, new, tmp_path) == set()
+
+
+def test_providers_do_not_count(copy: Path) -> None:
+    for name in op_names():
+        assert not any(path.name in ("providers.py", "__init__.py") for path in sources_in(copy, name))
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no op 'nothing'"):
+        source_hash("nothing")
+
+
+def test_hashing_imports_no_kernel_compiler() -> None:
+    code = (
+        "import sys; from parhelion.ops.source_hash import source_hashes; source_hashes();"
+        "assert not {'helion', 'triton'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
