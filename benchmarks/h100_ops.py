@@ -26,9 +26,11 @@ from pathlib import Path
 import torch
 
 from parhelion.bench.correctness import CorrectnessRow, check_contract
-from parhelion.bench.kernels import KernelRow, first_line, forget_shapes, measure_case
+from parhelion.bench.kernels import KernelRow, measure_case
+from parhelion.errors import first_line
 from parhelion.ops.contract import Contract
 from parhelion.ops.kernel_timer import Timing, random_inputs
+from parhelion.ops.provider import forget_shapes
 from parhelion.ops.registry import Op, op, op_names
 from parhelion.platform.ceilings import measure_ceilings
 from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, kind, with_uncalled_ops

@@ -45,3 +45,9 @@ class PackError(ParhelionError):
 
 class OutOfMemoryError(ParhelionError):
     """The device has too little free memory for the weights or for a useful KV cache."""
+
+
+def first_line(error: Exception) -> str:
+    """An error, whoever raised it, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

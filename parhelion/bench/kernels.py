@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from parhelion.errors import first_line
 from parhelion.ops.contract import Contract, Tensors
-from parhelion.ops.kernel_timer import USUAL, Timing, rotating_inputs, time_launcher
-from parhelion.ops.provider import Provider
+from parhelion.ops.kernel_timer import USUAL, Timing, floor_us, rotating_inputs, time_launcher
+from parhelion.ops.provider import Provider, forget_shapes
 from parhelion.ops.registry import op
-from parhelion.platform.ceilings import Ceilings, measure_ceilings
-from parhelion.platform.measure import Summary
+from parhelion.platform.ceilings import measure_ceilings
+from parhelion.platform.measure import Summary, scaled
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,6 @@ def with_rivals(rows: Sequence[KernelRow]) -> list[KernelRow]:
     return compared
 
 
-def floor_us(contract: Contract, num_tokens: int, ceilings: Ceilings) -> float:
-    """Microseconds that the device needs at least."""
-    traffic = contract.traffic(num_tokens)
-    return 1e6 * ceilings.floor_s(traffic.bytes, traffic.flops, traffic.unit)
-
-
 def _providers(contract: Contract, names: Sequence[str]) -> list[Provider]:
     known = op(contract.name)
     return [known.provider(name) for name in names] if names else list(known.providers)
@@ -121,26 +116,3 @@ def _measure(
         return replace(row, problem=first_line(error))
     times = scaled(seconds, 1e6)
     return replace(row, time_us=times, of_floor=floor / times.median if times.median else None)
-
-
-def forget_shapes(provider: Provider) -> None:
-    """torch.compile keeps only so many shapes of one function and refuses more."""
-    if provider.name == "inductor":
-        torch.compiler.reset()
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def scaled(summary: Summary, factor: float) -> Summary:
-    """A summary in another unit."""
-    return Summary(
-        summary.count,
-        *(
-            factor * value
-            for value in (summary.median, summary.p10, summary.p90, summary.p99, summary.minimum, summary.maximum)
-        ),
-    )

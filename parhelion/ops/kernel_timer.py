@@ -16,7 +16,7 @@ import torch
 
 from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
-from parhelion.platform.ceilings import l2_bytes
+from parhelion.platform.ceilings import Ceilings, l2_bytes
 from parhelion.platform.measure import Summary, summarize, time_rounds
 
 LEAST_LAUNCHES = 8
@@ -54,6 +54,12 @@ def time_launcher(launch: Launcher, sets: Sequence[Tensors], device: torch.devic
     if device.type != "cuda":
         return summarize(time_rounds(lambda: launch(*sets[0]), rounds=timing.rounds, warmup=timing.warmup))
     return summarize(_replay_seconds(launch, sets, device, timing))
+
+
+def floor_us(contract: Contract, num_tokens: int, ceilings: Ceilings) -> float:
+    """Microseconds that the device needs at least."""
+    traffic = contract.traffic(num_tokens)
+    return 1e6 * ceilings.floor_s(traffic.bytes, traffic.flops, traffic.unit)
 
 
 def rotating_inputs(contract: Contract, num_tokens: int, device: torch.device) -> list[Tensors]:

@@ -124,6 +124,12 @@ class InductorProvider(BaseProvider):
         return compiled
 
 
+def forget_shapes(provider: Provider) -> None:
+    """Before another shape is measured: torch.compile keeps only so many shapes of one function and refuses more."""
+    if provider.name == "inductor":
+        torch.compiler.reset()
+
+
 def packs(provider: Provider) -> bool:
     """Whether a provider does more to parameters than to pass them on with every call."""
     return getattr(type(provider), "bind", None) is not BaseProvider.bind

@@ -43,6 +43,17 @@ def summarize(values: Sequence[float]) -> Summary:
     )
 
 
+def scaled(summary: Summary, factor: float) -> Summary:
+    """A summary in another unit."""
+    return Summary(
+        summary.count,
+        *(
+            factor * value
+            for value in (summary.median, summary.p10, summary.p90, summary.p99, summary.minimum, summary.maximum)
+        ),
+    )
+
+
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """The value below which that share of a sorted sample lies, interpolated linearly."""
     position = (len(ordered) - 1) * percent / 100

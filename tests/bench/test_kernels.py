@@ -10,12 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from parhelion.bench.correctness import check_contract, poison_free_memory
-from parhelion.bench.kernels import KernelRow, floor_us, measure_case, measure_kernels, with_rivals
+from parhelion.bench.correctness import check_contract
+from parhelion.bench.kernels import KernelRow, measure_case, measure_kernels, with_rivals
 from parhelion.cli.main import build_app
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
-from parhelion.ops.kernel_timer import Timing, random_inputs, rotating_inputs, time_launcher
+from parhelion.ops.kernel_timer import Timing, floor_us, random_inputs, rotating_inputs, time_launcher
+from parhelion.ops.oracle import poison_free_memory
 from parhelion.ops.provider import BaseProvider, ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
