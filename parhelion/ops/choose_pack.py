@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from parhelion.errors import PackError
 from parhelion.ops.device_fingerprint import device_fingerprint
 from parhelion.ops.pack_kernels import PackKernels
+from parhelion.ops.preferences import preferred
 from parhelion.ops.source_hash import source_hashes
-from parhelion.packs.format import Fingerprint
+from parhelion.packs.format import Fingerprint, Pack, Row
 from parhelion.packs.location import find_packs, open_pack
 from parhelion.packs.match import Chosen, choose, match
 from parhelion.packs.store import StoredPack, read_pack
@@ -57,7 +59,34 @@ def find_pack(name: str, here: Fingerprint) -> FoundPack:
             f"no pack is for {here.device} ({here.target}; known: {known}): a table chooses the providers, and tile "
             "programs with untuned configs are compiled as they are first needed; parhelion tune MODEL makes a pack"
         )
+        notes += [note for note in (expected_cost(each.pack) for each in packs) if note is not None]
     return FoundPack(chosen, tuple(notes))
+
+
+def expected_cost(pack: Pack) -> str | None:
+    """What going without a pack costs, as far as another device's pack can tell; None if it cannot.
+
+    Of each op the time of whom the table chooses (the tile program untuned, or another provider) over the time of the
+    pack's choice, as a geometric mean over the pack's rows.
+    """
+    logarithms: dict[str, list[float]] = {}
+    for row in pack.rows:
+        without = _time_without(row)
+        if without is not None and row.best.time_us > 0:
+            logarithms.setdefault(row.op, []).append(math.log(without / row.best.time_us))
+    if not logarithms:
+        return None
+    each = (f"{op} {math.exp(sum(values) / len(values)):.2f}x" for op, values in sorted(logarithms.items()))
+    return f"going without a pack costs, measured on {pack.fingerprint.device}, of the tuned time: {', '.join(each)}"
+
+
+def _time_without(row: Row) -> float | None:
+    """Microseconds of whom the table chooses on a GPU."""
+    first = preferred(row.op, torch.device("cuda"))[0]
+    if first == "helion":
+        return row.untuned_us or None
+    times = {candidate.provider: candidate.time_us for candidate in (row.best, *row.runners_up)}
+    return times.get(first)
 
 
 def pack_kernels(name: str, device: torch.device) -> tuple[PackKernels | None, list[str]]:

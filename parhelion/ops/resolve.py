@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,33 +10,9 @@ import torch
 from parhelion.errors import ConfigError
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.pack_kernels import PackKernels, TunedLaunch
+from parhelion.ops.preferences import COMPILING, preferred
 from parhelion.ops.provider import Provider, fixed, packs
 from parhelion.ops.registry import op
-
-ON_CPU: Mapping[str, tuple[str, ...]] = MappingProxyType({"linear": ("onednn", "torch")})
-"""Providers in the order of their worth on a CPU, where that is not just ``torch`` and then ``reference``."""
-
-ON_GPU: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "linear": ("torch", "helion"),
-        "scaled_mm": ("torch", "helion"),
-        "embedding": ("torch", "helion"),
-        "argmax": ("torch", "helion"),
-        "top_k_top_p_sampling": ("torch", "helion"),
-    }
-)
-"""The same on a GPU, where that is not just ``helion``, ``torch`` and then ``reference``."""
-
-
-COMPILING = ("helion", "inductor")
-"""Providers that compile at their first calls, unless a pack brings their binaries."""
-
-
-def preferred(op_name: str, device: torch.device) -> tuple[str, ...]:
-    """Names of providers to try in turn; the reference ends every list."""
-    if device.type == "cpu":
-        return (*ON_CPU.get(op_name, ("torch",)), "reference")
-    return (*ON_GPU.get(op_name, ("helion", "torch")), "reference")
 
 
 def parse_overrides(entries: tuple[str, ...]) -> dict[str, str]:

@@ -136,6 +136,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         evaluations: configs that were timed.
         chosen_by: how the winner was found: ``row`` (by itself), ``step`` (in the step), ``seed`` (taken over).
         workspace_bytes: memory beside inputs and outputs that a launch takes.
+        untuned_us: what the tile program took with the untuned config; 0 if it was not timed.
     """
 
     op: str
@@ -150,6 +151,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluations: int = 0
     chosen_by: str = "row"
     workspace_bytes: int = 0
+    untuned_us: float = 0.0
 
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

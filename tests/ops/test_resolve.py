@@ -12,8 +12,9 @@ from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.linear import Linear
 from parhelion.ops.linear.cpu import OneDnnLinear
 from parhelion.ops.paged_attention import PagedAttention
+from parhelion.ops.preferences import ON_CPU, ON_GPU, preferred
 from parhelion.ops.registry import op, op_names
-from parhelion.ops.resolve import ON_CPU, ON_GPU, Resolver, parse_overrides, preferred
+from parhelion.ops.resolve import Resolver, parse_overrides
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm.providers import TorchRmsNorm
 from parhelion.ops.silu_and_mul import SiluAndMul
