@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from parhelion.packs.format import Candidate
     from parhelion.packs.summary import PackSummary, RowSummary
 
+_ANY = "any, not measured"
 _CHANGES = {"only_a": "only in A", "only_b": "only in B", "provider": "provider", "config": "config", "same": "same"}
 
 
@@ -25,7 +26,7 @@ def packs_table(summaries: Iterable[PackSummary]) -> Table:
     for each in summaries:
         table.add_row(
             escape(each.name),
-            escape(each.fingerprint.device),
+            escape(each.fingerprint.device or _ANY),
             escape(each.fingerprint.target),
             escape(", ".join(each.models)) or "-",
             escape(each.created_at),
@@ -42,8 +43,8 @@ def pack_table(pack: PackSummary) -> Table:
     bandwidth = f"{device.bandwidth / 1e12:.3f} TB/s" if device.bandwidth else "bandwidth not measured"
     lines = (
         ("path", pack.path),
-        ("device", f"{device.device} ({device.vendor} {device.target})"),
-        ("of which", f"{device.num_processors} processors, {format_bytes(device.memory_bytes)}, {bandwidth}"),
+        ("device", f"{device.device or _ANY} ({device.vendor} {device.target})"),
+        ("", f"{device.num_processors} processors, {format_bytes(device.memory_bytes)}, {bandwidth}"),
         ("made", f"{pack.created_at} by: {pack.command}"),
         ("with", ", ".join(f"{name} {version}" for name, version in sorted(pack.versions.items())) or "-"),
         ("models", ", ".join(pack.models) or "-"),

@@ -174,7 +174,7 @@ class _Writer:
             case ast.Call(func=ast.Name(id=name), args=[first, second]):
                 return _call(name, self.write(first), self.write(second))
             case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=name), attr=method), args=[ast.Constant(value=dimension)]
+                func=ast.Attribute(value=ast.Name(id=name), attr=method), args=[ast.Constant(value=int() as dimension)]
             ):
                 return f"{name}.{method}({dimension!r})"
         raise AssertionError(f"{type(node).__name__} was let through")

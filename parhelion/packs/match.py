@@ -22,7 +22,7 @@ class Match:
 
     Attributes:
         level: ``exact``: measured on such a device. ``same_target``: its binaries run, and its times and choices are
-            another device's. ``none``: nothing of it can be used.
+            another device's or nobody's. ``none``: nothing of it can be used.
         reason: a sentence for the user.
     """
 
@@ -45,6 +45,11 @@ def match(pack: Fingerprint, here: Fingerprint) -> Match:
             "none",
             f"its binaries are for {pack.vendor} {pack.target} ({pack.device}), and this is {here.vendor} "
             f"{here.target} ({here.device})",
+        )
+    if not pack.device:
+        return Match(
+            "same_target",
+            f"it was built for {pack.target} and measured on no device: its binaries run here, its choices are guesses",
         )
     if pack.device != here.device:
         return Match(

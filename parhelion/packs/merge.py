@@ -3,73 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import msgspec
 
 from parhelion.errors import PackError
-from parhelion.packs.format import Binary, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.format import Binary, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
 from parhelion.packs.store import StoredPack
 
 
 def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes]]:
     """One pack of several, as ``write_pack`` takes it. Where they disagree, the later one wins.
 
-    Rows of an op whose sources the later pack has other than the earlier one are taken from the later one alone, and of
-    the binaries of a kernel, config and kinds then only the later one's are kept.
+    Rows of an op whose sources a later pack has otherwise are left out of the earlier ones; so are binaries that no row
+    names.
 
     Raises:
         PackError: no packs are given, they are of several kinds of device, or a binary is missing or damaged.
     """
     if not packs:
         raise PackError("there are no packs to merge; name at least one")
-    merged = reduce(_merged, [stored.pack for stored in packs])
-    binaries, data = _with_one_file_each(merged.binaries, packs)
-    command = f"merge of {', '.join(stored.pack.name for stored in packs)}"
-    return msgspec.structs.replace(merged, name=name, command=command, binaries=binaries), data
+    rows = _rows([stored.pack for stored in packs])
+    launches = _launches(packs, rows)
+    files = _file_names(launches.values())
+    last = packs[-1].pack
+    merged = msgspec.structs.replace(
+        last,
+        name=name,
+        fingerprint=_fingerprint([stored.pack for stored in packs]),
+        rows=tuple(_renamed(each, packs[each.pack].pack, launches, files) for each in rows),
+        binaries=tuple(
+            msgspec.structs.replace(each.binary, file=files[each.binary.sha256]) for each in launches.values()
+        ),
+        source_hashes={op: hash_ for stored in packs for op, hash_ in stored.pack.source_hashes.items()},
+        versions={package: version for stored in packs for package, version in stored.pack.versions.items()},
+        command=f"merge of {', '.join(stored.pack.name for stored in packs)}",
+        created_at=max(stored.pack.created_at for stored in packs),
+        models=_models(model for stored in packs for model in stored.pack.models),
+        ledger=_ledger([stored.pack.ledger for stored in packs]),
+    )
+    data = {files[each.binary.sha256]: packs[each.pack].binary(each.binary) for each in launches.values()}
+    return merged, data
 
 
-def _merged(a: Pack, b: Pack) -> Pack:
-    here, there = a.fingerprint, b.fingerprint
-    if (here.vendor, here.target, here.device) != (there.vendor, there.target, there.device):
-        raise PackError(
-            f"pack {a.name} is of {here.device} ({here.target}) and pack {b.name} of {there.device} ({there.target}): "
-            "times measured on several devices do not belong in one pack; merge those of one device"
-        )
-    changed = {op for op, hash_ in b.source_hashes.items() if a.source_hashes.get(op, hash_) != hash_}
+@dataclass(frozen=True)
+class _From:
+    """Something of one of the packs, by its position."""
+
+    pack: int
+
+
+@dataclass(frozen=True)
+class _RowFrom(_From):
+    row: Row
+
+
+@dataclass(frozen=True)
+class _BinaryFrom(_From):
+    binary: Binary
+
+
+def _fingerprint(packs: Sequence[Pack]) -> Fingerprint:
+    """The device of all packs, as the last one that was measured has it."""
+    last = packs[-1]
+    for pack in packs:
+        here, there = pack.fingerprint, last.fingerprint
+        if (here.vendor, here.target) != (there.vendor, there.target):
+            raise PackError(
+                f"pack {pack.name} is for {here.target} and pack {last.name} for {there.target}: binaries for several "
+                "targets do not belong in one pack; merge those of one"
+            )
+    measured = [pack for pack in packs if pack.fingerprint.device]
+    for pack in measured:
+        if pack.fingerprint.device != measured[-1].fingerprint.device:
+            raise PackError(
+                f"pack {pack.name} was measured on {pack.fingerprint.device} and pack {measured[-1].name} on "
+                f"{measured[-1].fingerprint.device}: times of several devices do not belong in one pack; merge those "
+                "of one"
+            )
+    return (measured or packs)[-1].fingerprint
+
+
+def _rows(packs: Sequence[Pack]) -> list[_RowFrom]:
+    """The last pack's row for each bucket, of those with the last pack's sources; sorted by contract and M."""
+    hashes = {op: hash_ for pack in packs for op, hash_ in pack.source_hashes.items()}
+    rows = {
+        (row.contract, row.num_tokens): _RowFrom(index, row)
+        for index, pack in enumerate(packs)
+        for row in pack.rows
+        if pack.source_hashes.get(row.op) == hashes.get(row.op)
+    }
+    return [rows[bucket] for bucket in sorted(rows)]
+
+
+def _launches(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> dict[str, _BinaryFrom]:
+    """The binaries that rows name: of each launch the last pack's, however it was built."""
+    named = {(each.pack, file) for each in rows for candidate in _candidates(each.row) for file in candidate.binaries}
+    return {
+        _launch(binary): _BinaryFrom(index, binary)
+        for index, stored in enumerate(packs)
+        for binary in stored.pack.binaries
+        if (index, binary.file) in named
+    }
+
+
+def _file_names(binaries: Iterable[_BinaryFrom]) -> dict[str, str]:
+    """Hash of a code object to its file: its own name, unless another one has it."""
+    names: dict[str, str] = {}
+    for each in binaries:
+        if each.binary.sha256 not in names:
+            own = each.binary.file
+            taken = own in names.values()
+            names[each.binary.sha256] = each.binary.sha256 + PurePath(own).suffix if taken else own
+    return names
+
+
+def _renamed(each: _RowFrom, pack: Pack, launches: dict[str, _BinaryFrom], files: dict[str, str]) -> Row:
+    """A row with the names that its binaries have now."""
+    now: dict[str, list[str]] = {}
+    for binary in pack.binaries:
+        if _launch(binary) in launches:
+            now.setdefault(binary.file, []).append(files[launches[_launch(binary)].binary.sha256])
+
+    def renamed(candidate: Candidate) -> Candidate:
+        if unknown := [file for file in candidate.binaries if file not in now]:
+            raise PackError(f"pack {pack.name}: {each.row.contract} needs {unknown[0]}, which it does not list")
+        new = dict.fromkeys(name for file in candidate.binaries for name in now[file])
+        return msgspec.structs.replace(candidate, binaries=tuple(new))
+
     return msgspec.structs.replace(
-        b,
-        rows=_rows([row for row in a.rows if row.op not in changed], b.rows),
-        binaries=_binaries(a.binaries, b.binaries, replace=bool(changed)),
-        source_hashes=a.source_hashes | b.source_hashes,
-        versions=a.versions | b.versions,
-        created_at=max(a.created_at, b.created_at),
-        models=_models((*a.models, *b.models)),
-        ledger=_ledger(a.ledger, b.ledger),
+        each.row, best=renamed(each.row.best), runners_up=tuple(map(renamed, each.row.runners_up))
     )
 
 
-def _rows(a: Iterable[Row], b: Iterable[Row]) -> tuple[Row, ...]:
-    """The later one's in place of the earlier one's for the same bucket; sorted by contract and M."""
-    rows = {(row.contract, row.num_tokens): row for row in (*a, *b)}
-    return tuple(rows[key] for key in sorted(rows))
-
-
-def _binaries(a: tuple[Binary, ...], b: tuple[Binary, ...], replace: bool) -> tuple[Binary, ...]:
-    """Both packs'. With ``replace`` the earlier one's are left out where the later one has any for such a launch."""
-    if replace:
-        there = {_launch(binary) for binary in b}
-        a = tuple(binary for binary in a if _launch(binary) not in there)
-    return tuple({(_launch(binary), _text(binary.recipe)): binary for binary in (*a, *b)}.values())
+def _candidates(row: Row) -> tuple[Candidate, ...]:
+    return (row.best, *row.runners_up)
 
 
 def _launch(binary: Binary) -> str:
-    return _text((binary.kernel, binary.config, binary.kinds))
-
-
-def _text(value: object) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()
+    """What a binary is for: two of the same cannot be told apart when a program is launched."""
+    key = (binary.kernel, binary.config, binary.kinds, binary.recipe)
+    return msgspec.json.encode(key, order="sorted").decode()
 
 
 def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
@@ -81,25 +156,8 @@ def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
     return tuple(united.values())
 
 
-def _ledger(a: Ledger, b: Ledger) -> Ledger:
-    """What both cost together; of the time of a launch, which is no sum, the later measurement."""
-    sums = {field: getattr(a, field) + getattr(b, field) for field in Ledger.__struct_fields__}
-    return Ledger(**sums | {"launch_us": b.launch_us or a.launch_us})
-
-
-def _with_one_file_each(
-    binaries: Sequence[Binary], packs: Sequence[StoredPack]
-) -> tuple[tuple[Binary, ...], dict[str, bytes]]:
-    """The binaries with equal code objects in one file, and the files."""
-    homes = {binary.sha256: (stored, binary) for stored in packs for binary in stored.pack.binaries}
-    files: dict[str, str] = {}
-    data: dict[str, bytes] = {}
-    named = []
-    for binary in binaries:
-        if binary.sha256 not in files:
-            stored, as_stored = homes[binary.sha256]
-            code = stored.binary(as_stored)
-            file = binary.file if binary.file not in data else binary.sha256 + PurePath(binary.file).suffix
-            files[binary.sha256], data[file] = file, code
-        named.append(msgspec.structs.replace(binary, file=files[binary.sha256]))
-    return tuple(named), data
+def _ledger(ledgers: Sequence[Ledger]) -> Ledger:
+    """What all cost together; of the time of a launch, which is no sum, the last measurement."""
+    sums = {field: sum(getattr(each, field) for each in ledgers) for field in Ledger.__struct_fields__}
+    launch_us = [each.launch_us for each in ledgers if each.launch_us]
+    return Ledger(**sums | {"launch_us": launch_us[-1] if launch_us else 0.0})

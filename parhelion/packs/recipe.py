@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from parhelion.errors import PackError
@@ -12,7 +13,7 @@ POINTER = "*"
 ARGUMENT_TYPES = (POINTER, "i32", "i64", "fp32", "fp64", "i1")
 MAX_GRID = 3
 
-_TENSOR_KIND = re.compile(r"\w+\[\d+\]")
+_TENSOR_KIND = re.compile(r"\w+\[(\d{1,2})\]")
 _NUMBER_KIND = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|True|False")
 
 
@@ -51,9 +52,27 @@ def recipe_problems(binary: Binary) -> list[str]:
         *(expression for expression, _ in recipe.equal),
         *(text for text in recipe.aligned if text not in tensors),
     ]
+    dimensions = _dimensions(binary)
     for text in expressions:
         try:
-            parse(text, tensors, scalars)
+            problems += _unknown_dimensions(parse(text, tensors, scalars), dimensions)
         except PackError as error:
             problems.append(str(error))
     return problems
+
+
+def _dimensions(binary: Binary) -> dict[str, int]:
+    """How many each tensor has."""
+    kinds = zip(binary.recipe.parameters, map(_TENSOR_KIND.fullmatch, binary.kinds), strict=True)
+    return {name: int(kind[1]) for name, kind in kinds if kind is not None}
+
+
+def _unknown_dimensions(tree: ast.expr, dimensions: dict[str, int]) -> list[str]:
+    return [
+        f"it asks for {ast.unparse(node)}, and {name} has {dimensions[name]} dimensions"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (name := ast.unparse(node.func.value)) in dimensions
+        and int(ast.unparse(node.args[0])) >= dimensions[name]
+    ]

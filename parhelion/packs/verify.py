@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from parhelion.errors import PackError
-from parhelion.packs.format import Binary, Pack, Row
+from parhelion.packs.format import Binary, Row
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.recipe import recipe_problems
 from parhelion.packs.store import StoredPack
@@ -20,12 +20,13 @@ NEVER_SERVES = "inductor"
 def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -> list[str]:
     """Everything that is wrong with a pack; empty if nothing is.
 
-    Which binaries a row needs is known only by running its op's ``launch``, so that one is missing is not seen here.
+    Whether a row names all the binaries that it needs is known only by running its op's ``launch``, and not seen here.
 
     Args:
         source_hashes: op to the hash of its sources here; None leaves open whether rows are stale.
     """
     pack = stored.pack
+    files = {binary.file for binary in pack.binaries}
     unhashed = sorted({row.op for row in pack.rows} - set(pack.source_hashes))
     problems = [
         *_file_problems(stored),
@@ -35,7 +36,7 @@ def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -
             f"source_hashes lacks {op!r}, so nobody can tell whether its rows are stale; tune it again"
             for op in unhashed
         ),
-        *(problem for row in pack.rows for problem in _row_problems(row, pack)),
+        *(problem for row in pack.rows for problem in _row_problems(row, files)),
     ]
     if source_hashes is not None:
         problems += stale_ops(pack, source_hashes).values()
@@ -83,16 +84,19 @@ def _order_problems(rows: tuple[Row, ...]) -> Iterator[str]:
         last[row.contract] = max(row.num_tokens, last.get(row.contract, 0))
 
 
-def _row_problems(row: Row, pack: Pack) -> Iterator[str]:
+def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
     if row.num_tokens < 1:
         yield f"{_name(row)}: num_tokens must be at least 1"
     if not row.contract.startswith(f"{row.op}("):
         yield f"{_name(row)}: is said to be of the op {row.op!r}"
     if row.best.provider == NEVER_SERVES:
         yield f"{_name(row)}: {NEVER_SERVES} would compile while serving; it may only be a runner-up"
-    if row.best.provider == HELION and (row.best.config is None or not pack.binaries):
-        lacking = "has no config" if row.best.config is None else "has no binary, as the pack holds none"
-        yield f"{_name(row)}: {HELION} serves and {lacking}; tune or build again"
+    if row.best.provider == HELION and (row.best.config is None or not row.best.binaries):
+        lacking = "config" if row.best.config is None else "binaries"
+        yield f"{_name(row)}: {HELION} serves and has no {lacking}; tune or build again"
+    named = {file for candidate in (row.best, *row.runners_up) for file in candidate.binaries}
+    for file in sorted(named - files):
+        yield f"{_name(row)}: needs the binary {file}, which the pack does not list; build it again"
     times = [candidate.time_us for candidate in row.runners_up]
     if min([row.best.time_us, *times]) < 0:
         yield f"{_name(row)}: a time is below 0 us; measure again"

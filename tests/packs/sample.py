@@ -67,7 +67,8 @@ def binary(code: bytes = CODE, **changes: Any) -> Binary:
 def candidate(provider: str = "helion", time_us: float = 4.0, config: dict[str, Any] | None = None) -> Candidate:
     if provider == "helion" and config is None:
         config = {"program": {"block_sizes": [4], "num_warps": 4}}
-    return Candidate(provider, config, time_us, time_us * 0.9, time_us * 1.1)
+    binaries = ("rms_norm.cubin",) if provider == "helion" else ()
+    return Candidate(provider, config, time_us, time_us * 0.9, time_us * 1.1, binaries)
 
 
 def row(num_tokens: int, contract: str = RMS_NORM, **changes: Any) -> Row:

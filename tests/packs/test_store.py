@@ -115,7 +115,7 @@ def test_only_what_the_record_says_is_written(tmp_path: Path, files: dict[str, b
         (b"{}", "missing required field `format_version`"),
         (encode(pack())[:-200], "pack.json cannot be used"),
         (record(colour="red"), "unknown field `colour`"),
-        (record(rows=[{"op": "rms_norm"}]), r"missing required field `contract` - at `\$.rows\[(0|\.\.\.)\]`"),
+        (record(rows=[{"op": "rms_norm"}]), r"missing required field `contract` - at `\$.rows\[0\]`"),
         (record(name=7), r"Expected `str`, got `int` - at `\$.name`"),
         (record(format_version=2, colour="red"), "has format_version 2, and this Parhelion reads 1: install a newer"),
         (record(format_version=0), "has format_version 0, and this Parhelion reads 1: build the pack again"),

@@ -1,0 +1,88 @@
+"""Which pack a device gets, and what is said about it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from parhelion.packs.match import choose, match
+from parhelion.packs.store import StoredPack
+from tests.packs.sample import H100, H200
+
+A100 = msgspec.structs.replace(H100, device="NVIDIA A100-SXM4-80GB", target="sm_80", num_processors=108)
+UNMEASURED = msgspec.structs.replace(H100, device="", num_processors=0, memory_bytes=0, bandwidth=0.0)
+
+
+def test_the_same_device_is_an_exact_match_whatever_its_bandwidth_was_measured_at() -> None:
+    found = match(H100, msgspec.structs.replace(H100, bandwidth=2.8e12))
+    assert found.level == "exact"
+    assert "NVIDIA H100 80GB HBM3" in found.reason
+
+
+def test_another_device_of_the_target_runs_binaries_and_is_told_what_differs() -> None:
+    found = match(H100, H200)
+    assert found.level == "same_target"
+    for said in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "132 processors too", "1.40 times the bandwidth", "sm_90"):
+        assert said in found.reason
+
+
+def test_a_part_of_a_device_is_not_the_device() -> None:
+    found = match(H100, msgspec.structs.replace(H100, num_processors=16))
+    assert found.level == "same_target"
+    assert "132 processors, and this one has 16" in found.reason
+
+
+def test_a_pack_that_was_measured_nowhere_says_so() -> None:
+    found = match(UNMEASURED, H100)
+    assert found.level == "same_target"
+    assert "measured on no device" in found.reason
+
+
+@pytest.mark.parametrize(
+    "here", [A100, msgspec.structs.replace(H100, vendor="amd"), msgspec.structs.replace(H100, target="sm_100")]
+)
+def test_another_target_or_vendor_is_no_match_even_by_the_same_name(here) -> None:
+    found = match(H100, here)
+    assert found.level == "none"
+    assert here.target in found.reason
+    assert H100.device in found.reason
+
+
+def device(name: str, processors: int, bandwidth: float):
+    return msgspec.structs.replace(H100, device=name, num_processors=processors, bandwidth=bandwidth)
+
+
+def test_the_nearest_of_the_packs_that_can_be_used_is_chosen(stored: Callable[..., StoredPack]) -> None:
+    marks = {
+        "exact": H200,
+        "alike": device("H20x", 130, 4.0e12),
+        "same processors": H100,
+        "small": device("H20", 78, 4.0e12),
+        "unmeasured": UNMEASURED,
+    }
+    packs = [stored(f"{index}.zip", fingerprint=mark) for index, mark in enumerate(marks.values())]
+    names = dict(zip(marks, packs, strict=True))
+    other = stored("other.zip", fingerprint=A100)
+    for order in itertools.permutations(names):
+        chosen = choose([other, *(names[name] for name in order)], H200)
+        assert chosen is not None
+        assert (chosen.stored, chosen.match.level) == (names["exact"], "exact")
+    for count in range(1, len(names)):
+        chosen = choose([other, *list(names.values())[:count:-1], names[list(names)[count]]], H200)
+        assert chosen is not None
+        assert chosen.stored is names[list(names)[count]]
+        assert chosen.match.level == "same_target"
+    assert choose([other], H200) is None
+    assert choose([], H200) is None
+
+
+def test_of_equals_the_first_is_chosen(stored: Callable[..., StoredPack]) -> None:
+    a = stored("a.zip")
+    b = stored("b.zip", fingerprint=msgspec.structs.replace(H100, bandwidth=3.3e12))
+    for first, second in ((a, b), (b, a)):
+        chosen = choose([first, second], msgspec.structs.replace(H100, bandwidth=3.3e12))
+        assert chosen is not None
+        assert chosen.stored is first

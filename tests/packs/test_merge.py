@@ -1,0 +1,181 @@
+"""Merged packs serve what their parts served, the later one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from parhelion.errors import PackError
+from parhelion.packs.format import Binary, Candidate, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.merge import merge
+from parhelion.packs.store import StoredPack, read_pack, write_pack
+from parhelion.packs.verify import verify
+from tests.packs.sample import CODE, GEMM, H100, H200, HASHES, RMS_NORM, binary, candidate, pack, recipe, row
+
+Stored = Callable[..., StoredPack]
+
+
+def tiles(*files: str, time_us: float = 4.0) -> Candidate:
+    return msgspec.structs.replace(candidate(time_us=time_us), binaries=files)
+
+
+def buckets(merged: Pack) -> dict[tuple[str, int], Row]:
+    return {(each.contract, each.num_tokens): each for each in merged.rows}
+
+
+def code_of(each: Row, merged: Pack, data: dict[str, bytes]) -> set[bytes]:
+    """The code objects that a row's best candidate names."""
+    assert set(each.best.binaries) <= {binary.file for binary in merged.binaries}
+    return {data[file] for file in each.best.binaries}
+
+
+def saved(merged: Pack, data: dict[str, bytes], path: Path) -> StoredPack:
+    write_pack(merged, data, path)
+    return read_pack(path)
+
+
+def test_a_pack_merged_with_itself_or_nothing_is_itself_but_for_its_name_and_cost(stored: Stored) -> None:
+    one = stored(rows=tuple(sorted(pack().rows, key=lambda each: (each.contract, each.num_tokens))))
+    for packs in ([one], [one, one]):
+        merged, data = merge(packs, "new")
+        assert data == {"rms_norm.cubin": CODE}
+        changes: dict[str, Any] = {"name": "new", "command": merged.command, "ledger": merged.ledger}
+        assert merged == msgspec.structs.replace(one.pack, **changes)
+    assert merged.command == "merge of h100-sxm, h100-sxm"
+
+
+def test_the_later_packs_row_is_taken_for_the_same_bucket_and_all_others_are_kept(
+    stored: Stored, tmp_path: Path
+) -> None:
+    slow, quick = tiles("rms_norm.cubin", time_us=4.0), tiles("rms_norm.cubin", time_us=2.0)
+    a = stored("a.zip", rows=(row(1, best=slow), row(16, best=slow), row(1, GEMM)))
+    b = stored("b.zip", rows=(row(16, best=quick), row(64, best=quick)))
+    merged, data = merge([a, b], "both")
+    assert [(each.contract, each.num_tokens, each.best.time_us) for each in merged.rows] == [
+        (GEMM, 1, 4.0),
+        (RMS_NORM, 1, 4.0),
+        (RMS_NORM, 16, 2.0),
+        (RMS_NORM, 64, 2.0),
+    ]
+    assert verify(saved(merged, data, tmp_path / "both.zip"), HASHES) == []
+
+
+def test_equal_code_is_kept_once_and_rows_name_it_by_its_new_name(stored: Stored, tmp_path: Path) -> None:
+    wide = binary(file="wide.cubin", recipe=recipe(equal=(("x.size(1)", 128),)))
+    a = stored("a.zip", rows=(row(1),))
+    b = stored(
+        "b.zip", files={"wide.cubin": CODE}, binaries=(wide,), rows=(row(16, best=tiles("wide.cubin", "wide.cubin")),)
+    )
+    merged, data = merge([a, b], "both")
+    assert data == {"rms_norm.cubin": CODE}
+    assert len(merged.binaries) == 2
+    assert [each.best.binaries for each in merged.rows] == [("rms_norm.cubin",), ("rms_norm.cubin",)]
+    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+
+
+def test_other_code_of_the_same_name_gets_another_name(stored: Stored, tmp_path: Path) -> None:
+    other = binary(b"other", kernel="linear.linear")
+    a = stored("a.zip", rows=(row(1),))
+    b = stored("b.zip", files={"rms_norm.cubin": b"other"}, binaries=(other,), rows=(row(1, GEMM),))
+    merged, data = merge([a, b], "both")
+    found = buckets(merged)
+    assert code_of(found[RMS_NORM, 1], merged, data) == {CODE}
+    assert code_of(found[GEMM, 1], merged, data) == {b"other"}
+    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+
+
+def test_of_a_launch_that_was_built_twice_the_later_binary_serves_all_rows(stored: Stored, tmp_path: Path) -> None:
+    rebuilt = binary(b"newer compiler", file="new.cubin")
+    a = stored("a.zip", rows=(row(1),))
+    b = stored(
+        "b.zip", files={"new.cubin": b"newer compiler"}, binaries=(rebuilt,), rows=(row(16, best=tiles("new.cubin")),)
+    )
+    merged, data = merge([a, b], "both")
+    assert data == {"new.cubin": b"newer compiler"}
+    assert [each.best.binaries for each in merged.rows] == [("new.cubin",), ("new.cubin",)]
+    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+
+
+def test_a_file_that_serves_several_launches_may_give_up_one_of_them(stored: Stored, tmp_path: Path) -> None:
+    twins: tuple[Binary, ...] = (binary(), binary(config={"num_warps": 8}))
+    rebuilt = binary(b"new", file="new.cubin", config={"num_warps": 8})
+    a = stored("a.zip", binaries=twins, rows=(row(1),))
+    b = stored("b.zip", files={"new.cubin": b"new"}, binaries=(rebuilt,), rows=(row(16, best=tiles("new.cubin")),))
+    merged, data = merge([a, b], "both")
+    assert [each.best.binaries for each in merged.rows] == [("rms_norm.cubin", "new.cubin"), ("new.cubin",)]
+    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+
+
+def test_rows_and_binaries_of_older_sources_are_left_out(stored: Stored, tmp_path: Path) -> None:
+    old = stored("old.zip", rows=(row(1), row(16), row(1, GEMM, best=candidate("torch"))))
+    changed = binary(b"new", file="new.cubin", recipe=recipe(equal=()))
+    hashes = {"rms_norm": "f" * 64}
+    new = stored(
+        "new.zip",
+        files={"new.cubin": b"new"},
+        binaries=(changed,),
+        rows=(row(1, best=tiles("new.cubin")),),
+        source_hashes=hashes,
+    )
+    merged, data = merge([old, new], "both")
+    assert list(buckets(merged)) == [(GEMM, 1), (RMS_NORM, 1)]
+    assert data == {"new.cubin": b"new"}
+    assert merged.source_hashes == HASHES | hashes
+    assert verify(saved(merged, data, tmp_path / "both.zip"), HASHES | hashes) == []
+
+
+def test_models_are_united_and_costs_added(stored: Stored) -> None:
+    a = stored(
+        "a.zip",
+        created_at="2025-02-01T00:00:00Z",
+        models=(ModelEntry("m", "none", ("x", "y")), ModelEntry("m", "fp8", ("z",))),
+        ledger=Ledger(tune_s=1.0, num_timed=2, launch_us=3.0),
+        versions={"torch": "2.12", "helion": "1.5"},
+    )
+    b = stored(
+        "b.zip",
+        models=(ModelEntry("m", "none", ("y", "w")),),
+        ledger=Ledger(tune_s=10.0, num_timed=20),
+        versions={"torch": "2.13"},
+    )
+    merged, _ = merge([a, b], "both")
+    assert merged.models == (ModelEntry("m", "none", ("x", "y", "w")), ModelEntry("m", "fp8", ("z",)))
+    assert merged.ledger == Ledger(tune_s=11.0, num_timed=22, launch_us=3.0)
+    assert merged.versions == {"torch": "2.13", "helion": "1.5"}
+    assert merged.created_at == "2025-02-01T00:00:00Z"
+
+
+def test_a_pack_that_was_measured_nowhere_goes_with_one_that_was(stored: Stored) -> None:
+    nowhere = msgspec.structs.replace(H100, device="", num_processors=0)
+    packs = [stored("a.zip"), stored("b.zip", fingerprint=nowhere)]
+    for order in (packs, packs[::-1]):
+        assert merge(order, "both")[0].fingerprint == H100
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "message"),
+    [
+        (H200, "measured on NVIDIA H100 80GB HBM3 and pack other on NVIDIA H200"),
+        (msgspec.structs.replace(H100, target="sm_100"), "for sm_90 and pack other for sm_100"),
+    ],
+)
+def test_packs_of_several_devices_are_not_merged(stored: Stored, fingerprint, message: str) -> None:
+    other = stored("b.zip", fingerprint=fingerprint)
+    other.pack = msgspec.structs.replace(other.pack, name="other")
+    with pytest.raises(PackError, match=message):
+        merge([stored("a.zip"), other], "both")
+
+
+def test_a_row_that_names_an_unknown_binary_or_a_damaged_one_stops_the_merge(stored: Stored, tmp_path: Path) -> None:
+    with pytest.raises(PackError, match=r"rms_norm.* needs gone\.cubin, which it does not list"):
+        merge([stored(rows=(row(1, best=tiles("gone.cubin")),))], "one")
+    damaged = stored("pack")
+    (tmp_path / "pack" / "bin" / "rms_norm.cubin").write_bytes(b"")
+    with pytest.raises(PackError, match="has 0 bytes"):
+        merge([damaged], "one")
+    with pytest.raises(PackError, match="no packs to merge"):
+        merge([], "none")

@@ -1,0 +1,109 @@
+"""A good pack has no problems, and each thing that can be wrong is said once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from parhelion.packs.format import Argument
+from parhelion.packs.store import StoredPack, read_pack
+from parhelion.packs.verify import verify
+from tests.packs.sample import GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
+
+Stored = Callable[..., StoredPack]
+
+
+@pytest.mark.parametrize("name", ["pack", "pack.zip"])
+def test_a_good_pack_has_no_problems(stored: Stored, name: str) -> None:
+    assert verify(stored(name)) == []
+    assert verify(stored(name), HASHES | {"another": "c"}) == []
+
+
+def test_missing_altered_and_unnamed_files_are_named(stored: Stored, tmp_path: Path) -> None:
+    stored("pack")
+    bin_ = tmp_path / "pack" / "bin"
+    (bin_ / "rms_norm.cubin").write_bytes(b"short")
+    (bin_ / "more.cubin").write_bytes(b"")
+    altered, unnamed = verify(read_pack(tmp_path / "pack"))
+    assert "bin/rms_norm.cubin has 5 bytes" in altered
+    assert "no binary names the file bin/more.cubin; remove it" in unnamed
+    shutil.rmtree(bin_)
+    [missing] = verify(read_pack(tmp_path / "pack"))
+    assert "bin/rms_norm.cubin is missing" in missing
+
+
+def test_stale_ops_are_named_once_each_and_only_if_the_sources_here_are_given(stored: Stored) -> None:
+    pack = stored()
+    [problem] = verify(pack, HASHES | {"rms_norm": "f" * 64})
+    assert problem.startswith("rms_norm: its 3 rows")
+    assert verify(pack) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((row(1), row(1)), f"{RMS_NORM}, M up to 1: there are two rows"),
+        ((row(16), row(1)), f"{RMS_NORM}, M up to 1: comes after the row for M up to 16"),
+        ((row(0),), "num_tokens must be at least 1"),
+        ((row(1, op="linear"),), "is said to be of the op 'linear'"),
+        ((row(1, "rope(dim=64)"),), "source_hashes lacks 'rope'"),
+        ((row(1, best=candidate("inductor")),), "inductor would compile while serving"),
+        ((row(1, best=msgspec.structs.replace(candidate(), config=None)),), "helion serves and has no config"),
+        ((row(1, best=msgspec.structs.replace(candidate(), binaries=())),), "helion serves and has no binaries"),
+        (
+            (row(1, best=msgspec.structs.replace(candidate(), binaries=("rms_norm.cubin", "gone.cubin"))),),
+            "needs the binary gone.cubin, which the pack does not list",
+        ),
+        ((row(1, best=candidate(time_us=-1.0)),), "a time is below 0 us"),
+        ((row(1, runners_up=(candidate("torch", 9.0), candidate("x", 8.0))),), "not in the order of their times"),
+    ],
+)
+def test_a_problem_with_a_row_is_said_once(stored: Stored, rows: tuple, message: str) -> None:
+    [problem] = verify(stored(rows=rows))
+    assert message in problem
+
+
+def test_rows_of_several_contracts_may_be_mixed_and_unmeasured_ones_are_no_problem(stored: Stored) -> None:
+    assert verify(stored(rows=(row(16), row(1, GEMM), row(64, best=candidate(time_us=0.0)), row(2, GEMM)))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scratch_bytes": 64}, "wants 64 bytes of scratch memory"),
+        ({"kinds": ("bfloat16[2]",)}, "the recipe has 4 parameters, and the binary 1 kinds"),
+        ({"recipe": recipe(parameters=("x", "x", "y", "epsilon"))}, "names a parameter twice"),
+        ({"recipe": recipe(parameters=("x", "weight", "y", "import os"))}, "is called 'import os'"),
+        ({"recipe": recipe(grid=())}, "its grid has 0 dimensions"),
+        ({"recipe": recipe(grid=("1",) * 4)}, "its grid has 4 dimensions"),
+        ({"recipe": recipe(grid=("__import__('os')",))}, "cannot be used"),
+        ({"recipe": recipe(grid=("z.size(0)",))}, "'z' is none of its tensors (x, weight, y)"),
+        ({"recipe": recipe(grid=("x.size(2)",))}, "asks for x.size(2), and x has 2 dimensions"),
+        ({"recipe": recipe(arguments=(Argument("1", "i8"),))}, "an argument is of type 'i8'"),
+        ({"recipe": recipe(arguments=(Argument("epsilon", "*"),))}, "a pointer is to 'epsilon'"),
+        ({"recipe": recipe(arguments=(Argument("x.data_ptr()", "i64"),))}, "cannot be used"),
+        ({"recipe": recipe(equal=(("x.ndim", 2),))}, "cannot be used"),
+        ({"recipe": recipe(aligned=("weight.stride(0) + z",))}, "cannot be used"),
+    ],
+)
+def test_a_problem_with_a_binary_is_said_once(stored: Stored, changes: dict, message: str) -> None:
+    problems = verify(stored(binaries=(binary(**changes),)))
+    assert message in " ".join(problems)
+    assert len(problems) == 1
+    assert problems[0].startswith("rms_norm.rms_norm (rms_norm.cubin): ")
+
+
+def test_parameters_that_are_no_numbers_are_not_for_arithmetic(stored: Stored) -> None:
+    kinds = ("bfloat16[2]", "None", "bfloat16[2]", "torch.bfloat16")
+    [problem] = verify(stored(binaries=(binary(kinds=kinds, recipe=recipe(arguments=(Argument("epsilon", "fp32"),))),)))
+    assert "'epsilon' is none of its numbers" in problem
+
+
+def test_two_binaries_for_one_launch_are_a_problem_and_for_two_recipes_are_none(stored: Stored) -> None:
+    [problem] = verify(stored(binaries=(binary(), binary(config={"num_warps": 4, "block_sizes": [4]}))))
+    assert "another binary is for the same config, kinds and recipe" in problem
+    assert verify(stored(binaries=(binary(), binary(recipe=recipe(equal=(("x.size(1)", 128),)))))) == []
