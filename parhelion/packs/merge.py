@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -25,17 +25,15 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
     if not packs:
         raise PackError("there are no packs to merge; name at least one")
     rows = _rows([stored.pack for stored in packs])
-    launches = _launches(packs, rows)
-    files = _file_names(launches.values())
+    binaries = _binaries(packs, rows)
+    files = _file_names(binaries)
     last = packs[-1].pack
     merged = msgspec.structs.replace(
         last,
         name=name,
         fingerprint=_fingerprint([stored.pack for stored in packs]),
-        rows=tuple(_renamed(each, packs[each.pack].pack, launches, files) for each in rows),
-        binaries=tuple(
-            msgspec.structs.replace(each.binary, file=files[each.binary.sha256]) for each in launches.values()
-        ),
+        rows=tuple(_renamed(each.row, packs[each.pack].pack, files) for each in rows),
+        binaries=tuple(msgspec.structs.replace(each.binary, file=files[each.binary.sha256]) for each in binaries),
         source_hashes={op: hash_ for stored in packs for op, hash_ in stored.pack.source_hashes.items()},
         versions={package: version for stored in packs for package, version in stored.pack.versions.items()},
         command=f"merge of {', '.join(stored.pack.name for stored in packs)}",
@@ -43,7 +41,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
         models=_models(model for stored in packs for model in stored.pack.models),
         ledger=_ledger([stored.pack.ledger for stored in packs]),
     )
-    data = {files[each.binary.sha256]: packs[each.pack].binary(each.binary) for each in launches.values()}
+    data = {files[each.binary.sha256]: packs[each.pack].binary(each.binary) for each in binaries}
     return merged, data
 
 
@@ -97,15 +95,19 @@ def _rows(packs: Sequence[Pack]) -> list[_RowFrom]:
     return [rows[bucket] for bucket in sorted(rows)]
 
 
-def _launches(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> dict[str, _BinaryFrom]:
-    """The binaries that rows name: of each launch the last pack's, however it was built."""
+def _binaries(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> list[_BinaryFrom]:
+    """The binaries that rows name, each once.
+
+    Two that are for the same program, config and kinds may still be for different static dimensions, which only the
+    rows tell apart: so none ever takes the place of another one with other code.
+    """
     named = {(each.pack, file) for each in rows for candidate in _candidates(each.row) for file in candidate.binaries}
-    return {
-        _launch(binary): _BinaryFrom(index, binary)
-        for index, stored in enumerate(packs)
-        for binary in stored.pack.binaries
-        if (index, binary.file) in named
-    }
+    found: dict[bytes, _BinaryFrom] = {}
+    for index, stored in enumerate(packs):
+        for binary in stored.pack.binaries:
+            if (index, binary.file) in named:
+                found.setdefault(_identity(binary), _BinaryFrom(index, binary))
+    return list(found.values())
 
 
 def _file_names(binaries: Iterable[_BinaryFrom]) -> dict[str, str]:
@@ -119,32 +121,25 @@ def _file_names(binaries: Iterable[_BinaryFrom]) -> dict[str, str]:
     return names
 
 
-def _renamed(each: _RowFrom, pack: Pack, launches: dict[str, _BinaryFrom], files: dict[str, str]) -> Row:
-    """A row with the names that its binaries have now."""
-    now: dict[str, list[str]] = {}
-    for binary in pack.binaries:
-        if _launch(binary) in launches:
-            now.setdefault(binary.file, []).append(files[launches[_launch(binary)].binary.sha256])
+def _renamed(row: Row, pack: Pack, files: Mapping[str, str]) -> Row:
+    """A row of a pack with the names that its binaries have now."""
+    now = {binary.file: files.get(binary.sha256, "") for binary in pack.binaries}
 
     def renamed(candidate: Candidate) -> Candidate:
         if unknown := [file for file in candidate.binaries if file not in now]:
-            raise PackError(f"pack {pack.name}: {each.row.contract} needs {unknown[0]}, which it does not list")
-        new = dict.fromkeys(name for file in candidate.binaries for name in now[file])
-        return msgspec.structs.replace(candidate, binaries=tuple(new))
+            raise PackError(f"pack {pack.name}: {row.contract} needs {unknown[0]}, which it does not list")
+        return msgspec.structs.replace(candidate, binaries=tuple(now[file] for file in candidate.binaries))
 
-    return msgspec.structs.replace(
-        each.row, best=renamed(each.row.best), runners_up=tuple(map(renamed, each.row.runners_up))
-    )
+    return msgspec.structs.replace(row, best=renamed(row.best), runners_up=tuple(map(renamed, row.runners_up)))
 
 
 def _candidates(row: Row) -> tuple[Candidate, ...]:
     return (row.best, *row.runners_up)
 
 
-def _launch(binary: Binary) -> str:
-    """What a binary is for: two of the same cannot be told apart when a program is launched."""
-    key = (binary.kernel, binary.config, binary.kinds, binary.recipe)
-    return msgspec.json.encode(key, order="sorted").decode()
+def _identity(binary: Binary) -> bytes:
+    """All of a binary but what its file is called and how long it took."""
+    return msgspec.json.encode(msgspec.structs.replace(binary, file="", compile_s=0.0), order="sorted")
 
 
 def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:

@@ -65,11 +65,11 @@ def _binary_problems(binaries: tuple[Binary, ...]) -> Iterator[str]:
             yield f"{name}: wants {binary.scratch_bytes} bytes of scratch memory, which nobody gives it"
         for problem in recipe_problems(binary):
             yield f"{name}: {problem}"
-    counts = Counter(map(_launch, binaries))
+    counts = Counter(map(_identity, binaries))
     for binary in binaries:
-        if counts.pop(_launch(binary), 1) > 1:
+        if counts.pop(_identity(binary), 1) > 1:
             name = f"{binary.kernel} ({binary.file})"
-            yield f"{name}: another binary is for the same config, kinds and recipe; remove one"
+            yield f"{name}: is listed twice for the same config, kinds and recipe; remove one"
 
 
 def _order_problems(rows: tuple[Row, ...]) -> Iterator[str]:
@@ -104,8 +104,10 @@ def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
         yield f"{_name(row)}: runners_up are not in the order of their times"
 
 
-def _launch(binary: Binary) -> bytes:
-    return msgspec.json.encode((binary.kernel, binary.config, binary.kinds, binary.recipe), order="sorted")
+def _identity(binary: Binary) -> bytes:
+    # With other code it may be for other static dimensions, which are in the code and in no recipe.
+    same = (binary.kernel, binary.config, binary.kinds, binary.recipe, binary.sha256)
+    return msgspec.json.encode(same, order="sorted")
 
 
 def _name(row: Row) -> str:

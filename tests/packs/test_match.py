@@ -79,6 +79,14 @@ def test_the_nearest_of_the_packs_that_can_be_used_is_chosen(stored: Callable[..
     assert choose([], H200) is None
 
 
+def test_an_exact_match_comes_before_another_device_that_looks_the_same(stored: Callable[..., StoredPack]) -> None:
+    twin = stored("twin.zip", fingerprint=msgspec.structs.replace(H200, device="NVIDIA H200 NVL"))
+    own = stored("own.zip", fingerprint=H200)
+    chosen = choose([twin, own], H200)
+    assert chosen is not None
+    assert chosen.stored is own
+
+
 def test_of_equals_the_first_is_chosen(stored: Callable[..., StoredPack]) -> None:
     a = stored("a.zip")
     b = stored("b.zip", fingerprint=msgspec.structs.replace(H100, bandwidth=3.3e12))

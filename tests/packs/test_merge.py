@@ -67,9 +67,7 @@ def test_the_later_packs_row_is_taken_for_the_same_bucket_and_all_others_are_kep
 def test_equal_code_is_kept_once_and_rows_name_it_by_its_new_name(stored: Stored, tmp_path: Path) -> None:
     wide = binary(file="wide.cubin", recipe=recipe(equal=(("x.size(1)", 128),)))
     a = stored("a.zip", rows=(row(1),))
-    b = stored(
-        "b.zip", files={"wide.cubin": CODE}, binaries=(wide,), rows=(row(16, best=tiles("wide.cubin", "wide.cubin")),)
-    )
+    b = stored("b.zip", files={"wide.cubin": CODE}, binaries=(wide,), rows=(row(16, best=tiles("wide.cubin")),))
     merged, data = merge([a, b], "both")
     assert data == {"rms_norm.cubin": CODE}
     assert len(merged.binaries) == 2
@@ -88,25 +86,26 @@ def test_other_code_of_the_same_name_gets_another_name(stored: Stored, tmp_path:
     assert verify(saved(merged, data, tmp_path / "both.zip")) == []
 
 
-def test_of_a_launch_that_was_built_twice_the_later_binary_serves_all_rows(stored: Stored, tmp_path: Path) -> None:
-    rebuilt = binary(b"newer compiler", file="new.cubin")
+def test_binaries_that_differ_in_code_alone_keep_serving_their_own_rows(stored: Stored, tmp_path: Path) -> None:
+    """Static dimensions are in the code, and may be in no config, kind or recipe."""
+    narrow = binary(b"for 128 elements")
+    contract = "rms_norm(hidden_size=128, dtype=bfloat16)"
     a = stored("a.zip", rows=(row(1),))
-    b = stored(
-        "b.zip", files={"new.cubin": b"newer compiler"}, binaries=(rebuilt,), rows=(row(16, best=tiles("new.cubin")),)
-    )
-    merged, data = merge([a, b], "both")
-    assert data == {"new.cubin": b"newer compiler"}
-    assert [each.best.binaries for each in merged.rows] == [("new.cubin",), ("new.cubin",)]
-    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+    b = stored("b.zip", files={"rms_norm.cubin": b"for 128 elements"}, binaries=(narrow,), rows=(row(1, contract),))
+    for packs in ([a, b], [b, a]):
+        merged, data = merge(packs, "both")
+        found = buckets(merged)
+        assert code_of(found[RMS_NORM, 1], merged, data) == {CODE}
+        assert code_of(found[contract, 1], merged, data) == {b"for 128 elements"}
+        assert verify(saved(merged, data, tmp_path / "both.zip")) == []
 
 
-def test_a_file_that_serves_several_launches_may_give_up_one_of_them(stored: Stored, tmp_path: Path) -> None:
+def test_a_file_may_serve_several_launches(stored: Stored, tmp_path: Path) -> None:
     twins: tuple[Binary, ...] = (binary(), binary(config={"num_warps": 8}))
-    rebuilt = binary(b"new", file="new.cubin", config={"num_warps": 8})
     a = stored("a.zip", binaries=twins, rows=(row(1),))
-    b = stored("b.zip", files={"new.cubin": b"new"}, binaries=(rebuilt,), rows=(row(16, best=tiles("new.cubin")),))
-    merged, data = merge([a, b], "both")
-    assert [each.best.binaries for each in merged.rows] == [("rms_norm.cubin", "new.cubin"), ("new.cubin",)]
+    b = stored("b.zip", rows=(row(16),))
+    merged, data = merge([b, a], "both")
+    assert (merged.binaries, data) == (twins, {"rms_norm.cubin": CODE})
     assert verify(saved(merged, data, tmp_path / "both.zip")) == []
 
 

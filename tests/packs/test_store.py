@@ -50,6 +50,11 @@ def test_the_same_pack_becomes_the_same_bytes(tmp_path: Path, monkeypatch: pytes
     backwards = dict(reversed(files.items())), dict(reversed(versions.items()))
     write_pack(pack(binaries=binaries, versions=backwards[1]), backwards[0], tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert archive.namelist() == ["pack.json", "bin/a.cubin", "bin/b.cubin"]
+        assert {(entry.date_time, entry.create_system, entry.external_attr) for entry in archive.infolist()} == {
+            ((1980, 1, 1, 0, 0, 0), 3, 0o100644 << 16)
+        }
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -12,7 +12,7 @@ import pytest
 from parhelion.packs.format import Argument
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.packs.verify import verify
-from tests.packs.sample import GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
+from tests.packs.sample import FILES, GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
 
 Stored = Callable[..., StoredPack]
 
@@ -103,7 +103,12 @@ def test_parameters_that_are_no_numbers_are_not_for_arithmetic(stored: Stored) -
     assert "'epsilon' is none of its numbers" in problem
 
 
-def test_two_binaries_for_one_launch_are_a_problem_and_for_two_recipes_are_none(stored: Stored) -> None:
+def test_a_binary_that_is_listed_twice_is_a_problem(stored: Stored) -> None:
     [problem] = verify(stored(binaries=(binary(), binary(config={"num_warps": 4, "block_sizes": [4]}))))
-    assert "another binary is for the same config, kinds and recipe" in problem
-    assert verify(stored(binaries=(binary(), binary(recipe=recipe(equal=(("x.size(1)", 128),)))))) == []
+    assert "is listed twice" in problem
+
+
+def test_binaries_may_differ_in_nothing_but_their_recipe_or_their_code(stored: Stored) -> None:
+    others = (binary(recipe=recipe(equal=())), binary(b"for other static dimensions", file="other.cubin"))
+    files = FILES | {"other.cubin": b"for other static dimensions"}
+    assert verify(stored(files=files, binaries=(binary(), *others))) == []
