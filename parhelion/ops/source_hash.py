@@ -87,12 +87,13 @@ def _normal_form(path: Path) -> str:
 def _referred(folder: Path, path: Path) -> Iterator[Path]:
     """The files that a file imports from ``parhelion.ops`` or whose tile programs it names."""
     for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(_PACKAGE):
-            inside = node.module.removeprefix(_PACKAGE).strip(".").split(".")
-            module = folder.joinpath(*inside)
-            yield module.with_suffix(".py")
-            # Names that are imported may be modules themselves.
-            yield from (module / f"{alias.name}.py" for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (module.with_suffix(".py") for alias in node.names for module in _inside(folder, alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            for module in _inside(folder, node.module or ""):
+                yield module.with_suffix(".py")
+                # Names that are imported may be modules themselves.
+                yield from (module / f"{alias.name}.py" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             named = _TILE_PROGRAM.fullmatch(node.value)
             if named is not None:
@@ -102,8 +103,17 @@ def _referred(folder: Path, path: Path) -> Iterator[Path]:
             yield folder / str(node.values[0].value).rstrip(".") / "helion_kernel.py"
 
 
+def _inside(folder: Path, module: str) -> Iterator[Path]:
+    """Where a module of ``parhelion.ops`` stands, without the suffix; nothing for any other module."""
+    package, *names = module.removeprefix(_PACKAGE).split(".")
+    if module.startswith(_PACKAGE) and not package:
+        yield folder.joinpath(*names)
+
+
 def _written(node: object) -> str:
     """A syntax tree as text that all versions of Python agree on: node names and fields by name, no empty ones."""
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr(_in_one_piece(node.values))
     if isinstance(node, ast.AST):
         fields = (
             f"{name}={_written(value)}"
@@ -118,3 +128,17 @@ def _written(node: object) -> str:
 
 def _is_lone_string(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _in_one_piece(values: list[ast.expr]) -> list[ast.expr]:
+    """The parts of an f-string with adjacent text joined, of which versions of Python make different pieces."""
+    parts: list[ast.expr] = []
+    for value in values:
+        match parts, value:
+            case _, ast.Constant(value=""):
+                pass
+            case [*_, ast.Constant(value=str(before))], ast.Constant(value=str(after)):
+                parts[-1] = ast.Constant(before + after)
+            case _:
+                parts.append(value)
+    return parts

@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -68,17 +68,24 @@ class Specialization:
     attributes: dict[tuple[int, ...], list[list[Any]]]
 
 
-def specialize(launch: Launch) -> Specialization:
-    """As Triton's own dispatch does when a kernel is launched."""
+def specialize(*launches: Launch) -> Specialization:
+    """As Triton's own dispatch does when a kernel is launched; for several launches of it, what is true of all of them.
+
+    Raises:
+        BuildError: no one program serves them: their arguments differ in type, or where they are constants.
+    """
     how = Specialization({}, {}, {})
-    for position, (parameter, value) in enumerate(zip(launch.function.params, launch.arguments, strict=True)):
-        is_one = isinstance(value, int) and not isinstance(value, bool) and value == 1
-        if parameter.is_constexpr or value is None or (is_one and not parameter.do_not_specialize):
+    columns = zip(*(launch.arguments for launch in launches), strict=True)
+    for position, (parameter, values) in enumerate(zip(launches[0].function.params, columns, strict=True)):
+        is_one = not parameter.do_not_specialize and all(type(value) is int and value == 1 for value in values)
+        if parameter.is_constexpr or is_one or any(value is None for value in values):
+            if any(value != values[0] for value in values):
+                raise BuildError(f"the constant {parameter.name} differs among launches: {', '.join(map(str, values))}")
             how.signature[parameter.name] = "constexpr"
-            how.constants[parameter.name] = value
+            how.constants[parameter.name] = values[0]
             continue
-        how.signature[parameter.name] = _type_of(value)
-        if not parameter.do_not_specialize and _is_aligned(value):
+        how.signature[parameter.name] = _common_type(parameter.name, values)
+        if not parameter.do_not_specialize and all(map(_is_aligned, values)):
             how.attributes[(position,)] = [["tt.divisibility", _ALIGNMENT]]
     return how
 
@@ -141,6 +148,16 @@ def _check_limits(metadata: Any, target: Target) -> None:
     columns = getattr(metadata, "tmem_size", 0) or 0
     if columns > MAX_TENSOR_MEMORY_COLUMNS:
         raise BuildError(f"needs {columns} columns of tensor memory, above {MAX_TENSOR_MEMORY_COLUMNS}")
+
+
+def _common_type(name: str, values: Sequence[Any]) -> str:
+    """The type of all of them, for integers of different sizes the wider one."""
+    types = {_type_of(value) for value in values}
+    if types == {"i32", "i64"}:
+        return "i64"
+    if len(types) > 1:
+        raise BuildError(f"the argument {name} differs in type among launches: {sorted(types)}")
+    return types.pop()
 
 
 def _type_of(value: Any) -> str:

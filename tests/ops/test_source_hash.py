@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -95,3 +96,55 @@ def test_hashing_imports_no_kernel_compiler() -> None:
         "assert not {'helion', 'triton'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+PROGRAM = """
+from parhelion.ops.tiles import SIZE
+
+def a(x):
+    return x * SIZE + 3
+"""
+
+
+def hash_of(folder: Path, program: str, tiles: str = "SIZE = 64") -> str:
+    """Of an op called ``a`` in a folder with nothing else."""
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "helion_kernel.py").write_text(program)
+    (folder / "tiles.py").write_text(tiles)
+    return hash_in(folder, "a")
+
+
+@pytest.mark.parametrize("changed_to", ["+ 4", "+ 3.0", "+ None", "+ '3'", "- 3", "+ x", "if x else 3"])
+def test_whatever_is_computed_otherwise_counts(changed_to: str, tmp_path: Path) -> None:
+    assert hash_of(tmp_path / "1", PROGRAM.replace("+ 3", changed_to)) != hash_of(tmp_path / "2", PROGRAM)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from parhelion.ops.tiles import SIZE", "from parhelion.ops import tiles", "import parhelion.ops.tiles as t"],
+)
+def test_what_is_imported_counts_however_it_is_imported(line: str, tmp_path: Path) -> None:
+    program = f"def a():\n    {line}\n"
+    assert hash_of(tmp_path / "1", program) != hash_of(tmp_path / "2", program, "SIZE = 32")
+
+
+def test_trees_of_other_versions_of_python_hash_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer versions know further fields, which are empty, and may cut the text of f-strings elsewhere."""
+    program = "def a(x):\n    return f'a{x}b{{c'\n"
+    here = hash_of(tmp_path / "1", program)
+    parse = ast.parse
+
+    def parsed_elsewhere(text: str) -> ast.Module:
+        tree = parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node.type_params = []
+                node._fields = (*(name for name in node._fields if name != "type_params"), "type_params")
+            if isinstance(node, ast.JoinedStr):
+                node.values[2:] = [ast.Constant("b{"), ast.Constant(""), ast.Constant("c")]
+        return tree
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", parsed_elsewhere)
+        assert hash_of(tmp_path / "2", program) == here
+    assert hash_of(tmp_path / "3", program.replace("b{{c", "bc")) != here
