@@ -119,7 +119,7 @@ def _check_one_program(launches: Sequence[Launch]) -> None:
     first = launches[0]
     for other in launches[1:]:
         if (other.kernel, other.source, other.options) != (first.kernel, first.source, first.options):
-            raise RecipeError(f"{first.kernel}: the launches are of different programs; sort them by scalars and configs")
+            raise RecipeError(f"{first.kernel}: the launches are of different programs; sort them by their kinds")
     for option, value in _UNSTATED_OPTIONS.items():
         if first.options.get(option, value) != value:
             raise RecipeError(f"{first.kernel}: recipes know no launch with {option} = {first.options[option]}")
