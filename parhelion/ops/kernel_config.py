@@ -18,6 +18,8 @@ class KernelConfig:
         l2_groupings: how many tiles along the first dimension of a grid are made before the next along the second.
         num_warps, num_stages: Triton's.
         pid_type: one program a tile, or as many programs as processors.
+        programmatic: started before the kernel before it has ended; see ``ops/programmatic.py``. Only for targets that
+            have it.
         others: further fields, which Helion's own search may have set, as names with JSON values.
     """
 
@@ -27,4 +29,5 @@ class KernelConfig:
     num_warps: int = 4
     num_stages: int = 1
     pid_type: PidType = "flat"
+    programmatic: bool = False
     others: tuple[tuple[str, str], ...] = ()

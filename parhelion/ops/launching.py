@@ -7,6 +7,10 @@ An op's ``launch.py`` says how the host uses what stands in its ``helion_kernel.
     def candidates(contract, bucket, target)          those worth trying there, the untuned one first
     def launch(contract, run, config, *inputs)        allocates the outputs and hands programs to ``run``
 
+An op of which inputs decide beside M which programs are launched, and how, also has
+
+    def build_inputs(contract, bucket)                a list of empty inputs that between them launch all there are
+
 ``run(kernel, config, *arguments)`` launches the tile program named ``folder.function`` with a ``KernelConfig``. What it
 does is up to whoever calls ``launch``: compile and launch, interpret, record for a build, or launch what a pack holds.
 Nothing here or in a ``launch.py`` imports Helion.
@@ -53,6 +57,17 @@ def bucket_index(num_tokens: int) -> int:
 def bucket_of(num_tokens: int) -> int:
     """The bucket of a size of M."""
     return BUCKETS[bucket_index(num_tokens)]
+
+
+def build_sizes(bucket: int) -> tuple[int, int]:
+    """Two sizes of M, of which programs are built that serve a whole bucket.
+
+    Neither is 1, which Helion would take for a constant, and one is odd, lest a size that follows M be taken for a
+    multiple of 16.
+    """
+    if bucket < 8:
+        return (3, 4) if bucket == 4 else (2, 3)
+    return bucket // 2 + 3, bucket
 
 
 def target_of(run: Runner) -> str | None:

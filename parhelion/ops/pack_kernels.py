@@ -71,7 +71,7 @@ class PackKernels:
         for binary in pack.binaries:
             self._binaries.setdefault(binary.file, []).append(binary)
         self._loaded: dict[str, tuple[PackedKernel, ...]] = {}
-        self._run = PackedRunner({}, pack.fingerprint.target)
+        self._target = pack.fingerprint.target
 
     @property
     def num_loaded(self) -> int:
@@ -122,7 +122,7 @@ class PackKernels:
         if not candidate.binaries:
             raise PackError(f"it holds no binaries for {contract.key()} with M up to {row.num_tokens}")
         kernels = [kernel for file in candidate.binaries for kernel in self._bring(file)]
-        return functools.partial(module.launch, contract, RowRunner(kernels, self._run), config)
+        return functools.partial(module.launch, contract, RowRunner(kernels, self._target), config)
 
     def _bring(self, file: str) -> tuple[PackedKernel, ...]:
         """Load a binary, once; it may serve several kinds of arguments.
@@ -134,8 +134,6 @@ class PackKernels:
             raise PackError(f"it does not list the binary {file}")
         if file not in self._loaded:
             self._loaded[file] = tuple(map(self._kernel, self._binaries[file]))
-            for kernel in self._loaded[file]:
-                self._run.add(kernel)
         return self._loaded[file]
 
     def _kernel(self, binary: Binary) -> PackedKernel:
@@ -148,21 +146,24 @@ class PackKernels:
 
 
 class RowRunner:
-    """A runner for one row: its config is given, so that a program is mostly told by its name.
+    """A runner for one row: its config and static dimensions are given, so a program is mostly told by its name.
+
+    Rows share none: programs for two hidden sizes may have the same name, config and kinds of arguments.
 
     Args:
         kernels: that the row launches.
-        others: looks up by all that tells programs apart, where the name is not enough.
+        target: what they were built for.
 
-    Attributes:
-        target: what the binaries were built for.
+    Raises:
+        PackError: two of them serve the same arguments.
     """
 
-    def __init__(self, kernels: Sequence[PackedKernel], others: PackedRunner) -> None:
-        self.target = others.target
+    def __init__(self, kernels: Sequence[PackedKernel], target: str) -> None:
+        self.target = target
         counts = Counter(kernel.binary.kernel for kernel in kernels)
         self._only = {each.binary.kernel: each.launch for each in kernels if counts[each.binary.kernel] == 1}
-        self._others = others
+        # Looks up by all that tells programs apart, where the name is not enough.
+        self._others = PackedRunner.of(kernels, target)
 
     def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
         launch = self._only.get(kernel)

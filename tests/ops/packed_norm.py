@@ -23,14 +23,14 @@ NORM = RmsNorm(64, dtype=torch.bfloat16)
 HASHES = {"rms_norm": "0" * 16}
 CONFIG = {"block_sizes": [1], "num_warps": 2}
 RECIPE = Recipe(
-    parameters=("x", "weight", "y", "epsilon"),
+    parameters=("x", "weight", "y", "epsilon", "programmatic"),
     grid=("x.size(0)",),
     arguments=(Argument("x", "*"), Argument("weight", "*"), Argument("y", "*"), Argument("x.size(0)", "i32")),
 )
 
 
 def binary(**changes: Any) -> Binary:
-    kinds = ("bfloat16[2]", "bfloat16[2]", "bfloat16[2]", repr(NORM.epsilon))
+    kinds = ("bfloat16[2]", "bfloat16[2]", "bfloat16[2]", repr(NORM.epsilon), "False")
     return sample.binary(config=CONFIG, kinds=kinds, recipe=RECIPE, **changes)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
+from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm.providers import TorchRmsNorm
-from tests.ops.packed_norm import CPU, NORM, opened, other, pack, row, tiles
+from tests.ops.packed_norm import CPU, NORM, binary, opened, other, pack, row, tiles
 from tests.packs import sample
 from tests.platform.fake_library import FakeCuda
 
@@ -116,3 +117,19 @@ def test_a_contract_that_a_pack_lacks_is_served_as_without_one_and_that_is_said(
     wider = op("rms_norm").contract(128, dtype=torch.bfloat16)  # type: ignore[call-arg]
     assert resolver.served_by(wider) == ("torch",)
     assert resolver.all_notes() == [f"{wider.key()} is not in pack h100-sxm: torch serves it"]
+
+
+def test_two_sizes_of_an_op_have_programs_of_their_own(tmp_path: Path, library: FakeCuda) -> None:
+    """Static dimensions are compiled in: nothing but the row tells the two binaries apart."""
+    wider = RmsNorm(128, dtype=torch.bfloat16)
+    code = sample.CODE[::-1]
+    other_binary = binary(code=code, file="wider.cubin")
+    wide_row = sample.row(8, wider.key(), best=tiles("wider.cubin"), runners_up=())
+    content = pack(row(8, tiles(FILE)), wide_row, binaries=(binary(), other_binary))
+    kernels = opened(tmp_path, content, library, {FILE: sample.CODE, "wider.cubin": code})
+    for contract in (NORM, wider):
+        launch = kernels.launcher(contract, op("rms_norm").provider("reference"))
+        assert launch is not None
+        assert launch.providers == ("helion",)
+        launch(*contract.sample_inputs(3, CPU, torch.Generator()))
+    assert (kernels.num_loaded, len(library.launched)) == (2, 2)

@@ -29,5 +29,5 @@ def launch(contract: DynamicPerTokenQuant, run: Runner, config: KernelConfig, x:
     codes = torch.empty_like(x, dtype=contract.quant_dtype)
     scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
     kernel = "dynamic_per_token_scaled_fp8_quant.dynamic_per_token_scaled_quant"
-    run(kernel, config, x, codes, scales.squeeze(1))
+    run(kernel, config, x, codes, scales.squeeze(1), config.programmatic)
     return codes, scales

@@ -34,5 +34,14 @@ def launch(
 ) -> Tensors:
     """See ``FusedAddRmsNorm``."""
     y = torch.empty_like(x)
-    run("fused_add_rms_norm.fused_add_rms_norm", config, x, residual, weight.expand_as(x), y, contract.epsilon)
+    run(
+        "fused_add_rms_norm.fused_add_rms_norm",
+        config,
+        x,
+        residual,
+        weight.expand_as(x),
+        y,
+        contract.epsilon,
+        config.programmatic,
+    )
     return y, residual

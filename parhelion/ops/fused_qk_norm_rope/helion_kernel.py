@@ -6,6 +6,8 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+
 
 @helion.kernel(static_shapes=False)
 def fused_qk_norm_rope(
@@ -20,6 +22,7 @@ def fused_qk_norm_rope(
     epsilon: float,
     num_heads: hl.constexpr,
     num_kv_heads: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     """Heads lie in halves: qkv [M, heads, 2, half], query alike, kv_cache [slots * 2 * num_kv_heads, 2, half],
     cos_sin [max_position, 2, half], weights [2, half].
@@ -31,6 +34,8 @@ def fused_qk_norm_rope(
     for tile_m, tile_h, tile_d in hl.tile(
         [num_tokens, all_heads, half], block_size=[1, None, helion.next_power_of_2(half)]
     ):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         token = tile_m.begin
         heads = tile_h.index
         is_query = (heads < num_heads)[:, None]

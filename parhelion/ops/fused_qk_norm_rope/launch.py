@@ -53,5 +53,6 @@ def launch(
         c.epsilon,
         c.num_heads,
         c.num_kv_heads,
+        config.programmatic,
     )
     return query, kv_cache

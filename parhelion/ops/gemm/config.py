@@ -35,6 +35,8 @@ class GemmConfig:
         num_warps, num_stages: Triton's.
         group_m: so many tiles along the first dimension of the grid are made before the next along the second, for the
             sake of the L2 cache.
+        programmatic: see ``ops/programmatic.py``.
+        ahead: steps of K of the weight that are read before waiting for the kernel before; a power of two, or 0.
     """
 
     block_m: int
@@ -46,6 +48,8 @@ class GemmConfig:
     num_stages: int = 3
     group_m: int = 1
     pid_type: PidType = "flat"
+    programmatic: bool = False
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

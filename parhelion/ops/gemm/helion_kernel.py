@@ -13,6 +13,7 @@ import helion.language as hl
 import torch
 
 from parhelion.ops.interpreting import interpreting
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 
 _SIGN_AND_MAGNITUDE = -0x78100000
 """Bits 31 and 20 to 26 as a signed number: where a float32 holds the sign, the low exponent bits and the first of the
@@ -38,6 +39,8 @@ def gemm(
     span: hl.constexpr,
     ragged: hl.constexpr,
     group: hl.constexpr,
+    programmatic: hl.constexpr,
+    head: hl.constexpr,
 ) -> None:
     """out[s] [R, C] = the products of the s-th ``span`` of K; the whole result, scales and bias included, if
     ``split_k`` is 1.
@@ -50,6 +53,9 @@ def gemm(
         sum_dtype: int32 for int8 operands, else float32.
         ragged: the spans cover more than K, or not whole blocks of it.
         group: 0 if scales are not by group.
+        programmatic: see ``ops/programmatic.py``.
+        head: how much of a program's K is read of the weight before it waits for its predecessor; at most ``span``,
+            and 0 if ``ragged`` or with a ``group``.
     """
     depth = hl.specialize(left.size(1))
     # N is static and M is not: the compiler need not mask tiles of N that it can see are whole.
@@ -60,8 +66,22 @@ def gemm(
         rows = left.size(0)
         columns = hl.specialize(right.size(0))
     for tile_l, tile_r, split in hl.tile([rows, columns, split_k], block_size=[block_l, block_r, 1]):
+        start_successor(programmatic)
         sums = hl.zeros([tile_l, tile_r], dtype=sum_dtype)
-        for tile_k in hl.tile(span, block_size=block_k):
+        if head > 0:
+            first = split.begin * span + hl.arange(head)
+            if swap_ab:
+                first_a = hl.load(left, [tile_l, first])
+                wait_for_predecessor(programmatic)
+                first_b = hl.load(right, [tile_r, first])
+            else:
+                first_b = hl.load(right, [tile_r, first])
+                wait_for_predecessor(programmatic)
+                first_a = hl.load(left, [tile_l, first])
+            sums = _added(_widened(first_a, dtype), _widened(first_b, dtype), sums)
+        else:
+            wait_for_predecessor(programmatic)
+        for tile_k in hl.tile(head, span, block_size=block_k):
             start = split.begin * span
             if ragged:
                 index = tile_k.index + start
@@ -103,11 +123,14 @@ def add_splits(
     bias: torch.Tensor | None,
     y: torch.Tensor,
     split_k: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     """y [M, N] = sums [split_k, M, N] added first to last, times scales [M, 1] and [N, 1], plus bias [N, 1]."""
     num_tokens = y.size(0)
     out_features = hl.specialize(y.size(1))
     for tile_m, tile_n in hl.tile([num_tokens, out_features]):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         total = hl.zeros([tile_m, tile_n], dtype=sums.dtype)
         for split in hl.static_range(split_k):
             total = total + sums[split, tile_m, tile_n]

@@ -73,7 +73,7 @@ def launch_gemm(
     if plan.split_k > 1:
         if group is not None:
             scales = weight_scales = None
-        run("gemm.add_splits", plan.adding, sums, scales, weight_scales, bias, y, plan.split_k)
+        run("gemm.add_splits", plan.adding, sums, scales, weight_scales, bias, y, plan.split_k, config.programmatic)
     return y
 
 
@@ -115,15 +115,20 @@ def _plan(
     span = split_span(in_features, config.split_k, config.block_k, group)
     blocks = (config.block_n, config.block_m) if config.swap_ab else (config.block_m, config.block_n)
     ragged = span * config.split_k != in_features
-    how = (config.block_k, config.swap_ab, config.split_k, span, ragged, group or 0)
+    # What is read ahead must be whole steps that every program has.
+    head = config.ahead * config.block_k
+    if not config.programmatic or ragged or group is not None or head > span:
+        head = 0
+    how = (config.block_k, config.swap_ab, config.split_k, span, ragged, group or 0, config.programmatic, head)
     return _Plan(
         KernelConfig(
             l2_groupings=(config.group_m,),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             pid_type=config.pid_type,
+            programmatic=config.programmatic,
         ),
-        KernelConfig(block_sizes=(1, 512) if bucket < 64 else (4, 256)),
+        KernelConfig((1, 512) if bucket < 64 else (4, 256), programmatic=config.programmatic),
         (dtype, sum_dtype, *blocks, *how),
         config.swap_ab,
         config.split_k,

@@ -12,6 +12,7 @@ import helion.language as hl
 import torch
 
 from parhelion.ops.interpreting import interpreting
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
@@ -59,6 +60,7 @@ def paged_attention_decode(
     soft_cap: hl.constexpr,
     mixed: hl.constexpr,
     by_row: hl.constexpr,
+    programmatic: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Split s of row r's only token.
@@ -76,6 +78,8 @@ def paged_attention_decode(
     for tile_r, tile_k, tile_s, tile_g in hl.tile(
         [num_rows, num_kv_heads, num_splits, group], block_size=[1, 1, 1, max(16, helion.next_power_of_2(group))]
     ):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         row = tile_r.begin
         kv_head = tile_k.begin
         split = tile_s.begin
@@ -115,6 +119,7 @@ def paged_attention_combine(
     query_start_loc: torch.Tensor,
     out: torch.Tensor,
     mixed: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     """The splits of a row's only token, weighted by their sums.
 
@@ -125,6 +130,8 @@ def paged_attention_combine(
     num_heads = hl.specialize(num_heads)
     head_dim = hl.specialize(head_dim)
     for tile_r, tile_h in hl.tile([num_rows, num_heads], block_size=[1, 1]):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         row = tile_r.begin
         head = tile_h.begin
         token = query_start_loc[row] if mixed else row
@@ -159,6 +166,7 @@ def paged_attention_varlen(
     soft_cap: hl.constexpr,
     least_query_len: hl.constexpr,
     packed: hl.constexpr,
+    programmatic: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Rows of any number of query tokens; those with fewer than ``least_query_len`` are left to others.
@@ -178,6 +186,8 @@ def paged_attention_varlen(
     num_rows = seq_lens.size(0)
     num_tiles = num_tokens * group // packed + num_rows + 1
     for program, kv_head in hl.grid([num_tiles, num_kv_heads]):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         # A row's last tiles see the most keys: they go first.
         tile = num_tiles - 1 - program
         row = hl.zeros([], dtype=torch.int32) - 1

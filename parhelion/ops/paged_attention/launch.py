@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.launching import Runner
+from parhelion.ops.launching import Runner, build_sizes
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
+    SPLIT,
     AttentionConfig,
     attention_candidates,
     combine_config,
@@ -30,6 +31,22 @@ def default_config(contract: PagedAttention, bucket: int, target: GemmTarget) ->
 def candidates(contract: PagedAttention, bucket: int, target: GemmTarget) -> list[AttentionConfig]:
     """What is worth trying."""
     return attention_candidates(contract, target)
+
+
+def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tensor, torch.Tensor, AttentionBatch]]:
+    """Steps of single tokens, of one prompt, and of prompts and single tokens; with keys for one split and for several.
+
+    ``max_query_len`` is that of all the tokens, as in the engine: a tighter bound may ask for smaller tiles than these.
+    """
+    found = []
+    for num_tokens in build_sizes(bucket):
+        # Two splits at least, so that the number of splits is not taken for a multiple of 16.
+        for max_seq_len in (SPLIT, 2 * SPLIT, 64 * SPLIT):
+            found.append(_empty_step(contract, num_tokens, num_tokens, 1, max_seq_len))
+            # A single token is a step of single tokens.
+            several = (2, 3, 1) if bucket > 1 else ()
+            found += [_empty_step(contract, num_tokens, rows, num_tokens, max_seq_len) for rows in several]
+    return found
 
 
 def launch(
@@ -87,6 +104,7 @@ def decode(
         c.soft_cap,
         mixed,
         splits > 1,
+        config.programmatic,
         None,
     )
     if splits > 1:
@@ -98,6 +116,7 @@ def decode(
             batch.query_start_loc,
             out.view(-1, c.num_heads, c.head_dim),
             mixed,
+            config.programmatic,
         )
 
 
@@ -130,5 +149,25 @@ def varlen(
         c.soft_cap,
         least_query_len,
         packed,
+        config.programmatic,
         None,
     )
+
+
+def _empty_step(
+    c: PagedAttention, num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int
+) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
+    """Lengths and offsets: views of the engine's buffer of integers, at any address; sizes are odd where they can."""
+
+    def integers(size: int) -> torch.Tensor:
+        return torch.empty(size + 1, dtype=torch.int32)[1:]
+
+    batch = AttentionBatch(
+        block_table=torch.empty((num_rows, 5), dtype=torch.int32),
+        seq_lens=integers(num_rows),
+        query_start_loc=integers(num_rows + 1),
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    query = torch.empty((num_tokens, c.num_heads * c.head_dim), dtype=c.dtype)
+    return query, torch.empty((3, c.block_size, 2 * c.num_kv_heads, c.head_dim), dtype=c.dtype), batch

@@ -32,6 +32,7 @@ class AttentionConfig:
         pipeline stages.
     programs: that a decode step should have at least; a row's keys are divided until there are so many.
     varlen_tokens, varlen_warps, varlen_stages: of the other program; half as many warps if its tile is not full.
+    programmatic: see ``ops/programmatic.py``.
     """
 
     decode_tokens: int
@@ -41,6 +42,7 @@ class AttentionConfig:
     varlen_tokens: int
     varlen_warps: int
     varlen_stages: int
+    programmatic: bool = False
 
 
 def untuned(c: PagedAttention, target: GemmTarget) -> AttentionConfig:

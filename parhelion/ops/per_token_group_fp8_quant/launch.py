@@ -37,5 +37,6 @@ def launch(contract: PerTokenGroupFp8Quant, run: Runner, config: KernelConfig, x
         codes.unflatten(-1, groups),
         scales,
         contract.scale_format == "ue8m0",
+        config.programmatic,
     )
     return codes, scales

@@ -26,5 +26,5 @@ def candidates(contract: RmsNorm, bucket: int, target: GemmTarget) -> list[Kerne
 def launch(contract: RmsNorm, run: Runner, config: KernelConfig, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """See ``RmsNorm``."""
     y = torch.empty_like(x)
-    run("rms_norm.rms_norm", config, x, weight.expand_as(x), y, contract.epsilon)
+    run("rms_norm.rms_norm", config, x, weight.expand_as(x), y, contract.epsilon, config.programmatic)
     return y

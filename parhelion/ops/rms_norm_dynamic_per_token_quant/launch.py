@@ -45,5 +45,6 @@ def launch(
         codes,
         scales.squeeze(1),
         contract.epsilon,
+        config.programmatic,
     )
     return (codes, scales, *residual)

@@ -6,6 +6,7 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.quantize import codes_of, group_scales_of
 from parhelion.ops.tile_math import added_rows, rms_normed_groups
 
@@ -18,13 +19,17 @@ def rms_norm_per_block_quant(
     scales: torch.Tensor,
     epsilon: float,
     ue8m0: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     num_tokens, num_groups, group_size = x.size()
     num_groups = hl.specialize(num_groups)
     group_size = hl.specialize(group_size)
     for rows in hl.tile(num_tokens):
+        start_successor(programmatic)
+        norm_weight = weight[rows, :, :]
+        wait_for_predecessor(programmatic)
         wide = x[rows, :, :].to(torch.float32)
-        normed = rms_normed_groups(wide, weight[rows, :, :], num_groups * group_size, epsilon)
+        normed = rms_normed_groups(wide, norm_weight, num_groups * group_size, epsilon)
         scale = group_scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype, ue8m0)
         codes[rows, :, :] = codes_of(normed, (1.0 / scale)[:, :, None], codes.dtype)
         scales[rows, :] = scale
@@ -39,15 +44,19 @@ def fused_add_rms_norm_per_block_quant(
     scales: torch.Tensor,
     epsilon: float,
     ue8m0: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     num_tokens, num_groups, group_size = x.size()
     num_groups = hl.specialize(num_groups)
     group_size = hl.specialize(group_size)
     for rows in hl.tile(num_tokens):
+        start_successor(programmatic)
+        norm_weight = weight[rows, :, :]
+        wait_for_predecessor(programmatic)
         total = added_rows(x[rows, :, :], residual[rows, :, :])
         residual[rows, :, :] = total
         wide = total.to(torch.float32)
-        normed = rms_normed_groups(wide, weight[rows, :, :], num_groups * group_size, epsilon)
+        normed = rms_normed_groups(wide, norm_weight, num_groups * group_size, epsilon)
         scale = group_scales_of(torch.amax(torch.abs(normed), dim=-1), codes.dtype, ue8m0)
         codes[rows, :, :] = codes_of(normed, (1.0 / scale)[:, :, None], codes.dtype)
         scales[rows, :] = scale

@@ -46,5 +46,6 @@ def launch(
         scales,
         contract.epsilon,
         contract.scale_format == "ue8m0",
+        config.programmatic,
     )
     return (codes, scales, *residual)

@@ -6,6 +6,8 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+
 FEW_TOKENS = 32
 """Up to here a program takes half as many heads, so that more of the device has something to do."""
 
@@ -20,6 +22,7 @@ def rope_and_cache(
     query: torch.Tensor,
     num_heads: hl.constexpr,
     num_kv_heads: hl.constexpr,
+    programmatic: hl.constexpr,
 ) -> None:
     """Heads lie in halves: qkv [M, heads, 2, half], query alike, kv_cache [slots * 2 * num_kv_heads, 2, half],
     cos_sin [max_position, 2, half].
@@ -31,6 +34,8 @@ def rope_and_cache(
     for tile_m, tile_h, tile_d in hl.tile(
         [num_tokens, all_heads, half], block_size=[1, None, helion.next_power_of_2(half)]
     ):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         token = tile_m.begin
         heads = tile_h.index
         raw1 = qkv[token, tile_h, 0, tile_d]

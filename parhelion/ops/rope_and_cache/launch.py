@@ -48,5 +48,6 @@ def launch(
         in_halves(query, c.head_dim),
         c.num_heads,
         c.num_kv_heads,
+        config.programmatic,
     )
     return query, kv_cache

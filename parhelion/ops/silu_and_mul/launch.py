@@ -7,7 +7,7 @@ import torch
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
-from parhelion.ops.row_config import chunk_candidates, chunk_config
+from parhelion.ops.row_config import chunk_candidates
 from parhelion.ops.silu_and_mul.contract import SiluAndMul
 
 Config = KernelConfig
@@ -27,5 +27,5 @@ def launch(contract: SiluAndMul, run: Runner, config: KernelConfig, x: torch.Ten
     """See ``SiluAndMul``."""
     halves = x.unflatten(-1, (2, contract.intermediate_size))
     y = x.new_empty((x.shape[0], contract.intermediate_size))
-    run("silu_and_mul.silu_and_mul", config, halves, y)
+    run("silu_and_mul.silu_and_mul", config, halves, y, config.programmatic)
     return y

@@ -30,5 +30,5 @@ def launch(contract: SiluAndMulDynamicPerTokenQuant, run: Runner, config: Kernel
     scales = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
     halves = x.unflatten(-1, (2, contract.intermediate_size))
     kernel = "silu_and_mul_dynamic_per_token_quant.silu_and_mul_dynamic_per_token_quant"
-    run(kernel, config, halves, codes, scales.squeeze(1))
+    run(kernel, config, halves, codes, scales.squeeze(1), config.programmatic)
     return codes, scales

@@ -38,5 +38,6 @@ def launch(contract: SiluAndMulPerBlockQuant, run: Runner, config: KernelConfig,
         codes.unflatten(-1, groups),
         scales,
         contract.scale_format == "ue8m0",
+        config.programmatic,
     )
     return codes, scales

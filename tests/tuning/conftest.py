@@ -1,0 +1,39 @@
+"""Code is generated here, also in a run whose other tests have Helion interpret its programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from parhelion.ops.registry import op_names
+
+
+@pytest.fixture(autouse=True)
+def _generating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tile programs remember what the environment said when they were made; here they are told otherwise."""
+    from helion.runtime.kernel import Kernel
+    from helion.runtime.ref_mode import RefMode
+
+    monkeypatch.delenv("HELION_INTERPRET", raising=False)
+    kernels = [each for each in _tile_programs() if isinstance(each, Kernel)]
+    interpreted = [kernel for kernel in kernels if kernel.settings.ref_mode != RefMode.OFF]
+    for kernel in interpreted:
+        kernel.reset()
+        monkeypatch.setattr(kernel.settings, "ref_mode", RefMode.OFF)
+    yield
+    for kernel in interpreted:
+        kernel.reset()
+
+
+def _tile_programs() -> Iterator[object]:
+    """What the modules of tile programs hold, all of them imported."""
+    import importlib
+    from pathlib import Path
+
+    import parhelion.ops
+
+    folder = Path(parhelion.ops.__file__).parent
+    for name in sorted({*op_names(), "gemm"}):
+        if (folder / name / "helion_kernel.py").exists():
+            yield from vars(importlib.import_module(f"parhelion.ops.{name}.helion_kernel")).values()
