@@ -151,7 +151,7 @@ def test_vendors_refuse_shapes_in_words():
     assert torch_fp8.refuses(ScaledMm(64, 64, dtype=torch.float32, bias=True)) == "it adds no bias to a float32 result"
     assert "multiples of 8" in (torch_fp8.refuses(ScaledMm(100, 64, torch.int8)) or "")
     assert scaled_mm.OP.provider("vllm").refuses(ScaledMm(64, 64, dtype=torch.float32)) is not None
-    assert "CuTe DSL" in (scaled_mm.OP.provider("cutlass").refuses(ScaledMm(64, 64)) or "")
+    assert "multiples of 16" in (scaled_mm.OP.provider("cutlass").refuses(ScaledMm(100, 64)) or "")
     deep_gemm = scaled_mm_blockwise.OP.provider("deep_gemm")
     assert deep_gemm.refuses(ScaledMmBlockwise(192, 128)) == ("it takes in_features that are multiples of 128, not 192")
     assert deep_gemm.refuses(ScaledMmBlockwise(256, 128, torch.float16)) == "it makes bfloat16, not float16"

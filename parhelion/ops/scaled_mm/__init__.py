@@ -6,7 +6,8 @@ from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.provider import InductorProvider, ReferenceProvider
 from parhelion.ops.registry import Op
 from parhelion.ops.scaled_mm.contract import ScaledMm
-from parhelion.ops.scaled_mm.providers import CutlassScaledMm, TorchScaledMm, VllmScaledMm
+from parhelion.ops.scaled_mm.cutlass import CutlassScaledMm
+from parhelion.ops.scaled_mm.providers import TorchScaledMm, VllmScaledMm
 
 OP = Op(
     ScaledMm,

@@ -122,23 +122,3 @@ class VllmScaledMm(BaseProvider):
             return y
 
         return launch
-
-
-class CutlassScaledMm(BaseProvider):
-    """CUTLASS through its Python DSL (CuTe).
-
-    The DSL ships a language and no GEMM to call: a kernel would have to be written in it here. CUTLASS's own is reached
-    through ``vllm``, and on some GPUs through ``torch``.
-    """
-
-    name = "cutlass"
-
-    def why_not(self, device: torch.device) -> str | None:
-        return (
-            needs_cuda(device, (9, 0))
-            or missing_package("cutlass")
-            or "CuTe DSL has no ready GEMM and this project has written none in it; vllm's is CUTLASS"
-        )
-
-    def refuses(self, contract: Contract) -> str | None:
-        return "this project has written no GEMM in CuTe DSL; vllm's is CUTLASS"
