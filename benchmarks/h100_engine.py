@@ -8,7 +8,6 @@ Each part stands alone: one that fails is reported with its message and the othe
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,16 @@ from typing import Any
 import torch
 
 from parhelion import LLM, SamplingParams
+from parhelion.bench.compare.checkpoint import (
+    FP8_PER_TOKEN_CONFIG,
+    QWEN3_0_6B,
+    QWEN3_1_7B,
+    QWEN3_8B,
+    TINY,
+    Shape,
+    step_bytes,
+    write_config,
+)
 from parhelion.bench.machine import describe_circumstances
 from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
@@ -33,65 +42,6 @@ from parhelion.platform.device import device_name
 from parhelion.types import RequestOutput, TokensPrompt
 
 RESULT = Path(__file__).parent / "results" / "h100_engine.json"
-
-FP8_PER_TOKEN_CONFIG = {
-    "quant_method": "compressed-tensors",
-    "format": "float-quantized",
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "float",
-                "strategy": "token",
-                "symmetric": True,
-                "dynamic": True,
-            },
-        }
-    },
-    "ignore": ["lm_head"],
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Qwen3 model's dimensions."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    tie_word_embeddings: bool
-
-
-QWEN3_1_7B = Shape(2048, 6144, 28, 16, 8, 128, 151936, True)
-QWEN3_8B = Shape(4096, 12288, 36, 32, 8, 128, 151936, False)
-QWEN3_0_6B = Shape(1024, 3072, 28, 16, 8, 128, 151936, True)
-TINY = Shape(256, 512, 3, 4, 2, 64, 1024, False)
-
-
-def write_config(shape: Shape, folder: Path, quantization: dict[str, Any] | None) -> Path:
-    """A folder with nothing but a config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "max_position_embeddings": 40960,
-        "rope_theta": 1000000.0,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        "eos_token_id": 1,
-        "bos_token_id": 0,
-        **shape.__dict__,
-        **({} if quantization is None else {"quantization_config": quantization}),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    return folder
 
 
 def parity_with_transformers(folder: Path, device: str) -> list[dict[str, Any]]:
@@ -251,16 +201,6 @@ def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[
                 "graph_bytes": stats.graph_bytes,
                 "passed": info.launches_per_layer <= 10,
             }
-
-
-def step_bytes(shape: Shape, batch: int, context: int) -> int:
-    """What a decode step must read at least: FP8 linear weights, bfloat16 head, every sequence's keys and values."""
-    qkv = (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim
-    out = shape.num_attention_heads * shape.head_dim
-    layer = shape.hidden_size * (qkv + out + 3 * shape.intermediate_size)
-    head = 2 * shape.hidden_size * shape.vocab_size
-    kv = 2 * 2 * shape.num_key_value_heads * shape.head_dim
-    return shape.num_hidden_layers * (layer + batch * context * kv) + head
 
 
 def serve(folder: Path, device: str, shape: Shape, port: int = 8123) -> Iterator[dict[str, Any]]:

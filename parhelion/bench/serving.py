@@ -186,9 +186,6 @@ def summarize_load(records: Sequence[RequestRecord], settings: ServingSettings) 
     if not good:
         raise ParhelionError(f"none of {len(records)} requests succeeded; the first one said: {records[0].error}")
     wall_s = max(record.ended for record in records) - min(record.sent for record in records)
-    kept = sum(
-        1e3 * r.ttft_s <= settings.ttft_objective_ms and 1e3 * r.tpot_s <= settings.tpot_objective_ms for r in good
-    )
     gaps = [1e3 * gap for record in good for gap in record.gaps_s]
     case = describe_load(settings)
 
@@ -205,9 +202,18 @@ def summarize_load(records: Sequence[RequestRecord], settings: ServingSettings) 
         latency("end to end", [1e3 * record.e2e_s for record in good]),
         rate("requests", len(good)),
         rate("generated tokens", sum(record.output_tokens for record in good)),
-        rate("goodput", kept),
+        rate("goodput", count_good(records, settings)),
         Measurement(case, "failed requests", "count", summarize([float(len(records) - len(good))])),
     ]
+
+
+def count_good(records: Sequence[RequestRecord], settings: ServingSettings) -> int:
+    """Requests that succeeded and kept both objectives."""
+    return sum(
+        1e3 * record.ttft_s <= settings.ttft_objective_ms and 1e3 * record.tpot_s <= settings.tpot_objective_ms
+        for record in records
+        if not record.error
+    )
 
 
 def describe_load(settings: ServingSettings) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parhelion.cli.bench_compare import compare
 from parhelion.cli.load import open_llm
 from parhelion.cli.options import arguments_of, record_options
 from parhelion.cli.output import count_bar, print_note, stdout
@@ -38,6 +39,7 @@ def bench_app() -> typer.Typer:
     app.command()(throughput)
     app.command(name="serve")(serving)
     app.command()(kernels)
+    app.command()(compare)
     return app
 
 
@@ -163,7 +165,7 @@ def kernels(
     settings = KernelSettings(
         models=tuple(model or ("qwen3-8b",)),
         ops=tuple(op or ()),
-        num_tokens=_integers("--m", m),
+        num_tokens=integers("--m", m),
         providers=tuple(name.strip() for name in providers.split(",") if name.strip()),
         quantizations=tuple(quantization or ()),
         device=device,
@@ -180,7 +182,7 @@ def kernels(
         stdout().print(to_kernel_table(report))
 
 
-def _integers(option: str, text: str) -> tuple[int, ...]:
+def integers(option: str, text: str) -> tuple[int, ...]:
     """``"1,16"`` as numbers.
 
     Raises:
