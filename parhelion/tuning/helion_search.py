@@ -1,0 +1,239 @@
+"""Helion's own autotuner at full effort, in a process of its own: the yardstick for what the project's tuner finds.
+
+Its searches take minutes a shape, compile thousands of programs and start processes themselves; one that does not end
+is killed with all that it has started. ``python -m parhelion.tuning.helion_search`` is that process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from parhelion.errors import ConfigError, ParhelionError
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.gemm.candidates import SMALL_BUCKET
+from parhelion.ops.kernel_timer import rotating_inputs, time_launcher
+from parhelion.ops.oracle import Oracle
+from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.platform.measure import Summary, scaled
+
+GRACE_S = 600.0
+"""What a search may take beyond its budget, which Helion looks at between generations only."""
+
+_MOST_SWAPPED = 256
+"""Up to this M the swapped algorithm is searched as well."""
+
+_LAST_LINES = 5
+
+
+class HelionSearchError(ParhelionError):
+    """A search ended without a result."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the algorithms between which Helion's search cannot choose by itself.
+
+    Attributes:
+        kernel: ``whole`` or ``split`` of ``helion_gemm``.
+        swap_ab: the weight is the left operand.
+    """
+
+    kernel: str
+    swap_ab: bool
+
+    def arguments(
+        self, codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor
+    ) -> tuple[Any, ...]:
+        """The twin's, from the inputs of ``scaled_mm``."""
+        if self.swap_ab:
+            return (weight, codes, weight_scales, scales, torch.bfloat16, True)
+        return (codes, weight, scales, weight_scales, torch.bfloat16, False)
+
+
+@dataclass(frozen=True)
+class FullEffort:
+    """What a search has found.
+
+    Attributes:
+        time_us: microseconds of one launch, measured as the project's own are.
+        config: the algorithm and Helion's config, in words.
+        seconds: of all searches of this shape.
+    """
+
+    time_us: Summary
+    config: str
+    seconds: float
+
+
+def full_effort_search(
+    contract: Contract, num_tokens: int, seconds: float, device: str = "cuda", command: Sequence[str] = ()
+) -> FullEffort:
+    """Search in a process of its own.
+
+    Args:
+        contract: an FP8 ``scaled_mm`` without bias, the one op that has a twin.
+        num_tokens: M.
+        seconds: for all algorithms together.
+        command: runs instead of this module, with the same arguments.
+
+    Raises:
+        ConfigError: the contract is another one.
+        HelionSearchError: the search failed, or did not end.
+    """
+    _check(contract)
+    own = (sys.executable, "-m", "parhelion.tuning.helion_search")
+    with tempfile.TemporaryDirectory(prefix="parhelion-search-") as folder:
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        options = [contract.key(), str(num_tokens), "--device", device, "--output", str(result)]
+        environment = _environment(seconds / len(variants(num_tokens)))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*(command or own), *options],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            status = _wait(process, seconds + GRACE_S)
+        if status != 0 or not result.exists():
+            lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+            ended = f"did not end in {seconds + GRACE_S:g} s" if status is None else f"ended with status {status}"
+            raise HelionSearchError(
+                f"Helion's search for {contract.key()} with M = {num_tokens} {ended}: {' | '.join(lines)}"
+            )
+        return msgspec.json.decode(result.read_bytes(), type=FullEffort)
+
+
+def variants(num_tokens: int) -> tuple[Variant, ...]:
+    """The algorithms that are searched for an M: those that the project's own candidates for it are of."""
+    split = [Variant("split", True), Variant("split", False)] if num_tokens <= _MOST_SWAPPED else []
+    swapped = [Variant("whole", True)] if num_tokens <= _MOST_SWAPPED else []
+    found = [*swapped, Variant("whole", False), *split]
+    if num_tokens < SMALL_BUCKET:
+        # With fewer tokens than the matrix unit has rows, x is better on the right.
+        found = [each for each in found if each.swap_ab]
+    return tuple(found)
+
+
+Search = Callable[[Variant, tuple[Any, ...]], tuple[Callable[..., torch.Tensor], str]]
+"""Finds a variant's best config for these arguments: what launches it, and the config in words."""
+
+
+def best_variant(contract: ScaledMm, num_tokens: int, device: torch.device, search: Search) -> FullEffort:
+    """Search all variants here, check what was found, and time it as candidates are.
+
+    Raises:
+        HelionSearchError: none of them gives a result that is right.
+    """
+    sets = rotating_inputs(contract, num_tokens, device)
+    oracle = Oracle(contract, sets[0])
+    found: list[tuple[Summary, str]] = []
+    problems = []
+    start = time.monotonic()
+    for variant in variants(num_tokens):
+        try:
+            run, config = search(variant, variant.arguments(*sets[0]))
+            launch = _launcher(variant, run)
+            wrong = [error.problem for error in oracle.compare(launch) if error.problem is not None]
+            if wrong:
+                raise HelionSearchError(f"y {wrong[0]}")
+            times = scaled(time_launcher(launch, sets, device), 1e6)
+            found.append((times, f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}"))
+        # One algorithm may fail in any way; the others are searched all the same.
+        except Exception as error:
+            problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
+    if not found:
+        raise HelionSearchError("; ".join(problems))
+    times, config = min(found, key=lambda each: each[0].median)
+    return FullEffort(times, config, time.monotonic() - start)
+
+
+def helion_search(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], str]:
+    """Helion's autotuner, with the effort and budget that the environment says."""
+    from parhelion.tuning import helion_gemm
+
+    kernel: Any = getattr(helion_gemm, variant.kernel)
+    bound = kernel.bind(arguments)
+    config = bound.autotune(arguments, force=True)
+    return bound.compile_config(config), str(config)
+
+
+def _launcher(variant: Variant, run: Callable[..., torch.Tensor]) -> Launcher:
+    def launch(*inputs: torch.Tensor) -> torch.Tensor:
+        y = run(*variant.arguments(*inputs))
+        return y.t() if variant.swap_ab else y
+
+    return launch
+
+
+def _check(contract: Contract) -> ScaledMm:
+    if (
+        not isinstance(contract, ScaledMm)
+        or contract.quant_dtype != torch.float8_e4m3fn
+        or contract.dtype != torch.bfloat16
+        or contract.bias
+    ):
+        raise ConfigError(
+            f"{contract.key()} has no twin that Helion can search: give a scaled_mm of float8_e4m3fn to bfloat16 "
+            "without bias"
+        )
+    return contract
+
+
+def _environment(budget_s: float) -> dict[str, str]:
+    """Helion's own settings, as its documentation has them, for one search."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HELION_")}
+    return {
+        **kept,
+        "HELION_AUTOTUNE_EFFORT": "full",
+        "HELION_AUTOTUNE_BUDGET_SECONDS": str(max(1, round(budget_s))),
+        "HELION_AUTOTUNE_PROGRESS_BAR": "0",
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+    """The exit status; None if it had to be killed. Whatever it has started ends with it."""
+    status: int | None = None
+    try:
+        status = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    return status
+
+
+def main() -> None:
+    """Search, and write what was found."""
+    from parhelion.tuning.contract_key import contract_of_key
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contract", help="as Contract.key() spells it")
+    parser.add_argument("num_tokens", type=int)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    contract = _check(contract_of_key(options.contract))
+    found = best_variant(contract, options.num_tokens, torch.device(options.device), helion_search)
+    options.output.write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The twins that Helion searches compute what serves, and a search that fails is a reason and no end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from parhelion.errors import ConfigError
+from parhelion.ops.linear import Linear
+from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.platform.measure import summarize
+from parhelion.tuning import helion_gemm, helion_search
+from parhelion.tuning.cross_compile import cross_compile
+from parhelion.tuning.helion_search import FullEffort, HelionSearchError, Variant, best_variant, full_effort_search
+from parhelion.tuning.record import GeneratedCode, Launch
+from parhelion.tuning.target import target
+
+CPU = torch.device("cpu")
+GEMM = ScaledMm(256, 128, torch.float8_e4m3fn, torch.bfloat16)
+VARIANTS = [Variant(kernel, swap_ab) for kernel in ("whole", "split") for swap_ab in (False, True)]
+FOUND = FullEffort(summarize([3.0]), "whole: some config", 12.5)
+
+
+def inputs(num_tokens: int = 24) -> tuple[torch.Tensor, ...]:
+    return GEMM.sample_inputs(num_tokens, CPU, torch.Generator().manual_seed(num_tokens))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    import helion
+    from helion.runtime.ref_mode import RefMode
+
+    monkeypatch.setenv("HELION_INTERPRET", "1")
+    twin = getattr(helion_gemm, variant.kernel)
+    # Whoever else runs in this process: this copy is interpreted. A depth that the split does not divide.
+    config = helion.Config(block_sizes=[16, 16, 16], split_k=4)
+    run = helion.kernel(twin.fn, static_shapes=True, config=config, ref_mode=RefMode.EAGER)
+    contract = ScaledMm(304, 128, torch.float8_e4m3fn, torch.bfloat16)
+    given = contract.sample_inputs(19, CPU, torch.Generator().manual_seed(1))
+    y = run(*variant.arguments(*given))
+    y = y.t() if variant.swap_ab else y
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, contract.reference(*given), rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_twin_is_built_for_hopper(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    from helion.runtime.ref_mode import RefMode
+
+    monkeypatch.delenv("HELION_INTERPRET", raising=False)
+    twin = getattr(helion_gemm, variant.kernel)
+    monkeypatch.setattr(twin.settings, "ref_mode", RefMode.OFF)
+    twin.reset()
+    code = GeneratedCode()
+    arguments = variant.arguments(*inputs(32))
+    bound = twin.bind(arguments)
+    # What the search may change must be open: the three tiles, and for the split the number of parts.
+    config = {"block_sizes": [32, 64, 128], "num_warps": 4, "num_stages": 3}
+    spec = dict(bound.config_spec.default_config().config)
+    assert len(spec["block_sizes"]) == 3
+    if variant.kernel == "split":
+        assert "split_k" in spec
+        config["split_k"] = 2
+    source = bound.to_triton_code({**spec, **config})
+    module = code.module(source)
+    launches: list[Launch] = []
+
+    def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
+        kept = {name: value for name, value in options.items() if not name.startswith("_")}
+        launches.append(Launch(variant.kernel, function, positional, kept, source, None))
+
+    getattr(module, variant.kernel)(*arguments, _launcher=launcher)
+    [launch] = launches
+    built = cross_compile(launch, target("sm_90"))
+    assert built.data.startswith(b"\x7fELF")
+    assert built.resources.stack_bytes == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 64, 256, 1024])
+def test_the_algorithms_of_the_search_are_those_of_the_candidates(num_tokens: int):
+    """What the tuner may choose and the yardstick may not would not be a fair comparison."""
+    from parhelion.ops.gemm.target import gemm_target
+    from parhelion.ops.scaled_mm.launch import candidates
+
+    contract = ScaledMm(4096, 6144, torch.float8_e4m3fn, torch.bfloat16)
+    swaps = {config.swap_ab for config in candidates(contract, num_tokens, gemm_target("sm_90"))}
+    assert {each.swap_ab for each in helion_search.variants(num_tokens)} >= swaps
+    assert any(each.kernel == "split" for each in helion_search.variants(num_tokens)) == (num_tokens <= 256)
+
+
+def reference(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    """A search that finds torch, and for the swapped split a config that is wrong."""
+    if variant.kernel == "whole":
+        return helion_gemm.expected, "as it should be"
+    if variant.swap_ab:
+        return lambda *given: helion_gemm.expected(*given) * 1.1, "wrong"
+    raise RuntimeError("no config compiles")
+
+
+def test_the_fastest_right_one_wins(monkeypatch: pytest.MonkeyPatch):
+    found = best_variant(GEMM, 64, CPU, reference)
+    assert found.config in ("whole, swapped: as it should be", "whole: as it should be")
+    assert found.time_us.median > 0
+    monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("split", True), Variant("split", False)))
+    with pytest.raises(HelionSearchError, match=r"above.*no config compiles"):
+        best_variant(GEMM, 8, CPU, reference)
+
+
+def stand_in(folder: Path, body: str) -> tuple[str, ...]:
+    """A program that is started in the place of the search."""
+    script = folder / "search.py"
+    script.write_text(f"import json, os, subprocess, sys, time\n{body}\n")
+    return sys.executable, str(script)
+
+
+def test_what_the_process_found_comes_back(tmp_path: Path):
+    found = msgspec.json.encode(FOUND).decode()
+    command = stand_in(
+        tmp_path,
+        "assert sys.argv[1].startswith('scaled_mm(in_features=256') and sys.argv[2:4] == ['8', '--device']\n"
+        "assert os.environ['HELION_AUTOTUNE_EFFORT'] == 'full'\n"
+        "assert os.environ['HELION_AUTOTUNE_BUDGET_SECONDS'] == '30'\n"
+        "assert 'HELION_INTERPRET' not in os.environ\n"
+        f"open(sys.argv[-1], 'w').write({found!r})",
+    )
+    assert full_effort_search(GEMM, 8, 60.0, command=command) == FOUND
+    assert json.loads(found)["config"] == FOUND.config
+
+
+def test_a_search_that_fails_says_how(tmp_path: Path):
+    command = stand_in(tmp_path, "print('out of memory'); sys.exit(3)")
+    with pytest.raises(HelionSearchError, match=r"M = 8 ended with status 3: out of memory"):
+        full_effort_search(GEMM, 8, 60.0, command=command)
+
+
+def test_a_search_that_does_not_end_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(helion_search, "GRACE_S", 0.5)
+    noted = tmp_path / "child"
+    command = stand_in(
+        tmp_path,
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(noted)!r}, 'w').write(str(child.pid))\ntime.sleep(600)",
+    )
+    with pytest.raises(HelionSearchError, match=r"did not end in 2\.5 s"):
+        full_effort_search(GEMM, 8, 2.0, command=command)
+    child = int(noted.read_text())
+    for _ in range(50):
+        if not _runs(child):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the search's own process was left behind")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [
+        Linear(64, 64, torch.bfloat16),
+        ScaledMm(64, 64, torch.int8, torch.bfloat16),
+        ScaledMm(64, 64, torch.float8_e4m3fn, torch.bfloat16, True),
+    ],
+    ids=lambda each: each.key(),
+)
+def test_other_contracts_have_no_twin(contract: Any):
+    with pytest.raises(ConfigError, match="no twin"):
+        full_effort_search(contract, 8, 1.0)
