@@ -1,4 +1,4 @@
-"""``parhelion build``: compile every tile program, for every target, on this machine."""
+"""``parhelion build``: packs for any target, made on this machine; or a check of what builds."""
 
 from __future__ import annotations
 
@@ -18,35 +18,84 @@ EXIT_REGRESSED = 1
 
 
 def build(
-    check: Annotated[bool, typer.Option("--check", help="Build every program and report; keep no binaries.")] = False,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Build for this model's shapes; may be repeated. Default: all listed.")
-    ] = None,
-    quantization: Annotated[
-        list[str] | None, typer.Option(help="Of this quantization scheme; may be repeated. Default: all.")
+    source: Annotated[
+        str | None, typer.Argument(metavar="MODEL|PACK", help="A listed model, or a pack's name or path.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="For this target (sm_90, gfx942 ...); may be repeated. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="For this target (sm_90, gfx942 ...); several with commas. Default: the pack's; --check: all."
+        ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Of contracts that differ in sizes alone only the first; no float32.")
-    ] = False,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(help="Of this quantization scheme; may be repeated. Default: unquantized; --check: all."),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. Default: one a core.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the matrix as a page of Markdown.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the packs, or a .zip for one. Default: where packs are looked for. "
+            "With --check: write the matrix as a page of Markdown.",
+        ),
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Build every program and report; keep no binaries.")] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="--check: for this model's shapes; may be repeated. Default: all listed.")
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="--check: of contracts that differ in sizes alone only the first; no float32."),
+    ] = False,
     expect: Annotated[
-        Path | None, typer.Option(help="Exit with status 1 if a pair that this file lists is not built.")
+        Path | None, typer.Option(help="--check: exit with status 1 if a pair that this file lists is not built.")
     ] = None,
-    write_expected: Annotated[Path | None, typer.Option(help="Write the pairs that are built to this file.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print every program as JSON instead of a table.")] = False,
+    write_expected: Annotated[
+        Path | None, typer.Option(help="--check: write the pairs that are built to this file.")
+    ] = None,
 ) -> None:
-    """Cross-compile every tile program for the shapes of named models, with no GPU, and say what builds where.
+    """Cross-compile tile programs with no GPU: into packs for a model or from another pack, or to see what builds.
+
+    Example: [cyan]parhelion build qwen3-8b --quantization fp8_per_token --target sm_90,gfx942[/]
+
+    Example: [cyan]parhelion build h100-sxm --target gfx942 --output packs[/]
 
     Example: [cyan]parhelion build --check --model qwen3-8b --target sm_90[/]
     """
-    if not check:
-        raise ConfigError("build only checks so far: pass --check")
+    targets = [name for each in target or () for name in each.split(",") if name]
+    if check:
+        if source is not None:
+            raise ConfigError(
+                f"--check keeps no packs, so it takes no {source!r}: pass --model {source}, or no --check"
+            )
+        _check(model, quantization, targets, quick, jobs, output, expect, write_expected, json_)
+        return
+    if source is None:
+        raise ConfigError("build needs a model or a pack, such as parhelion build qwen3-8b --target sm_90; or --check")
+    if model or quick or expect or write_expected:
+        raise ConfigError(
+            "--model, --quick, --expect and --write-expected belong to --check: pass that, or leave them out"
+        )
+    from parhelion.cli.build_packs import build_packs
+
+    build_packs(source, targets, quantization or [], output, jobs, json_)
+
+
+def _check(
+    model: list[str] | None,
+    quantization: list[str] | None,
+    target: list[str],
+    quick: bool,
+    jobs: int | None,
+    output: Path | None,
+    expect: Path | None,
+    write_expected: Path | None,
+    json_: bool,
+) -> None:
+    """Build everything and say what builds."""
     from parhelion.platform.cpu import usable_cores
     from parhelion.tuning import expected
     from parhelion.tuning.matrix import NUM_TOKENS, build_matrix
@@ -93,7 +142,7 @@ def build(
 def _command(
     models: list[str] | None,
     quantizations: list[str] | None,
-    targets: list[str] | None,
+    targets: list[str],
     quick: bool,
     output: Path | None,
 ) -> str:
@@ -101,7 +150,7 @@ def _command(
     words = ["parhelion build --check"]
     words += [f"--model {name}" for name in models or ()]
     words += [f"--quantization {name}" for name in quantizations or ()]
-    words += [f"--target {name}" for name in targets or ()]
+    words += [f"--target {name}" for name in targets]
     words += ["--quick"] if quick else []
     words += [f"--output {output}"] if output is not None else []
     return " ".join(words)

@@ -42,21 +42,30 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Binary:
+class Built:
     """A built program.
 
     Attributes:
-        size: bytes of the cubin or hsaco.
+        data: the cubin or hsaco.
+        symbol: the function's name in it.
         shared_bytes: shared memory (LDS) of one program.
         num_warps: warps (wavefronts) of one program.
+        scratch_bytes: global memory that each program wants for itself.
         seconds: what compiling took, from Triton's front end to the assembler.
     """
 
-    size: int
+    data: bytes
+    symbol: str
     shared_bytes: int
     num_warps: int
+    scratch_bytes: int
     resources: Resources
     seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the binary."""
+        return len(self.data)
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,11 @@ def specialize(*launches: Launch) -> Specialization:
     return how
 
 
-def cross_compile(launch: Launch, target: Target) -> Binary:
+def cross_compile(launch: Launch, target: Target, specialization: Specialization | None = None) -> Built:
     """Build one recorded launch for a target.
+
+    Args:
+        specialization: what may be compiled in; None for what Triton would compile in for this launch.
 
     Raises:
         BuildError: the compiler refuses it, or what it built is more than the target can run.
@@ -100,7 +112,7 @@ def cross_compile(launch: Launch, target: Target) -> Binary:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    how = specialize(launch)
+    how = specialize(launch) if specialization is None else specialization
     source = ASTSource(launch.function, how.signature, how.constants, how.attributes)
     device = GPUTarget(target.backend, target.arch, target.warp_size)
     start = time.perf_counter()
@@ -113,10 +125,18 @@ def cross_compile(launch: Launch, target: Target) -> Binary:
     seconds = time.perf_counter() - start
     _check_limits(built.metadata, target)
     if target.backend == "cuda":
-        binary, resources = built.asm["cubin"], nvidia_resources(built.asm["cubin"])
+        data, resources = built.asm["cubin"], nvidia_resources(built.asm["cubin"])
     else:
-        binary, resources = built.asm["hsaco"], amd_resources(built.asm["amdgcn"])
-    return Binary(len(binary), built.metadata.shared, built.metadata.num_warps, resources, seconds)
+        data, resources = built.asm["hsaco"], amd_resources(built.asm["amdgcn"])
+    return Built(
+        data,
+        built.metadata.name,
+        built.metadata.shared,
+        built.metadata.num_warps,
+        (built.metadata.global_scratch_size or 0) + (built.metadata.profile_scratch_size or 0),
+        resources,
+        seconds,
+    )
 
 
 def short_reason(error: Exception, output: str) -> str:

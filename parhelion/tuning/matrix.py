@@ -33,7 +33,7 @@ class Build:
         reason: why it cannot be built; None if it is built.
         instead: what serves there when it is not built.
         config: the Helion config, in words.
-        num_warps, registers, stack_bytes, shared_bytes, binary_bytes: what the program takes; see ``Binary`` and
+        num_warps, registers, stack_bytes, shared_bytes, binary_bytes: what the program takes; see ``Built`` and
             ``Resources``. 0 if it is not built.
         seconds: what compiling took. Generating the code is not in it: that is done once for all targets.
     """

@@ -12,9 +12,12 @@ from parhelion.layers.decoder_layer import LayerShape, LayerWeights, layer_calls
 from parhelion.layers.fusions import FUSED
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, cover
+from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
+from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.registry import ops
+from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import (
     FP8_BLOCK,
@@ -64,6 +67,14 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
     head = linear_calls("hidden", "logits", _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED, False), dtype)
     found.update(dict.fromkeys(call.contract for call in head))
     return list(found)
+
+
+def served_contracts(shape: ModelShape, quantization: QuantScheme, target: GemmTarget) -> list[Contract]:
+    """What an engine calls that serves the model on a target: layers, embedding, output head and samplers."""
+    found = contracts_of(shape, quantization)
+    if target.float8:
+        found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
+    return [*found, Argmax(shape.vocab_size), TopKTopPSampling(shape.vocab_size)]
 
 
 def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from parhelion.ops.helion_provider import helion_config, tile_program
 from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import bucket_of, launch_module
+from parhelion.ops.packed_kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Launch:
         options: ``num_warps``, ``num_stages`` and the like.
         source: the generated module, of which the function is part.
         config: the kernel's config.
+        kinds: of the arguments that the op handed to ``run``, as ``packs.format.Binary`` spells them.
+        static_sizes: sizes of those arguments, as recipes spell them, that Helion compiled in, with their values.
     """
 
     kernel: str
@@ -40,12 +43,19 @@ class Launch:
     options: dict[str, Any]
     source: str
     config: KernelConfig
+    kinds: tuple[str, ...] = ()
+    static_sizes: tuple[tuple[str, int], ...] = ()
 
 
 class GeneratedCode:
-    """Generated modules by source: one generation serves all targets and sizes that are compiled alike."""
+    """Generated modules by source: one generation serves all targets and sizes that are compiled alike.
 
-    def __init__(self) -> None:
+    Args:
+        num_processors: what persistent programs are told that the device has; None: what the device here says.
+    """
+
+    def __init__(self, num_processors: int | None = None) -> None:
+        self.num_processors = num_processors
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-")
         self._modules: dict[str, ModuleType] = {}
         self._sources: dict[tuple[int, KernelConfig], str] = {}
@@ -65,6 +75,8 @@ class GeneratedCode:
             path = Path(self._folder.name) / f"{name}.py"
             path.write_text(source)
             self._modules[name] = _import(name, path)
+            if self.num_processors is not None:
+                _tell_processors(self._modules[name], self.num_processors)
         return self._modules[name]
 
 
@@ -79,6 +91,7 @@ class Preparer:
     def __init__(self, target: str, code: GeneratedCode) -> None:
         self.target = target
         self.sources: dict[tuple[Any, ...], str] = {}
+        self._static_sizes: dict[str, tuple[tuple[str, int], ...]] = {}
         self._code = code
 
     def __call__(self, kernel: str, config: KernelConfig, *arguments: Any) -> None:
@@ -88,8 +101,14 @@ class Preparer:
         """The module for arguments of this kind."""
         key = (kernel, config, *map(_kind, arguments))
         if key not in self.sources:
-            self.sources[key] = self._code.source(tile_program(kernel).bind(arguments), config)
+            bound = tile_program(kernel).bind(arguments)
+            self.sources[key] = self._code.source(bound, config)
+            self._static_sizes[self.sources[key]] = _static_sizes(bound)
         return self.sources[key]
+
+    def static_sizes(self, source: str) -> tuple[tuple[str, int], ...]:
+        """What a module was generated for; see ``Launch``."""
+        return self._static_sizes[source]
 
     def module(self, source: str) -> ModuleType:
         """A generated module, imported."""
@@ -116,7 +135,8 @@ class Recorder:
         def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
             # Options with an underscore are Helion's own; its launcher keeps them from Triton.
             kept = {name: value for name, value in options.items() if not name.startswith("_")}
-            self.launches.append(Launch(kernel, function, positional, kept, source, config))
+            kinds, static = tuple(map(kind_of, arguments)), self._preparer.static_sizes(source)
+            self.launches.append(Launch(kernel, function, positional, kept, source, config, kinds, static))
 
         host: Callable[..., Any] = getattr(module, tile_program(kernel).name)
         host(*arguments, _launcher=launcher)
@@ -143,6 +163,29 @@ def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode
 def _kind(argument: Any) -> Any:
     """What code is generated for: sizes are arguments of it."""
     return (argument.dtype, argument.ndim) if isinstance(argument, torch.Tensor) else argument
+
+
+def _static_sizes(bound: Any) -> tuple[tuple[str, int], ...]:
+    """Sizes that were specialized, by the tile program (``hl.specialize``) or because they are 1, read as numbers
+    in the tensors that Helion traced with, and all others as symbols.
+    """
+    tensors = zip(bound.kernel.signature.parameters, bound.fake_args, strict=True)
+    return tuple(
+        (f"{name}.size({dimension})", int(size))
+        for name, tensor in tensors
+        if isinstance(tensor, torch.Tensor)
+        for dimension, size in enumerate(tensor.shape)
+        if str(size).isdecimal()
+    )
+
+
+def _tell_processors(module: ModuleType, num_processors: int) -> None:
+    """Make a module's host function believe that the device has so many: it asks ``helion.runtime``, for one that is
+    not here.
+    """
+    if hasattr(module, "helion"):
+        runtime = SimpleNamespace(get_num_sm=lambda device: num_processors)
+        module.helion = SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
 
 
 def _import(name: str, path: Path) -> ModuleType:

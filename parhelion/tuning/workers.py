@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -36,40 +36,40 @@ def map_in_workers(
         prepare: called once in each process before anything else is imported there.
     """
     waiting = deque(deque(group) for group in groups if group)
-    workers = [_Worker(work, prepare) for _ in range(min(jobs, len(waiting)))]
+    workers = [Worker(work, prepare) for _ in range(min(jobs, len(waiting)))]
     try:
         for worker in workers:
             worker.take(waiting.popleft())
         while busy := [worker for worker in workers if worker.item is not None]:
             wait([worker.pipe for worker in busy], timeout=1.0)
             for worker in busy:
-                item = worker.item
-                assert item is not None
-                if worker.pipe.poll():
-                    yield worker.result(failed)
-                elif time.monotonic() - worker.since > limit_s:
-                    worker.restart()
-                    yield failed(item, f"took longer than {limit_s:g} s")
-                else:
-                    continue
-                if not worker.advance() and waiting:
-                    worker.take(waiting.popleft())
+                for result in worker.results(failed, limit_s):
+                    if not worker.advance() and waiting:
+                        worker.take(waiting.popleft())
+                    yield result
     finally:
         for worker in workers:
             worker.stop()
 
 
-class _Worker(Generic[Item, Result]):
+class Worker(Generic[Item, Result]):
     """A process with the group that it works on.
 
+    Args:
+        work: a module's function, called there with each item.
+        prepare: called there once, before anything else is imported.
+        who: crashed, if it does.
+
     Attributes:
+        pipe: ready when the process has sent a result, or has died.
         item: what it works on now; None if nothing.
         since: when it was given that, by the monotonic clock.
     """
 
-    def __init__(self, work: Callable[[Item], Result], prepare: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[Item], Result], prepare: Callable[[], None], who: str = "the compiler") -> None:
         self._work = work
         self._prepare = prepare
+        self._who = who
         self._group: deque[Item] = deque()
         self.item: Item | None = None
         self.since = 0.0
@@ -82,9 +82,9 @@ class _Worker(Generic[Item, Result]):
         self._process.start()
         there.close()
 
-    def take(self, group: deque[Item]) -> None:
+    def take(self, group: Iterable[Item]) -> None:
         """Begin with a group."""
-        self._group = group
+        self._group = deque(group)
         self.advance()
 
     def advance(self) -> bool:
@@ -96,20 +96,29 @@ class _Worker(Generic[Item, Result]):
         self.pipe.send(self.item)
         return True
 
-    def result(self, failed: Callable[[Item, str], Result]) -> Result:
+    def results(self, failed: Callable[[Item, str], Result], limit_s: float) -> Iterator[Result]:
+        """The result of the item that is worked on, if there is one by now; a failure if that took too long."""
+        assert self.item is not None
+        if self.pipe.poll():
+            yield self._received(failed)
+        elif time.monotonic() - self.since > limit_s:
+            self.restart()
+            yield failed(self.item, f"took longer than {limit_s:g} s")
+
+    def _received(self, failed: Callable[[Item, str], Result]) -> Result:
         """What the process sent or, if it died instead, a failure."""
         assert self.item is not None
         try:
             received: Result = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            reason = f"the compiler crashed (exit status {self._process.exitcode})"
+            reason = f"{self._who} crashed (exit status {self._process.exitcode})"
             self.restart()
             return failed(self.item, reason)
         return received
 
     def restart(self) -> None:
-        """Replace the process, whatever it does."""
+        """Replace the process, whatever it does; what it worked on is lost."""
         self._process.kill()
         self.stop()
         self._start()

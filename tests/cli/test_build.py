@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from parhelion.cli.main import build_app
-from parhelion.tuning import matrix
+from parhelion.packs.store import read_pack
+from parhelion.tuning import compile_pool, matrix
+from parhelion.tuning.jobs import Request
 from parhelion.tuning.matrix import Build
+from parhelion.tuning.programs import Program, plain
+from parhelion.tuning.target import Target
+from tests.tuning.test_build_pack import fake_program
 
 runner = CliRunner()
 
@@ -27,10 +34,94 @@ def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def test_without_check_it_says_what_it_can_do():
-    result = runner.invoke(build_app(), ["build"])
+class FakePool:
+    """Builds a program of any request in no time; none of ``silu_and_mul``."""
+
+    def __init__(self, target: Target, *, num_processors: int | None, jobs: int | None) -> None:
+        self.target = target
+        assert jobs == 3
+
+    def __enter__(self) -> FakePool:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        pass
+
+    def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+        for index, (contract, _, config) in enumerate(requests):
+            program = fake_program(contract.name, plain(config))
+            yield index, "no [type]" if contract.name == "silu_and_mul" else (program,), 0.25
+
+
+def packs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    monkeypatch.setattr(compile_pool, "CompilePool", FakePool)
+    return runner.invoke(build_app(), ["build", "--jobs", "3", *arguments])
+
+
+def test_a_pack_is_written_for_each_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = packs(monkeypatch, "smollm2-135m", "--target", "sm_90,gfx942", "-o", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "silu_and_mul on gfx942, 14 rows: no [type]" in result.output
+    for target in ("sm_90", "gfx942"):
+        pack = read_pack(tmp_path / f"smollm2-135m-unquantized-{target}.zip").pack
+        assert pack.name == f"smollm2-135m-unquantized-{target}"
+        assert pack.fingerprint.target == target
+        assert pack.command == f"parhelion build smollm2-135m --target {target}"
+        assert [(model.name, model.quantization) for model in pack.models] == [("smollm2-135m", "unquantized")]
+        assert {"argmax", "embedding", "linear", "paged_attention", "top_k_top_p_sampling"} <= {
+            row.op for row in pack.rows
+        }
+
+
+def test_a_pack_is_built_anew_for_its_own_target_or_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = str(tmp_path / "first.zip")
+    assert packs(monkeypatch, "smollm2-135m", "--target", "sm_90", "-o", first).exit_code == 0
+    result = packs(monkeypatch, first, "-o", str(tmp_path / "again"), "--json")
+    assert result.exit_code == 0, result.output
+    (written,) = json.loads(result.stdout)
+    assert written["target"] == "sm_90"
+    again = read_pack(Path(written["path"])).pack
+    assert again.name == "first"
+    assert again.rows == read_pack(Path(first)).pack.rows
+    assert again.command == "parhelion build first.zip --target sm_90"
+    assert packs(monkeypatch, first, "--target", "gfx950", "-o", str(tmp_path)).exit_code == 0
+    assert read_pack(tmp_path / "first-gfx950.zip").pack.fingerprint.vendor == "amd"
+
+
+def test_a_pack_lands_where_packs_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PARHELION_HOME", str(tmp_path))
+    arguments = (
+        "smollm2-135m",
+        "--target",
+        "sm_90",
+        "--quantization",
+        "fp8_per_token",
+        "--quantization",
+        "unquantized",
+    )
+    assert packs(monkeypatch, *arguments).exit_code == 0
+    pack = read_pack(tmp_path / "packs" / "smollm2-135m-fp8_per_token-unquantized-sm_90.zip").pack
+    assert len({row.contract for row in pack.rows}) * 14 == len(pack.rows)
+    assert {"linear", "scaled_mm"} <= {row.op for row in pack.rows}
+    assert "weight_only_mm" not in {row.op for row in pack.rows}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "needs a model or a pack"),
+        (["smollm2-135m"], "--target sm_90,gfx942"),
+        (["gpt-2", "--target", "sm_90"], "models that can be built for are smollm2-135m"),
+        (["smollm2-135m", "--target", "sm_70"], "sm_70"),
+        (["smollm2-135m", "--target", "sm_90", "--quick"], "belong to --check"),
+        (["smollm2-135m", "--check"], "--model smollm2-135m"),
+        (["smollm2-135m", "--target", "sm_90,sm_80", "-o", "one.zip"], "name a folder"),
+    ],
+)
+def test_what_makes_no_pack_is_refused(arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch):
+    result = packs(monkeypatch, *arguments)
     assert result.exit_code == 1
-    assert "pass --check" in result.output
+    assert named in " ".join(result.output.split())
 
 
 def test_the_table_the_page_and_the_json_say_what_is_not_built(tmp_path: Path):

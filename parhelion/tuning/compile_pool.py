@@ -1,0 +1,171 @@
+"""Building programs on all cores: processes that stay, each with the code that it has generated so far.
+
+They outlive a compiler that hangs or crashes. Requests of one contract go to one process where that leaves no other
+idle, since generating code takes longer than compiling it and what is bound to a contract's arguments is used again.
+Triton's cache is common to all of them, so a program that several buckets share is built once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from parhelion.ops.contract import Contract
+from parhelion.platform.cpu import usable_cores
+from parhelion.tuning.matrix import prepare_worker
+from parhelion.tuning.programs import Program
+from parhelion.tuning.target import Target
+from parhelion.tuning.workers import Worker
+
+LIMIT_S = 120.0
+"""Seconds that the programs of one request may take."""
+
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """The programs of a contract for one bucket and config.
+
+    Attributes:
+        index: of the request among those that came together.
+        config: the op's.
+        num_processors: see ``CompilePool``.
+    """
+
+    index: int
+    contract: Contract
+    bucket: int
+    config: Any
+    target: Target
+    num_processors: int | None
+
+
+Compiled = tuple[int, tuple[Program, ...] | str, float]
+"""Index of the request, its programs or why there are none, and processor seconds."""
+
+
+class CompilePool:
+    """A ``Compiler`` for one target. Close it, or use it in a ``with``.
+
+    Args:
+        target: what programs are built for.
+        num_processors: of the device, which persistent programs are told; None refuses those.
+        jobs: processes; None is one a core.
+        limit_s: seconds that a request may take; then its process is killed and another one started.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        num_processors: int | None = None,
+        jobs: int | None = None,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self._target = target
+        self._num_processors = num_processors
+        self._jobs = jobs or usable_cores()
+        self._limit_s = limit_s
+        self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-", ignore_cleanup_errors=True)
+        self._workers: list[Worker[Request, Compiled]] = []
+        self._met: list[set[Contract]] = []
+
+    def __enter__(self) -> CompilePool:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def compile(self, requests: Sequence[tuple[Contract, int, Any]]) -> Iterator[Compiled]:
+        """Build what is asked for; results come as they are ready. Whoever stops reading early stops what is going on.
+
+        Args:
+            requests: contract, bucket and config of each.
+        """
+        waiting = [
+            Request(index, contract, bucket, config, self._target, self._num_processors)
+            for index, (contract, bucket, config) in enumerate(requests)
+        ]
+        while len(self._workers) < min(self._jobs, len(waiting)):
+            self._workers.append(Worker(compile_request, functools.partial(prepare_worker, self._folder.name)))
+            self._met.append(set())
+        try:
+            self._hand_out(waiting)
+            while busy := [number for number, worker in enumerate(self._workers) if worker.item is not None]:
+                wait([self._workers[number].pipe for number in busy], timeout=_POLL_S)
+                for number in busy:
+                    for result in self._workers[number].results(_failed, self._limit_s):
+                        self._workers[number].advance()
+                        self._hand_out(waiting)
+                        yield result
+        finally:
+            for worker in self._workers:
+                if worker.item is not None:
+                    worker.restart()
+                    worker.advance()
+
+    def close(self) -> None:
+        """End the processes and remove what they wrote."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+        self._met.clear()
+        self._folder.cleanup()
+
+    def _hand_out(self, waiting: list[Request]) -> None:
+        """Give every idle process a request."""
+        for number, worker in enumerate(self._workers):
+            if worker.item is None and waiting:
+                request = min(waiting, key=functools.partial(self._preference, number))
+                waiting.remove(request)
+                self._met[number].add(request.contract)
+                worker.take([request])
+
+    def _preference(self, number: int, request: Request) -> tuple[bool, bool, int]:
+        """Process ``number`` takes the least: of a contract that it has met, else one that no other has."""
+        return (
+            request.contract not in self._met[number],
+            any(request.contract in met for met in self._met),
+            request.index,
+        )
+
+
+def compile_request(request: Request) -> Compiled:
+    """Build a request here."""
+    from parhelion.tuning.cross_compile import BuildError
+    from parhelion.tuning.programs import programs_of
+
+    before = _processor_seconds()
+    code = _generated_code(request.num_processors)
+    built: tuple[Program, ...] | str
+    try:
+        built = tuple(programs_of(request.contract, request.bucket, request.config, request.target, code))
+    except BuildError as error:
+        built = str(error)
+    # A pool outlives whatever one request does to it.
+    except Exception as error:
+        built = f"{type(error).__name__}: {error}"
+    return request.index, built, _processor_seconds() - before
+
+
+@functools.cache
+def _generated_code(num_processors: int | None) -> Any:
+    """What this process has generated so far."""
+    from parhelion.tuning.record import GeneratedCode
+
+    return GeneratedCode(num_processors)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of the assemblers that it started."""
+    return sum(os.times()[:4])
+
+
+def _failed(request: Request, reason: str) -> Compiled:
+    return request.index, reason, 0.0

@@ -1,0 +1,214 @@
+"""Programs serve any M of their bucket: their recipes, guards and binaries."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from parhelion.ops.contract import Contract
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.inputs import empty_inputs
+from parhelion.ops.launching import BUCKETS, bucket_of, build_sizes, launch_module
+from parhelion.ops.packed_kinds import kind_of
+from parhelion.ops.paged_attention import PagedAttention
+from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.registry import op, op_names
+from parhelion.packs.format import Binary
+from parhelion.tuning.build_rows import untuned_config
+from parhelion.tuning.cross_compile import BuildError
+from parhelion.tuning.programs import Program, distinct, plain, programs_of
+from parhelion.tuning.record import GeneratedCode
+from parhelion.tuning.target import target
+from tests.tuning.test_host_recipe import evaluated
+
+SM_90 = target("sm_90")
+ATTENTION = PagedAttention(8, 2, 64, 16, 0.125)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_in_a_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+        patch.setenv("TRITON_DISABLE_LINE_INFO", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def code() -> GeneratedCode:
+    return GeneratedCode()
+
+
+class Finder:
+    """A runner that finds the binary of every launch, and checks that it may be launched so."""
+
+    def __init__(self, programs: list[Program], name: str) -> None:
+        self.target = name
+        self.launched: list[Binary] = []
+        self._programs = programs
+
+    def __call__(self, kernel: str, config: Any, *arguments: Any) -> None:
+        kinds = tuple(map(kind_of, arguments))
+        found = [
+            program.binary
+            for program in self._programs
+            if (program.binary.kernel, program.binary.config, program.binary.kinds) == (kernel, plain(config), kinds)
+        ]
+        assert len(found) == 1, (kernel, kinds, len(found))
+        self.launched += found
+        check_guards(found[0], arguments)
+
+
+def check_guards(binary: Binary, arguments: tuple[Any, ...]) -> None:
+    names = dict(zip(binary.recipe.parameters, arguments, strict=True))
+    for expression, value in binary.recipe.equal:
+        assert evaluated(expression, names) == value, (binary.kernel, expression)
+    for expression in binary.recipe.aligned:
+        value = evaluated(expression, names)
+        assert (value.data_ptr() if isinstance(value, torch.Tensor) else value) % 16 == 0, (binary.kernel, expression)
+    assert all(evaluated(each, names) >= 1 for each in binary.recipe.grid)
+
+
+def built(contract: Contract, bucket: int, code: GeneratedCode, to: str = "sm_90") -> list[Program]:
+    return programs_of(contract, bucket, untuned_config(contract, bucket, target(to)), target(to), code)
+
+
+def launched(programs: list[Program], contract: Contract, bucket: int, inputs: tuple[Any, ...]) -> list[Binary]:
+    find = Finder(programs, "sm_90")
+    module = launch_module(contract.name)
+    module.launch(contract, find, module.default_config(contract, bucket, gemm_target("sm_90")), *inputs)
+    return find.launched
+
+
+@pytest.mark.parametrize("name", op_names())
+def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: GeneratedCode):
+    contract = op(name).examples[0]
+    for bucket, sizes in ((1, (1,)), (32, (17, 24, 32))):
+        programs = built(contract, bucket, code)
+        for num_tokens in sizes:
+            assert launched(programs, contract, bucket, empty_inputs(contract, num_tokens))
+        for program in programs:
+            binary = program.binary
+            assert program.data.startswith(b"\x7fELF")
+            assert binary.symbol.encode() in program.data
+            assert binary.sha256 == hashlib.sha256(program.data).hexdigest()
+            assert binary.num_bytes == len(program.data)
+            assert binary.file.endswith(".cubin")
+            assert binary.registers > 0
+
+
+def test_sizes_to_build_for_are_of_the_bucket_and_one_is_odd():
+    for bucket in BUCKETS:
+        sizes = build_sizes(bucket)
+        assert 1 not in sizes
+        assert any(size % 2 for size in sizes)
+        # Nothing distinguishes one token or two from three; from there on the bucket decides.
+        assert bucket <= 2 or {bucket_of(size) for size in sizes} == {bucket}
+
+
+def test_the_static_dimensions_stand_in_the_recipe(code: GeneratedCode):
+    contract = op("linear").examples[0]
+    gemm = built(contract, 32, code)[0].binary
+    assert {contract.in_features, contract.out_features} <= {value for _, value in gemm.recipe.equal}
+
+
+@pytest.mark.parametrize("to", ["sm_90", "gfx942"])
+def test_the_same_is_built_twice_and_holds_no_paths(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    contract = op("silu_and_mul").examples[0]
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "once"))
+    once = built(contract, 32, GeneratedCode(), to)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "again"))
+    again = built(contract, 32, GeneratedCode(), to)
+    assert [program.data for program in once] == [program.data for program in again]
+    assert [program.binary.file for program in once] == [program.binary.file for program in again]
+    for program in once:
+        assert program.binary.file.endswith(".hsaco" if to == "gfx942" else ".cubin")
+        for path in (b"parhelion-build", b"generated_", b"/tmp", str(Path.home()).encode()):
+            assert path not in program.data
+
+
+def step(num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int) -> tuple[Any, ...]:
+    """As the engine's: lengths and offsets are views of one buffer, the block table is as wide as the longest row."""
+    buffer = torch.empty(4 * num_rows + num_tokens + 8, dtype=torch.int32)
+    batch = AttentionBatch(
+        torch.empty((num_rows, -(-max_seq_len // ATTENTION.block_size)), dtype=torch.int32),
+        buffer[num_rows : 2 * num_rows],
+        buffer[2 * num_rows : 3 * num_rows + 1],
+        max_query_len,
+        max_seq_len,
+    )
+    query = torch.empty((num_tokens, ATTENTION.num_heads * ATTENTION.head_dim), dtype=torch.bfloat16)
+    kv_cache = torch.empty((77, ATTENTION.block_size, 2 * ATTENTION.num_kv_heads, 64), dtype=torch.bfloat16)
+    return query, kv_cache, batch
+
+
+@pytest.mark.parametrize(("bucket", "num_tokens"), [(1, 1), (2, 2), (8, 8), (64, 40), (64, 64), (4096, 4096)])
+def test_attention_has_binaries_for_every_step_of_the_engines(bucket: int, num_tokens: int, code: GeneratedCode):
+    programs = built(ATTENTION, bucket, code)
+    found = set()
+    for max_seq_len in (62, 126, 2046, 40958):
+        decodes = step(num_tokens, num_tokens, 1, max_seq_len)
+        found |= {binary.file for binary in launched(programs, ATTENTION, bucket, decodes)}
+        # Rows are padded apart from tokens: there may be more of them.
+        for num_rows in (1, 4, 16, 64, 256):
+            if num_tokens > 1 and num_rows != num_tokens:
+                mixed = step(num_tokens, num_rows, num_tokens, max_seq_len)
+                found |= {binary.file for binary in launched(programs, ATTENTION, bucket, mixed)}
+    assert len(found) >= (3 if bucket == 1 else 8 if bucket <= 64 else 6)
+
+
+def test_a_buckets_programs_are_another_buckets_where_the_config_is_the_same(code: GeneratedCode):
+    config = untuned_config(ATTENTION, 1, SM_90)
+    few, many = ({each.binary.file for each in programs_of(ATTENTION, b, config, SM_90, code)} for b in (1, 16))
+    assert few < many
+
+
+def test_one_sampled_row_comes_as_views_of_a_table(code: GeneratedCode):
+    contract = op("top_k_top_p_sampling").examples[0]
+    table = torch.empty((1, 3))
+    top_k = torch.empty((1, 6), dtype=torch.int32)[:, 3].contiguous()
+    parameters = (table[:, 0].contiguous(), top_k, table[:, 1].contiguous(), table[:, 2].contiguous(), torch.empty(1))
+    logits = torch.empty((1, contract.vocab_size))
+    assert launched(built(contract, 1, code), contract, 1, (logits, *parameters))
+
+
+def test_persistent_programs_need_the_number_of_processors(code: GeneratedCode):
+    contract = op("linear").examples[0]
+    config = GemmConfig(16, 32, 32, pid_type="persistent_blocked")
+    with pytest.raises(BuildError, match=r"gemm.gemm: pid_type persistent_blocked is built for a number of processors"):
+        programs_of(contract, 32, config, SM_90, code)
+    binary = programs_of(contract, 32, config, SM_90, GeneratedCode(num_processors=132))[0].binary
+    assert ("num_processors", 132) in binary.recipe.equal
+    assert binary.recipe.grid == ("num_processors",)
+
+
+def test_programmatic_programs_are_launched_so(code: GeneratedCode):
+    contract = op("silu_and_mul").examples[0]
+    usual = untuned_config(contract, 32, SM_90)
+    assert [each.binary.programmatic for each in programs_of(contract, 32, usual, SM_90, code)] == [False]
+    config = replace(usual, programmatic=True)
+    assert [each.binary.programmatic for each in programs_of(contract, 32, config, SM_90, code)] == [True]
+    config = replace(untuned_config(ATTENTION, 1, SM_90), programmatic=True)
+    assert all(each.binary.programmatic for each in programs_of(ATTENTION, 1, config, SM_90, code))
+
+
+def test_what_cannot_be_built_is_named(code: GeneratedCode):
+    contract = op("dynamic_per_token_scaled_fp8_quant").examples[0]
+    with pytest.raises(BuildError, match=r"dynamic_per_token_scaled_quant: .*fp8e4nv not supported"):
+        built(contract, 32, code, "sm_80")
+
+
+def test_programs_of_several_buckets_are_listed_once_with_the_longest_time(code: GeneratedCode):
+    contract = op("silu_and_mul").examples[0]
+    first, again = built(contract, 32, code), built(contract, 64, code)
+    binaries, files = distinct([*again, *first])
+    assert len(binaries) == len(files) == len(first)
+    assert binaries[0].compile_s == max(first[0].binary.compile_s, again[0].binary.compile_s)
