@@ -26,7 +26,7 @@ from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
 from parhelion.platform.driver import Function, load_function
 
-COMPILES = ("inductor",)
+COMPILES = ("inductor", "cutlass")
 """Providers that are measured and never serve from a pack: they would compile while serving."""
 
 Load = Callable[[bytes, str, int], Function]

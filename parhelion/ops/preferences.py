@@ -22,7 +22,7 @@ ON_GPU: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The same on a GPU, where that is not just ``helion``, ``torch`` and then ``reference``."""
 
 
-COMPILING = ("helion", "inductor")
+COMPILING = ("helion", "inductor", "cutlass")
 """Providers that compile at their first calls, unless a pack brings their binaries."""
 
 
