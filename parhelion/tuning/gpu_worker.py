@@ -144,6 +144,11 @@ class GpuTimer:
         Raises:
             GpuError: it cannot be had.
         """
+        if self._worker.item is not None:
+            # Whoever asked was interrupted; the answer would be taken for that to the next question.
+            self._worker.restart()
+            self._worker.advance()
+            self._forget()
         if self._is_ready:
             return
         answer = self._ask(Begin(measure=self._facts is None), self._limits.start_s)

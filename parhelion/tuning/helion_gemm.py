@@ -22,6 +22,9 @@ _RELATIVE = 2e-2
 _ABSOLUTE = 5e-2
 """Bounds of an element in the search's own check: a bfloat16 of outputs around 1, summed in any order."""
 
+_LEAST_DEPTH = 32
+"""Elements of K in a product of 8-bit operands, at least: Triton refuses fewer."""
+
 
 def expected(
     left: torch.Tensor,
@@ -53,13 +56,14 @@ def whole(
     """left [R, K] @ right.T [K, C] times scales [R, 1] and [C, 1]: [R, C], rows next to each other if ``swap_ab``."""
     rows, depth = left.size()
     columns = right.size(0)
+    block_k = hl.register_block_size(_LEAST_DEPTH, depth)
     if swap_ab:
         out = torch.empty([columns, rows], dtype=dtype, device=left.device).t()
     else:
         out = torch.empty([rows, columns], dtype=dtype, device=left.device)
     for tile_l, tile_r in hl.tile([rows, columns]):
         total = hl.zeros([tile_l, tile_r], dtype=torch.float32)
-        for tile_k in hl.tile(depth):
+        for tile_k in hl.tile(depth, block_size=block_k):
             total = _added(left[tile_l, tile_k], right[tile_r, tile_k], total)
         out[tile_l, tile_r] = (total * left_scales[tile_l, :] * right_scales[tile_r, :].T).to(dtype)
     return out
@@ -83,6 +87,7 @@ def split(
     """The same, K divided among programs that add to one float32 sum, in any order."""
     rows, depth = left.size()
     columns = right.size(0)
+    block_k = hl.register_block_size(_LEAST_DEPTH, depth)
     if swap_ab:
         sums = torch.zeros([columns, rows], dtype=torch.float32, device=left.device).t()
     else:
@@ -91,7 +96,7 @@ def split(
     span = helion.next_power_of_2(helion.cdiv(depth, split_k))
     for tile_l, tile_r, part in hl.tile([rows, columns, depth], block_size=[None, None, span]):
         total = hl.zeros([tile_l, tile_r], dtype=torch.float32)
-        for tile_k in hl.tile(part.begin, part.end):
+        for tile_k in hl.tile(part.begin, part.end, block_size=block_k):
             total = _added(left[tile_l, tile_k], right[tile_r, tile_k], total)
         total = total * left_scales[tile_l, :] * right_scales[tile_r, :].T
         hl.atomic_add(sums, [tile_l, tile_r], total)

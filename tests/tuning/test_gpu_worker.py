@@ -26,6 +26,7 @@ from parhelion.platform.driver import Function
 from parhelion.platform.driver_cuda import CudaDriver
 from parhelion.platform.measure import summarize
 from parhelion.quantization import UNQUANTIZED
+from parhelion.tuning import gpu_worker
 from parhelion.tuning.device_work import Answer, Begin, DeviceFacts, DeviceWork
 from parhelion.tuning.gpu_worker import GpuError, GpuTimer, Limits
 from parhelion.tuning.jobs import Outcome, TimingJob, Trial
@@ -110,6 +111,18 @@ def test_a_process_that_died_while_idle_is_replaced_and_the_trial_is_made_all_th
     [(_, again)] = timer.run(job("b"), 60.0)
     assert again.time_us is not None
     assert again.time_us.median != outcome.time_us.median
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(timer: GpuTimer, monkeypatch):
+    def interrupted(*unused: Any, **also: Any) -> None:
+        raise KeyboardInterrupt
+
+    list(timer.run(job("a"), 60.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_worker, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(timer.run(job("a"), 60.0))
+    assert [outcome.provider for _, outcome in timer.run(job("b", "c"), 60.0)] == ["b", "c"]
 
 
 def test_floors_come_from_what_the_process_measured(timer: GpuTimer):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
+from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.linear import Linear
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.platform.measure import summarize
@@ -26,6 +27,7 @@ from parhelion.tuning.target import target
 CPU = torch.device("cpu")
 GEMM = ScaledMm(256, 128, torch.float8_e4m3fn, torch.bfloat16)
 VARIANTS = [Variant(kernel, swap_ab) for kernel in ("whole", "split") for swap_ab in (False, True)]
+CODE = GeneratedCode()
 FOUND = FullEffort(summarize([3.0]), "whole: some config", 12.5)
 
 
@@ -51,37 +53,40 @@ def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.Monk
     torch.testing.assert_close(y, contract.reference(*given), rtol=2**-7, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 32])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_twin_is_built_for_hopper(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
+    variant: Variant, num_tokens: int, monkeypatch: pytest.MonkeyPatch
+):
     from helion.runtime.ref_mode import RefMode
 
     monkeypatch.delenv("HELION_INTERPRET", raising=False)
     twin = getattr(helion_gemm, variant.kernel)
     monkeypatch.setattr(twin.settings, "ref_mode", RefMode.OFF)
     twin.reset()
-    code = GeneratedCode()
-    arguments = variant.arguments(*inputs(32))
+    arguments = variant.arguments(*inputs(num_tokens))
     bound = twin.bind(arguments)
+    begin = dict(bound.config_spec.default_config().config)
     # What the search may change must be open: the three tiles, and for the split the number of parts.
-    config = {"block_sizes": [32, 64, 128], "num_warps": 4, "num_stages": 3}
-    spec = dict(bound.config_spec.default_config().config)
-    assert len(spec["block_sizes"]) == 3
-    if variant.kernel == "split":
-        assert "split_k" in spec
-        config["split_k"] = 2
-    source = bound.to_triton_code({**spec, **config})
-    module = code.module(source)
+    assert len(begin["block_sizes"]) == 3
+    assert ("split_k" in begin) == (variant.kernel == "split")
+    for changes in ({}, {"block_sizes": [128, 64, 32], "num_stages": 3, "split_k": 2}):
+        config = {**begin, **{name: value for name, value in changes.items() if name in begin}}
+        built = cross_compile(launch_of(variant, bound.to_triton_code(config), arguments), target("sm_90"))
+        assert built.data.startswith(b"\x7fELF")
+        assert built.resources.stack_bytes == 0
+
+
+def launch_of(variant: Variant, source: str, arguments: tuple[Any, ...]) -> Launch:
     launches: list[Launch] = []
 
     def launcher(function: Any, grid: Any, *positional: Any, **options: Any) -> None:
         kept = {name: value for name, value in options.items() if not name.startswith("_")}
-        launches.append(Launch(variant.kernel, function, positional, kept, source, None))
+        launches.append(Launch(variant.kernel, function, positional, kept, source, KernelConfig()))
 
-    getattr(module, variant.kernel)(*arguments, _launcher=launcher)
+    getattr(CODE.module(source), variant.kernel)(*arguments, _launcher=launcher)
     [launch] = launches
-    built = cross_compile(launch, target("sm_90"))
-    assert built.data.startswith(b"\x7fELF")
-    assert built.resources.stack_bytes == 0
+    return launch
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 256, 1024])

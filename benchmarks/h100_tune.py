@@ -1,0 +1,284 @@
+"""Tuning on a GPU, and beside it Helion's own autotuner at full effort on some of the same matrix products.
+
+    PYTHONPATH=. python benchmarks/h100_tune.py --model qwen3-8b --quantization fp8_per_token --budget 600
+    PYTHONPATH=. python benchmarks/h100_tune.py --skip-tune --full-effort-rows 6 --full-effort-seconds 300
+
+The pack is written to ``--pack``, and read from there if nothing is tuned. The result is written after every part, so
+that a run that is cut off leaves what it has. What the tuner found is timed again next to what the search found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from h100_ops import as_json
+
+from parhelion.bench.machine import command_line
+from parhelion.errors import ParhelionError
+from parhelion.ops.contract import Contract
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.kernel_timer import Timing
+from parhelion.ops.launching import launch_module
+from parhelion.packs.format import Candidate, Pack, Row
+from parhelion.packs.store import StoredPack, read_pack
+from parhelion.tuning.compile_pool import CompilePool
+from parhelion.tuning.contract_key import contract_of_key
+from parhelion.tuning.gpu_worker import GpuTimer
+from parhelion.tuning.helion_search import FullEffort, full_effort_search
+from parhelion.tuning.jobs import TimingJob, Trial
+from parhelion.tuning.model_calls import tuned_model
+from parhelion.tuning.plan import HELION, make_plan, why_not_on
+from parhelion.tuning.programs import Program
+from parhelion.tuning.target import target
+from parhelion.tuning.tune import TuneOptions, TuneProgress, tune
+
+RESULT = Path(__file__).parent / "results" / "h100_tune.json"
+PACK = Path("h100-tuned.zip")
+
+TIMING = Timing(rounds=20, warmup=3)
+_DEADLINE_S = 60.0
+
+_SEARCHED = "scaled_mm"
+"""The op that Helion's search has a twin of."""
+
+
+@dataclass(frozen=True)
+class TunedRow:
+    """What serves one contract and M.
+
+    Attributes:
+        op, contract: which.
+        m: tokens that were measured.
+        k, n: inputs and outputs of a matrix product; None of other ops.
+        provider, time_us: who is fastest.
+        untuned_us: the tile program without tuning; 0 if it was not measured.
+        floor_us: what the device allows.
+        rivals: every other provider's time, in microseconds.
+    """
+
+    op: str
+    contract: str
+    m: int
+    k: int | None
+    n: int | None
+    provider: str
+    time_us: float
+    untuned_us: float
+    floor_us: float
+    rivals: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One matrix product, as the tuner and as Helion's own search found it, timed in one run.
+
+    Attributes:
+        found_us: the tuner's. full_us: the search's; None if it failed.
+        tune_s: seconds that the tuner took for this row. full_s: that the search took.
+        config, full_config: what was found.
+        problem: why there is no figure.
+    """
+
+    op: str
+    m: int
+    k: int
+    n: int
+    found_us: float | None
+    full_us: float | None
+    tune_s: float
+    full_s: float
+    config: dict[str, Any] | None
+    full_config: str
+    problem: str | None = None
+
+
+def tuned_rows(pack: Pack) -> list[TunedRow]:
+    """All rows of a pack."""
+    found = []
+    for row in pack.rows:
+        contract = contract_of_key(row.contract)
+        rivals: dict[str, float] = {}
+        for candidate in (row.best, *row.runners_up):
+            if candidate.provider != row.best.provider:
+                rivals[candidate.provider] = min(candidate.time_us, rivals.get(candidate.provider, candidate.time_us))
+        best = row.best
+        found.append(
+            TunedRow(
+                op=row.op,
+                contract=row.contract,
+                m=row.measured_at,
+                k=getattr(contract, "in_features", None),
+                n=getattr(contract, "out_features", None),
+                provider=best.provider,
+                time_us=best.time_us,
+                untuned_us=row.untuned_us,
+                floor_us=row.floor_us,
+                rivals=rivals,
+            )
+        )
+    return found
+
+
+def sampled(rows: Sequence[Row], count: int) -> list[Row]:
+    """Rows that a tile program of the searched op serves, spread evenly over shapes and sizes of M."""
+    able = sorted(
+        (row for row in rows if row.op == _SEARCHED and _tile_program(row) is not None),
+        key=lambda row: (row.num_tokens, row.contract),
+    )
+    if count >= len(able):
+        return able
+    return [able[(2 * number + 1) * len(able) // (2 * count)] for number in range(count)]
+
+
+def _tile_program(row: Row) -> Candidate | None:
+    """The fastest candidate whose binaries the pack holds."""
+    own = (each for each in (row.best, *row.runners_up) if each.provider == HELION and each.binaries)
+    return next(own, None)
+
+
+def compared(stored: StoredPack, rows: Sequence[Row], seconds: float, device: str) -> Iterator[Comparison]:
+    """Search each row at full effort, and time what the pack holds for it right after that."""
+    for row in rows:
+        candidate = _tile_program(row)
+        assert candidate is not None
+        contract: Any = contract_of_key(row.contract)
+        what = (row.op, row.measured_at, contract.in_features, contract.out_features)
+        start = time.monotonic()
+        full: FullEffort | None = None
+        problem = None
+        try:
+            full = full_effort_search(contract, row.measured_at, seconds, device)
+        except ParhelionError as error:
+            problem = str(error)
+        full_s = time.monotonic() - start
+        found_us, why_not = _timed_again(stored, row, candidate, contract, device)
+        yield Comparison(
+            *what,
+            found_us=found_us,
+            full_us=full.time_us.median if full is not None else None,
+            tune_s=row.tune_s,
+            full_s=round(full_s, 1),
+            config=candidate.config,
+            full_config=full.config if full is not None else "",
+            problem=problem or why_not,
+        )
+
+
+def _timed_again(
+    stored: StoredPack, row: Row, candidate: Candidate, contract: Contract, device: str
+) -> tuple[float | None, str | None]:
+    """Microseconds of what the pack holds, or why there are none."""
+    config = msgspec.convert(candidate.config, launch_module(row.op).Config)
+    programs = tuple(
+        Program(binary, stored.binary(binary)) for binary in stored.pack.binaries if binary.file in candidate.binaries
+    )
+    trial = Trial(HELION, config, programs)
+    # A process of its own each time: while Helion searches, nobody else is on the device.
+    with GpuTimer(torch.device(device)) as timer:
+        for _, outcome in timer.run(TimingJob(contract, row.measured_at, (trial,), TIMING, True), _DEADLINE_S):
+            return (outcome.time_us.median if outcome.time_us is not None else None), outcome.problem
+    return None, "the deadline passed"
+
+
+def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
+    """Tune, and write the pack. Returns the seconds that it took, and the tuner's notes."""
+    device = torch.device(options.device)
+    model = tuned_model(options.model, options.quantization)
+    start = time.monotonic()
+    with GpuTimer(device) as timer:
+        fingerprint = timer.fingerprint
+        assert fingerprint is not None, "tuning needs a GPU"
+        processors = fingerprint.num_processors
+        known = replace(gemm_target(fingerprint.target), num_processors=processors)
+        sizes = tuple(int(size) for size in options.sizes.split(",") if size)
+        only = tuple(name for name in options.only.split(",") if name)
+        plan = make_plan(model, known, why_not_on(device), ops=only, sizes=sizes)
+        built_for = target(fingerprint.target)
+        with CompilePool(built_for, num_processors=processors, jobs=options.jobs) as pool:
+            asked = TuneOptions(options.pack, options.budget, options.effort, command=command_line(sys.argv))
+            result = tune(plan, built_for, fingerprint, timer, pool, asked, step_tuner=timer.tune_step, progress=say)
+    return time.monotonic() - start, list(result.notes)
+
+
+def say(progress: TuneProgress) -> None:
+    """One line for every row that is done."""
+    row = progress.current
+    doing = f"{row.contract.key()} M = {row.bucket}" if row is not None else ""
+    done = f"{progress.covered}/{progress.num_rows}"
+    print(f"{progress.seconds_left:5.0f} s left, {progress.stage} {done} {doing}", flush=True)
+
+
+def report_of(pack: Pack, options: argparse.Namespace, tune_s: float, notes: Sequence[str]) -> dict[str, Any]:
+    """The result without comparisons."""
+    return {
+        "device": pack.fingerprint.device,
+        "versions": pack.versions,
+        "command": command_line(sys.argv),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": options.model,
+        "quantization": options.quantization or "unquantized",
+        "tune_s": round(tune_s, 1),
+        "ledger": msgspec.to_builtins(pack.ledger),
+        "notes": list(notes),
+        "rows": [asdict(row) for row in tuned_rows(pack)],
+        "full_effort": [],
+    }
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """As far as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(as_json(report))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen3-8b")
+    parser.add_argument("--quantization", default="fp8_per_token", help="a scheme's name; empty for none")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of tuning")
+    parser.add_argument("--effort", default="normal", help="quick, normal or full")
+    parser.add_argument("--sizes", default="", help="of M, separated by commas; none means all buckets")
+    parser.add_argument("--only", default="", help="ops, separated by commas; none means all")
+    parser.add_argument("--jobs", type=int, default=None, help="processes that compile; none means one a core")
+    parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--skip-tune", action="store_true", help="take the pack as it is")
+    parser.add_argument("--full-effort-rows", type=int, default=0, help="how many rows Helion's search is given")
+    parser.add_argument("--full-effort-seconds", type=float, default=300.0, help="for each of them")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    options.quantization = options.quantization or None
+    return options
+
+
+def main() -> None:
+    """Tune, compare, write."""
+    options = parse()
+    tune_s, notes = (0.0, []) if options.skip_tune else tune_model(options)
+    stored = read_pack(options.pack)
+    report = report_of(stored.pack, options, tune_s or stored.pack.ledger.tune_s, notes)
+    write(report, options.output)
+    for note in notes:
+        print(note)
+    rows = sampled(stored.pack.rows, options.full_effort_rows)
+    for comparison in compared(stored, rows, options.full_effort_seconds, options.device):
+        print(comparison, flush=True)
+        report["full_effort"].append(asdict(comparison))
+        write(report, options.output)
+
+
+if __name__ == "__main__":
+    main()

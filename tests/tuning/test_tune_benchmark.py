@@ -1,0 +1,102 @@
+"""The benchmark of tuning, without a GPU: what it takes from a pack and compares, and that it writes as it goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.packs.format import Candidate, Row
+from parhelion.packs.store import write_pack
+from parhelion.platform.measure import summarize
+from parhelion.tuning.helion_search import FullEffort, HelionSearchError
+from parhelion.tuning.programs import plain
+from tests.packs import sample
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GEMM = ScaledMm(256, 128, torch.float8_e4m3fn, torch.bfloat16)
+CONFIG = plain(GemmConfig(16, 64, 128))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import h100_tune
+
+    return h100_tune
+
+
+def candidate(provider: str, time_us: float, *binaries: str) -> Candidate:
+    return Candidate(provider, CONFIG if provider == "helion" else None, time_us, time_us, time_us, binaries)
+
+
+def gemm_row(num_tokens: int, *candidates: Candidate) -> Row:
+    best, *others = candidates
+    return sample.row(
+        num_tokens, GEMM.key(), op="scaled_mm", best=best, runners_up=tuple(others), measured_at=num_tokens
+    )
+
+
+TILES = candidate("helion", 4.0, "rms_norm.cubin")
+ROWS = (
+    gemm_row(1, TILES, candidate("torch", 6.0), candidate("helion", 4.5), candidate("torch", 5.0)),
+    gemm_row(16, candidate("torch", 3.0), TILES),
+    gemm_row(64, candidate("torch", 3.0), candidate("helion", 4.0)),
+    sample.row(8, RmsNorm(4096).key(), measured_at=8),
+)
+
+
+def test_rows_have_their_shape_and_the_best_time_of_every_rival(script: Any):
+    rows = script.tuned_rows(sample.pack(rows=ROWS))
+    assert (rows[0].m, rows[0].k, rows[0].n) == (1, 256, 128)
+    assert rows[0].rivals == {"torch": 5.0}
+    assert rows[1].provider == "torch"
+    assert rows[1].rivals == {"helion": 4.0}
+    assert (rows[3].op, rows[3].k, rows[3].n) == ("rms_norm", None, None)
+
+
+def test_rows_are_sampled_where_there_is_a_program_to_compare(script: Any):
+    assert script.sampled(ROWS, 5) == list(ROWS[:2])
+    assert script.sampled(ROWS, 0) == []
+    many = [gemm_row(1 << power, TILES) for power in range(8)]
+    assert [row.num_tokens for row in script.sampled(many, 4)] == [2, 8, 32, 128]
+    assert len({id(row) for row in script.sampled(many, 7)}) == 7
+
+
+def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pack, output = tmp_path / "pack.zip", tmp_path / "result.json"
+    write_pack(sample.pack(rows=ROWS), sample.FILES, pack)
+    found = FullEffort(summarize([3.5]), "whole: a config", 12.0)
+    answers = iter([found, HelionSearchError("it did not end")])
+
+    def search(contract: Any, num_tokens: int, seconds: float, device: str) -> FullEffort:
+        assert (contract, seconds, device) == (GEMM, 7.0, "cpu")
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(script, "full_effort_search", search)
+    monkeypatch.setattr(script, "_timed_again", lambda *unused: (4.25, None))
+    options = ["--skip-tune", "--pack", str(pack), "--output", str(output), "--device", "cpu"]
+    monkeypatch.setattr(
+        sys, "argv", ["h100_tune.py", *options, "--full-effort-rows", "2", "--full-effort-seconds", "7"]
+    )
+    script.main()
+    result = json.loads(output.read_text())
+    assert result["device"] == sample.H100.device
+    assert result["tune_s"] == sample.pack().ledger.tune_s
+    assert len(result["rows"]) == len(ROWS)
+    first, second = result["full_effort"]
+    assert (first["m"], first["k"], first["n"]) == (1, 256, 128)
+    assert (first["found_us"], first["full_us"], first["full_config"]) == (4.25, 3.5, "whole: a config")
+    assert second["full_us"] is None
+    assert second["problem"] == "it did not end"
