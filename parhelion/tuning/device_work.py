@@ -71,7 +71,8 @@ class DeviceWork:
     """
 
     def __init__(self, device: torch.device, load: Load = load_function) -> None:
-        self._device = device
+        # With a number: what is asked about a device may be asked before one is current.
+        self._device = torch.device("cuda", 0) if device == torch.device("cuda") else device
         self._load = load
         self._timer: TrialTimer | None = None
 
