@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -23,6 +23,7 @@ from parhelion.platform.driver import load_function
 from parhelion.tuning.jobs import Trial
 from parhelion.tuning.layer_stack import ChosenResolver, LayerStack, layers_beyond_l2
 from parhelion.tuning.model_calls import TunedModel
+from parhelion.tuning.programmatic_twins import is_programmatic
 from parhelion.tuning.timing_jobs import launcher_of
 
 GAIN = 0.003
@@ -119,10 +120,21 @@ def tune_step(job: StepJob, device: torch.device, load: Load = load_function) ->
 
     by_cost = sorted(called, key=lambda each: -each.time_us * stack.contracts.count(each.contract))
     descent = Descent(time_step, time.monotonic() + job.budget_s)
-    choices = descent.best({each.contract: len(each.trials) for each in by_cost})
+    sizes = {each.contract: len(each.trials) for each in by_cost}
+    choices = descent.best(sizes, [programmatic_start(by_cost)])
     before_us, after_us, choices = descent.settled(choices)
     named = {contract.key(): position for contract, position in choices.items()}
     return StepResult(named, before_us, after_us, num_layers, descent.evaluations)
+
+
+def programmatic_start(shortlists: Sequence[Shortlist]) -> Choice:
+    """Everything programmatic that can be: one such kernel among others gains little, as each must let the next start."""
+    return {
+        each.contract: next(
+            (position for position, trial in enumerate(each.trials) if is_programmatic(trial.config)), 0
+        )
+        for each in shortlists
+    }
 
 
 class Descent:
@@ -143,14 +155,18 @@ class Descent:
         self.evaluations = 0
         self.problems: list[str] = []
 
-    def best(self, sizes: Mapping[Contract, int]) -> dict[Contract, int]:
+    def best(self, sizes: Mapping[Contract, int], starts: Sequence[Choice] = ()) -> dict[Contract, int]:
         """The choices that are left when no alternative gains any more, or after ``PASSES``.
 
         Args:
             sizes: how many alternatives each contract has, in the order in which they are tried.
+            starts: where to begin if that is faster than with the first of everything.
         """
         current = dict.fromkeys(sizes, 0)
         best_us = self._time(current)
+        for start in starts:
+            if dict(start) != current:
+                current, best_us = self._better(current, best_us, dict(start))
         for _ in range(PASSES):
             before = dict(current)
             for contract, size in sizes.items():

@@ -13,6 +13,7 @@ import torch
 from parhelion.ops.contract import Contract
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.gemm.target import gemm_target, target_of_device
+from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.linear import Linear
 from parhelion.ops.provider import ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
@@ -23,7 +24,7 @@ from parhelion.tuning.jobs import Trial
 from parhelion.tuning.layer_stack import ChosenResolver, LayerStack, layers_beyond_l2
 from parhelion.tuning.model_calls import TunedModel, layer_contracts, tuned_model
 from parhelion.tuning.model_shapes import ModelShape
-from parhelion.tuning.step_tuning import PASSES, Choice, Descent, Shortlist, StepJob, tune_step
+from parhelion.tuning.step_tuning import PASSES, Choice, Descent, Shortlist, StepJob, programmatic_start, tune_step
 
 CPU = torch.device("cpu")
 TINY = TunedModel(ModelShape("tiny", 64, 128, 2, 1, 32, 256, 1e-6, qk_norm=True), 2, UNQUANTIZED)
@@ -193,3 +194,24 @@ def test_the_blocks_exceed_the_cache(monkeypatch):
     layers = layers_beyond_l2(smaller, CPU)
     assert 2 * layers * sum(n * k for n, k in smaller.shape.projections) > 3 * (50 << 20)
     assert layers_beyond_l2(TINY, CPU) == 64
+
+
+def test_what_only_pays_together_is_found_from_a_start_that_has_it_all():
+    """Each alone costs a little, both together gain much: no single step leads there."""
+
+    def time_step(choice):
+        return {(0, 0): 100.0, (1, 0): 101.0, (0, 1): 101.0, (1, 1): 80.0}[choice[A], choice[B]]
+
+    alone = Descent(time_step, time.monotonic() + 60.0)
+    assert alone.best({A: 2, B: 2}) == {A: 0, B: 0}
+    together = Descent(time_step, time.monotonic() + 60.0)
+    assert together.best({A: 2, B: 2}, [{A: 1, B: 1}]) == {A: 1, B: 1}
+
+
+def test_the_start_takes_the_first_programmatic_trial_of_each_shortlist():
+    plain, programmatic = KernelConfig(), KernelConfig(programmatic=True)
+    lists = [
+        Shortlist(A, (Trial("helion", plain), Trial("torch", None), Trial("helion", programmatic)), 1.0),
+        Shortlist(B, (Trial("torch", None), Trial("helion", plain)), 1.0),
+    ]
+    assert programmatic_start(lists) == {A: 2, B: 0}

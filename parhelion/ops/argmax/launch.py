@@ -19,9 +19,11 @@ FEW_ROWS = 16
 class ArgmaxConfig:
     """Attributes:
     chunk: elements of a row that a program takes.
+    programmatic: see ``ops/programmatic.py``.
     """
 
     chunk: int
+    programmatic: bool = False
 
 
 Config = ArgmaxConfig
@@ -47,9 +49,9 @@ def launch(contract: Argmax, run: Runner, config: ArgmaxConfig, logits: torch.Te
     out = logits.new_empty((num_tokens,), dtype=torch.int64)
     # Neighbouring programs take neighbouring chunks of a row.
     by_chunk = KernelConfig(loop_orders=((1, 0),), num_warps=_warps(config.chunk))
-    run("argmax.argmax_chunks", by_chunk, logits, values, ids, config.chunk)
+    run("argmax.argmax_chunks", by_chunk, logits, values, ids, config.chunk, config.programmatic)
     combining = KernelConfig(num_warps=_warps(1 << (num_chunks - 1).bit_length()))
-    run("argmax.argmax_combine", combining, values, ids, out, num_chunks)
+    run("argmax.argmax_combine", combining, values, ids, out, num_chunks, config.programmatic)
     return out
 
 

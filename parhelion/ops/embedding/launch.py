@@ -27,7 +27,7 @@ def launch(
 ) -> torch.Tensor:
     """See ``Embedding``."""
     hidden = weight.new_empty((token_ids.shape[0], contract.hidden_size))
-    run("embedding.embedding", config, token_ids, weight, hidden)
+    run("embedding.embedding", config, token_ids, weight, hidden, config.programmatic)
     return hidden
 
 

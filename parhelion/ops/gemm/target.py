@@ -20,6 +20,7 @@ class GemmTarget:
         wide_mma: its matrix unit takes the left operand in 64 rows (wgmma, tcgen05): a small M is better on the right.
         float8: it multiplies ``float8_e4m3fn``; elsewhere codes are widened in registers first.
         is_amd: it wants short pipelines.
+        programmatic: kernels may start before their predecessors have ended; see ``ops/programmatic.py``.
     """
 
     name: str
@@ -28,6 +29,7 @@ class GemmTarget:
     wide_mma: bool = False
     float8: bool = True
     is_amd: bool = False
+    programmatic: bool = False
 
 
 _TARGETS = {
@@ -35,10 +37,10 @@ _TARGETS = {
     for target in (
         GemmTarget("sm_80", 108, 163 * _KIB, float8=False),
         GemmTarget("sm_89", 142, 99 * _KIB),
-        GemmTarget("sm_90", 132, 227 * _KIB, wide_mma=True),
-        GemmTarget("sm_100", 148, 227 * _KIB, wide_mma=True),
-        GemmTarget("sm_103", 160, 227 * _KIB, wide_mma=True),
-        GemmTarget("sm_120", 170, 99 * _KIB),
+        GemmTarget("sm_90", 132, 227 * _KIB, wide_mma=True, programmatic=True),
+        GemmTarget("sm_100", 148, 227 * _KIB, wide_mma=True, programmatic=True),
+        GemmTarget("sm_103", 160, 227 * _KIB, wide_mma=True, programmatic=True),
+        GemmTarget("sm_120", 170, 99 * _KIB, programmatic=True),
         # gfx942's own FP8 has another bias (float8_e4m3fnuz).
         GemmTarget("gfx942", 304, 64 * _KIB, float8=False, is_amd=True),
         GemmTarget("gfx950", 256, 160 * _KIB, is_amd=True),

@@ -11,6 +11,8 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+
 
 def keys_of(x: torch.Tensor) -> torch.Tensor:
     """int32 keys in the order of float32 values; both zeros are 0, and no number has the least key."""
@@ -27,10 +29,13 @@ def top_k_top_p_sampling(
     min_p: torch.Tensor,
     uniform: torch.Tensor,
     ids: torch.Tensor,
+    programmatic: hl.constexpr,
 ) -> None:
     num_tokens, vocab_size = logits.size()
     vocab_size = hl.specialize(vocab_size)
     for row in hl.grid(num_tokens):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
         heat = temperature[row]
         is_greedy = heat == 0
         divisor = torch.where(is_greedy, 1.0, heat)

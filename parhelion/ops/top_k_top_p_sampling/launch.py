@@ -50,7 +50,7 @@ def launch(
     """See ``TopKTopPSampling``."""
     ids = torch.empty((logits.shape[0],), dtype=torch.int64, device=logits.device)
     kernel = "top_k_top_p_sampling.top_k_top_p_sampling"
-    run(kernel, config, logits, temperature, top_k, top_p, min_p, uniform, ids)
+    run(kernel, config, logits, temperature, top_k, top_p, min_p, uniform, ids, config.programmatic)
     return ids
 
 
