@@ -128,7 +128,7 @@ def tune_step(job: StepJob, device: torch.device, load: Load = load_function) ->
 
 
 def programmatic_start(shortlists: Sequence[Shortlist]) -> Choice:
-    """Everything programmatic that can be: one such kernel among others gains little, as each must let the next start."""
+    """Everything programmatic that can be: one such kernel alone gains little, as each must let the next one start."""
     return {
         each.contract: next(
             (position for position, trial in enumerate(each.trials) if is_programmatic(trial.config)), 0
