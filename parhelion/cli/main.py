@@ -19,6 +19,7 @@ from parhelion.cli.pack import pack_app
 from parhelion.cli.pull import pull
 from parhelion.cli.report import report
 from parhelion.cli.serve import serve
+from parhelion.cli.tune import tune
 from parhelion.config import read_environment
 from parhelion.errors import ParhelionError
 
@@ -68,7 +69,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for command in (pull, serve, generate, chat, doctor, build, report):
+    for command in (pull, serve, generate, chat, doctor, build, tune, report):
         app.command()(command)
     app.add_typer(bench_app())
     app.add_typer(pack_app())

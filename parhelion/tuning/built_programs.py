@@ -1,0 +1,101 @@
+"""The programs of candidates: built ahead, kept while they may be wanted, built again if they are wanted after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from parhelion.errors import PackError
+from parhelion.tuning.compile_ahead import CompileAhead, Results
+from parhelion.tuning.jobs import Request
+from parhelion.tuning.journal import Compiled, Journal
+from parhelion.tuning.programs import Program, plain
+from parhelion.tuning.prune import spilled_bytes, why_dropped
+from parhelion.tuning.target import Target
+
+
+class BuiltPrograms:
+    """Knows of every request whether it was built.
+
+    Args:
+        ahead: builds.
+        journal: what is known there is not built again until its programs are wanted.
+        target: what for.
+        elapsed: seconds since the session began.
+    """
+
+    def __init__(self, ahead: CompileAhead, journal: Journal, target: Target, elapsed: Callable[[], float]) -> None:
+        self._ahead = ahead
+        self._journal = journal
+        self._target = target
+        self._elapsed = elapsed
+        self._begun: dict[Request, Future[Results]] = {}
+        self._programs: dict[Request, tuple[Program, ...]] = {}
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        """Have built what nothing is known of."""
+        unknown = [each for each in requests if each not in self._begun and self._known(each) is None]
+        future = self._ahead.submit(unknown)
+        self._begun |= dict.fromkeys(unknown, future)
+
+    def finish(self, requests: Sequence[Request], timeout_s: float | None = None) -> None:
+        """Wait for what was begun.
+
+        Raises:
+            TimeoutError: it takes longer.
+            CancelledError: it was given up.
+        """
+        for request in requests:
+            if request in self._begun:
+                built, seconds = self._begun[request].result(timeout_s)[request]
+                del self._begun[request]
+                self._take(request, built, seconds)
+
+    def problem(self, request: Request, spilling: bool) -> str | None:
+        """Why a finished request is not worth timing; None if it is.
+
+        Args:
+            spilling: one that spills registers is.
+        """
+        known = self._known(request)
+        assert known is not None
+        if known.problem is None and known.stack_bytes and not spilling:
+            return f"it spills {known.stack_bytes} bytes a thread"
+        return known.problem
+
+    def programs(self, requests: Sequence[Request]) -> dict[Request, tuple[Program, ...]]:
+        """The programs of requests that have no problem, built again where they were let go.
+
+        Raises:
+            PackError: what was built once cannot be built now.
+        """
+        missing = [each for each in requests if each not in self._programs]
+        for request, (built, _) in self._ahead.submit(missing).result().items():
+            if isinstance(built, str):
+                raise PackError(f"{request[0].key()} with {request[2]} was built before and is not now: {built}")
+            self._programs[request] = built
+        return {each: self._programs[each] for each in requests}
+
+    def let_go(self, requests: Collection[Request], keep: Collection[Request]) -> None:
+        """Forget the programs of requests, but for some."""
+        for each in set(requests) - set(keep):
+            self._programs.pop(each, None)
+
+    def cancel(self) -> None:
+        """Give up what was begun and is not finished."""
+        self._ahead.cancel()
+        self._begun.clear()
+
+    def _known(self, request: Request) -> Compiled | None:
+        contract, bucket, config = request
+        return self._journal.compiled(contract.key(), bucket, plain(config))
+
+    def _take(self, request: Request, built: Any, seconds: float) -> None:
+        contract, bucket, config = request
+        problem = built if isinstance(built, str) else why_dropped(built, self._target)
+        if problem is None:
+            self._programs[request] = built
+        spilled = 0 if isinstance(built, str) else spilled_bytes(built)
+        at_s = self._elapsed()
+        self._journal.add(Compiled(contract.key(), bucket, plain(config), problem, spilled, seconds, at_s))

@@ -1,0 +1,117 @@
+"""Compiling beside timing: a thread hands requests to the compiler's processes while the device is busy."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from parhelion.tuning.jobs import Compiler, Request
+from parhelion.tuning.programs import Program
+
+Built = tuple[Program, ...] | str
+"""A request's programs, or why there are none."""
+
+Results = Mapping[Request, tuple[Built, float]]
+"""What came of requests, and processor seconds."""
+
+
+@dataclass(eq=False)
+class _Order:
+    """Requests that were handed in together, those that are still open, and what has come of the others."""
+
+    open: dict[Request, None]
+    future: Future[Results] = field(default_factory=Future)
+    results: dict[Request, tuple[Built, float]] = field(default_factory=dict)
+
+
+class CompileAhead:
+    """The thread. All that is waiting when the compiler is free goes to it at once, so that no core is idle.
+
+    Args:
+        compiler: used by this thread alone.
+    """
+
+    def __init__(self, compiler: Compiler) -> None:
+        self._compiler = compiler
+        self._waiting: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="compile ahead", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[Request]) -> Future[Results]:
+        """Have requests built; returns at once. The future is cancelled if they are given up."""
+        order = _Order(dict.fromkeys(requests))
+        if order.open:
+            self._waiting.put(order)
+        else:
+            order.future.set_result({})
+        return order.future
+
+    def cancel(self) -> None:
+        """Give up what is not built yet. Waits until the compiler is free; further requests may follow."""
+        self._stop.set()
+        idle = _Order({})
+        self._waiting.put(idle)
+        idle.future.result()
+        self._stop.clear()
+
+    def close(self) -> None:
+        """Give up everything and end."""
+        self._stop.set()
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Processes that this thread starts inherit it: an interruption from the keyboard is the tuner's affair,
+            # which still needs its compiler to write a pack.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while orders := self._taken():
+            try:
+                self._build([order for order in orders if order.open])
+            except Exception as error:
+                for order in orders:
+                    if order.open and not order.future.done():
+                        order.future.set_exception(error)
+            for order in orders:
+                if not order.future.done():
+                    _end(order)
+
+    def _taken(self) -> list[_Order]:
+        """All orders that wait, at least one; none at the end."""
+        orders = []
+        order = self._waiting.get()
+        while order is not None:
+            orders.append(order)
+            try:
+                order = self._waiting.get_nowait()
+            except queue.Empty:
+                return orders
+        for each in orders:
+            each.future.cancel()
+        return []
+
+    def _build(self, orders: Sequence[_Order]) -> None:
+        requests = list(dict.fromkeys(request for order in orders for request in order.open))
+        if not requests or self._stop.is_set():
+            return
+        for index, built, seconds in self._compiler.compile(requests):
+            for order in orders:
+                if requests[index] in order.open:
+                    del order.open[requests[index]]
+                    order.results[requests[index]] = (built, seconds)
+                    if not order.open:
+                        order.future.set_result(order.results)
+            if self._stop.is_set():
+                return
+
+
+def _end(order: _Order) -> None:
+    if order.open:
+        order.future.cancel()
+    else:
+        order.future.set_result(order.results)

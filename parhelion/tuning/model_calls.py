@@ -1,0 +1,191 @@
+"""What one step of a model calls, and how often: the contracts of the fused plan, each with its count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from parhelion.errors import ConfigError
+from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
+from parhelion.layers.fusions import FUSED
+from parhelion.layers.program import cover
+from parhelion.models.checkpoint import read_model_config
+from parhelion.ops.argmax import Argmax
+from parhelion.ops.contract import Contract
+from parhelion.ops.embedding import Embedding
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.linear import Linear
+from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
+from parhelion.ops.weight_only_mm import WeightOnlyMm
+from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme
+from parhelion.tuning.model_contracts import BLOCK_SIZE, MAX_POSITION, scheme
+from parhelion.tuning.model_shapes import ModelShape, model_shape
+
+NUM_LAYERS: Mapping[str, int] = MappingProxyType(
+    {
+        "smollm2-135m": 30,
+        "qwen3-0.6b": 28,
+        "qwen3-1.7b": 28,
+        "qwen3-8b": 36,
+        "qwen3-32b": 64,
+        "llama-3-8b": 32,
+        "qwen2.5-7b": 28,
+    }
+)
+"""Blocks of the listed models (``num_hidden_layers``)."""
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model as far as the tuner cares.
+
+    Attributes:
+        shape: its dimensions.
+        num_layers: blocks.
+        quantization: of its linear layers.
+        max_position: positions of the rotary table.
+        windows: of each block, how many tokens back a query sees; empty if all see all.
+        out_bias, mlp_bias: the attention's output projection, and the feed-forward's two, add a bias.
+    """
+
+    shape: ModelShape
+    num_layers: int
+    quantization: QuantScheme
+    max_position: int = MAX_POSITION
+    windows: tuple[int | None, ...] = ()
+    out_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.shape.name
+
+
+def tuned_model(model: str, quantization: str | None = None) -> TunedModel:
+    """A listed model by name, or one by its folder or ``.gguf`` file, of which only the config is read.
+
+    Layers that a checkpoint's scheme leaves unquantized are counted as quantized.
+
+    Args:
+        quantization: a scheme's name; None is the checkpoint's own, and none for a listed model.
+
+    Raises:
+        ConfigError: there is no such model or scheme, they do not fit each other, or the checkpoint is quantized
+            already.
+        CheckpointError: the config cannot be read.
+    """
+    found = _from_config(Path(model)) if Path(model).exists() else _listed(model)
+    if quantization is None:
+        return found
+    asked = scheme(quantization)
+    if found.quantization.is_quantized and found.quantization.name != asked.name:
+        raise ConfigError(f"{model} is quantized as {found.quantization.name} already: leave --quantization out")
+    block = asked.block
+    if block is not None and (odd := [k for _, k in found.shape.projections if k % block]):
+        raise ConfigError(f"{model} has a layer of {odd[0]} inputs, and {asked.name} takes multiples of {block}")
+    return TunedModel(
+        found.shape, found.num_layers, asked, found.max_position, found.windows, found.out_bias, found.mlp_bias
+    )
+
+
+def layer_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> Counter[Contract]:
+    """What all blocks and the last norm call in one step on a target."""
+    counts: Counter[Contract] = Counter()
+    for index in range(model.num_layers):
+        counts.update(_block(model, target, dtype, index))
+    counts[add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1)).contract] += 1
+    return counts
+
+
+def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
+    """What stands before the blocks and sees every token, and what stands behind and sees one token a request.
+
+    Which of the samplers a step calls depends on its requests; both are counted.
+    """
+    shape = model.shape
+    head = Linear(shape.hidden_size, shape.vocab_size, dtype)
+    behind = [head, Argmax(shape.vocab_size), TopKTopPSampling(shape.vocab_size)]
+    return [Embedding(shape.vocab_size, shape.hidden_size, dtype)], behind
+
+
+def _listed(name: str) -> TunedModel:
+    try:
+        shape = model_shape(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a folder with a config.json will do too") from None
+    return TunedModel(shape, NUM_LAYERS[name], UNQUANTIZED)
+
+
+def _from_config(path: Path) -> TunedModel:
+    config = read_model_config(path)
+    shape = ModelShape(
+        path.resolve().name,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.vocab_size,
+        config.rms_norm_eps,
+        config.qk_norm,
+        config.attention_bias,
+    )
+    return TunedModel(
+        shape,
+        config.num_layers,
+        config.quantization or UNQUANTIZED,
+        config.max_position,
+        config.sliding_windows,
+        config.attention_output_bias,
+        config.mlp_bias,
+    )
+
+
+def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int) -> list[Contract]:
+    """The contracts of one block's calls; it is asked with parameters that have shapes and no values."""
+    s, quantization = model.shape, model.quantization
+    # Without 8-bit floats a layer multiplies FP8 weights by activations as they are, or dequantizes the weights.
+    widens = quantization.weight_dtype == torch.float8_e4m3fn and not target.float8
+    if widens:
+        quantization = UNQUANTIZED
+    biases = (s.qkv_bias, model.out_bias, model.mlp_bias, model.mlp_bias)
+    qkv, out, gate_up, down = (
+        _linear(n, k, quantization, bias) for (n, k), bias in zip(s.projections, biases, strict=True)
+    )
+    dims = LayerShape(
+        s.hidden_size,
+        s.intermediate_size,
+        s.num_heads,
+        s.num_kv_heads,
+        s.head_dim,
+        s.rms_norm_eps,
+        BLOCK_SIZE,
+        model.max_position,
+        model.windows[index] if model.windows else None,
+        dtype,
+    )
+    norm, head_norm = _empty(s.hidden_size), _empty(s.head_dim) if s.qk_norm else None
+    weights = LayerWeights(norm, norm, qkv, out, gate_up, down, head_norm, head_norm)
+    calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), FUSED)
+    contracts = [call.contract for call in calls]
+    return [_weight_only(each) for each in contracts] if widens and model.quantization.block is None else contracts
+
+
+def _weight_only(contract: Contract) -> Contract:
+    if not isinstance(contract, Linear):
+        return contract
+    return WeightOnlyMm(contract.in_features, contract.out_features, contract.dtype, contract.bias)
+
+
+def _linear(n: int, k: int, quantization: QuantScheme, bias: bool) -> LinearWeights:
+    scales = _empty(n, 1) if quantization.is_quantized else None
+    return LinearWeights(_empty(n, k), scales, _empty(n) if bias else None, quantization)
+
+
+def _empty(*size: int) -> torch.Tensor:
+    return torch.empty(size, device="meta")

@@ -1,0 +1,249 @@
+"""The tuner's way through the rows: everything once, then what costs the step most, again and again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.kernel_timer import Timing
+from parhelion.ops.launching import BUCKETS
+from parhelion.tuning.built_programs import BuiltPrograms
+from parhelion.tuning.jobs import Outcome
+from parhelion.tuning.measuring import Measuring
+from parhelion.tuning.neighbours import neighbours
+from parhelion.tuning.plan import HELION, grouped, program_bucket
+from parhelion.tuning.prune import kept, ranked
+from parhelion.tuning.row_state import RowState, step_us
+from parhelion.tuning.search import FULL, search
+from parhelion.tuning.seeds import SeedBank, Winner, nearest
+from parhelion.tuning.stopping import has_gained, is_done, share_to_gain
+
+LOOK_AHEAD = 64
+"""Requests that the compiler is given before they are wanted, at least those of one group of rows."""
+
+SHORTLIST = 3
+"""Of a row, how many may be chosen among in a step."""
+
+Group = list[RowState]
+"""Rows that launch the same programs."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried.
+
+    Attributes:
+        candidates: of a row, at most, not counting refinements.
+        refinements: rounds of neighbours, at most.
+    """
+
+    candidates: int
+    refinements: int
+
+
+EFFORTS = {"quick": Effort(12, 1), "normal": Effort(40, 4), "full": Effort(160, 8)}
+
+
+class Passes:
+    """Works on rows.
+
+    Args:
+        rows: all of them.
+        target: as configs know it.
+        measuring, programs: time and build.
+        seeds: what packs know.
+        effort: how much is tried.
+        elapsed: seconds since the session began.
+        deadline_s: by that clock; nothing begins after it.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[RowState],
+        target: GemmTarget,
+        measuring: Measuring,
+        programs: BuiltPrograms,
+        seeds: SeedBank,
+        effort: Effort,
+        elapsed: Callable[[], float],
+        deadline_s: float,
+    ) -> None:
+        self._rows = list(rows)
+        self._groups: list[Group] = grouped(rows, lambda row: row.planned)
+        self._target = target
+        self._measuring = measuring
+        self._programs = programs
+        self._seeds = seeds
+        self._effort = effort
+        self._elapsed = elapsed
+        self._deadline_s = deadline_s
+
+    def cover(self, covered: Callable[[], None]) -> None:
+        """Every row once: the untuned config, the seeds of packs, and all rivals, at length and checked.
+
+        Args:
+            covered: called for each row.
+        """
+
+        def work(row: RowState, configs: list[Any]) -> None:
+            self._cover_row(row, configs)
+            covered()
+
+        total = step_us(self._rows)
+        # What the step should spend its time on is all that is known so far.
+        order = sorted(
+            self._groups, key=lambda group: -sum(each.floor_us * each.weight / total[each.bucket] for each in group)
+        )
+        self._work(order, self._first_configs, work)
+
+    def compare(self, until_s: float) -> None:
+        """Those who compile at their first call and may serve nowhere, until a time on the clock."""
+        deadline_s = min(until_s, self._deadline_s)
+        wanted = [row for row in self._rows if row.planned.compiling]
+        for row in sorted(wanted, key=lambda row: -(row.time_us or 0.0) * row.weight):
+            choices = [(name, None) for name in row.planned.compiling]
+            self._measuring.outcomes(row, choices, FULL, True, deadline_s)
+
+    def search(self) -> None:
+        """The rows that can still gain, the most promising first, each among its candidates."""
+        self._work(self._open_groups(), self._search_configs, self._search_row)
+
+    def refine(self) -> None:
+        """The neighbours of the best configs, for as long as that gains."""
+        stalled: set[int] = set()
+        for _ in range(self._effort.refinements):
+            before = {id(row): row.time_us for row in self._rows}
+            groups = [group for group in self._open_groups() if not all(id(row) in stalled for row in group)]
+            self._work(groups, self._neighbour_configs, self._search_row)
+            for row in self._rows:
+                then = before[id(row)]
+                if then is None or row.time_us is None or not has_gained(then, row.time_us):
+                    stalled.add(id(row))
+            if not groups or self._is_over():
+                return
+
+    def _is_over(self) -> bool:
+        return self._elapsed() >= self._deadline_s
+
+    def _work(
+        self,
+        groups: Sequence[Group],
+        configs_of: Callable[[Group], list[Any]],
+        work: Callable[[RowState, list[Any]], None],
+    ) -> None:
+        """Groups in order, while the programs of the next ones are built.
+
+        What is asked for depends on what was found so far, and on nothing that is a matter of time: so a tuner that
+        goes on from its journal asks for the same.
+        """
+        waiting, begun, ahead = deque(groups), deque[tuple[Group, list[Any]]](), 0
+        while (waiting or begun) and not self._is_over():
+            while waiting and (len(begun) < 2 or ahead < LOOK_AHEAD):
+                group = waiting.popleft()
+                configs = configs_of(group)
+                self._programs.begin([group[0].request(config) for config in configs])
+                begun.append((group, configs))
+                ahead += len(configs)
+            group, configs = begun.popleft()
+            ahead -= len(configs)
+            try:
+                left_s = self._deadline_s - self._elapsed()
+                self._programs.finish([group[0].request(config) for config in configs], left_s)
+            except (TimeoutError, CancelledError):
+                break
+            for row in group:
+                if not self._is_over():
+                    work(row, self._usable(row, configs))
+            keep = {row.request(each.config) for row in group for each in shortlist(row) if each.provider == HELION}
+            self._programs.let_go([group[0].request(config) for row in group for config in row.tried], keep)
+        if waiting or begun:
+            self._programs.cancel()
+
+    def _usable(self, row: RowState, configs: Sequence[Any]) -> list[Any]:
+        """Those that were built. The untuned config may be slow: it is what there was before."""
+        return [
+            config
+            for config in configs
+            if self._programs.problem(row.request(config), spilling=config == row.untuned) is None
+        ]
+
+    def _first_configs(self, group: Group) -> list[Any]:
+        for row in group:
+            row.seeds.update(self._seeds.seeds(row.contract, row.bucket))
+        seeds = [config for row in group for config in self._seeds.seeds(row.contract, row.bucket)]
+        return list(dict.fromkeys([*(row.untuned for row in group), *seeds]))
+
+    def _cover_row(self, row: RowState, configs: list[Any]) -> None:
+        row.tried.update(configs)
+        rivals = [(name, None) for name in row.planned.rivals]
+        self._measuring.outcomes(row, [*((HELION, each) for each in configs), *rivals], FULL, True, self._deadline_s)
+
+    def _search_configs(self, group: Group) -> list[Any]:
+        contract, bucket = group[0].contract, program_bucket(group[0].contract, group[-1].bucket)
+        if all(self._is_done(row) for row in group):
+            return []
+        given = self._seeds.seeds(contract, bucket)
+        near = nearest(self._winners(group), contract, bucket, self._target)
+        if given and self._seeds.narrows(contract.name):
+            around = [each for seed in given for each in neighbours(seed, contract, bucket, self._target)]
+            configs = kept(around, -(-self._effort.candidates // 3), [*given, *near])
+        else:
+            always = [group[0].untuned, *given, *near]
+            configs = kept(ranked(contract, bucket, self._target), self._effort.candidates, always)
+        return [config for config in configs if not all(config in row.tried for row in group)]
+
+    def _neighbour_configs(self, group: Group) -> list[Any]:
+        best = dict.fromkeys(row.best_config for row in group if not self._is_done(row))
+        found = [
+            each
+            for config in best
+            if config is not None
+            for each in neighbours(config, group[0].contract, group[-1].bucket, self._target)
+        ]
+        return [config for config in dict.fromkeys(found) if not all(config in row.tried for row in group)]
+
+    def _search_row(self, row: RowState, configs: list[Any]) -> None:
+        configs = [config for config in configs if config not in row.tried]
+        if self._is_done(row) or not configs:
+            return
+        row.tried.update(configs)
+
+        def time(configs: Sequence[Any], timing: Timing, check: bool) -> dict[Any, Outcome]:
+            choices = [(HELION, config) for config in configs]
+            outcomes = self._measuring.outcomes(row, choices, timing, check, self._deadline_s)
+            return {config: outcome for (_, config), outcome in outcomes.items()}
+
+        search(time, configs, row.time_us)
+
+    def _is_done(self, row: RowState) -> bool:
+        if row.time_us is None:
+            return False
+        return is_done(row.time_us, row.floor_us, row.weight, step_us(self._rows)[row.bucket])
+
+    def _open_groups(self) -> list[Group]:
+        """Those with a row that can still gain, the one that may gain most of a step's time first."""
+        total = step_us(self._rows)
+
+        def gain(group: Group) -> float:
+            return sum(
+                share_to_gain(row.time_us or 2 * row.floor_us, row.floor_us, row.weight, total[row.bucket])
+                for row in group
+            )
+
+        found = [group for group in self._groups if not all(self._is_done(row) for row in group)]
+        return sorted(found, key=gain, reverse=True)
+
+    def _winners(self, group: Group) -> list[Winner]:
+        """Of all other rows, those of the nearest buckets first among equals."""
+        others = [row for row in self._rows if row not in group and row.best_config is not None]
+        others.sort(key=lambda row: BUCKETS.index(row.bucket))
+        return [Winner(row.contract, row.bucket, row.best_config) for row in others]
+
+
+def shortlist(row: RowState) -> list[Outcome]:
+    """Who may be chosen in a step: the fastest few."""
+    return row.ranking()[:SHORTLIST]

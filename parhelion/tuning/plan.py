@@ -1,0 +1,137 @@
+"""What is tuned: a row for every contract that a step of the model calls and every bucket of M, with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parhelion.errors import ConfigError
+from parhelion.ops.contract import Contract
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
+from parhelion.ops.pack_kernels import COMPILES
+from parhelion.ops.provider import Provider
+from parhelion.ops.registry import op
+from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts
+
+HELION = "helion"
+REFERENCE = "reference"
+
+MOST_SAMPLED = 256
+"""Requests that run at once (the default of ``EngineConfig.max_num_seqs``): the output head sees no more tokens."""
+
+COMPILING_SIZES = (1, 16, 256)
+"""Sizes of M at which those are measured who compile for seconds each time, and so never serve from a pack."""
+
+SHARED_BUCKET = 16
+"""A GEMM's tile has at least so many rows, so smaller buckets launch the same programs."""
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row to be.
+
+    Attributes:
+        contract, bucket: which; M = ``bucket`` is what is measured.
+        weight: how often a step calls it.
+        rivals: other providers that may serve it here.
+        compiling: others that are measured and may not serve; see ``COMPILES``.
+    """
+
+    contract: Contract
+    bucket: int
+    weight: int
+    rivals: tuple[str, ...] = ()
+    compiling: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be tuned.
+
+    Attributes:
+        model: for which.
+        target: as configs know it, with the device's own number of processors.
+        rows: in the order of the model's calls, each contract's by bucket.
+    """
+
+    model: TunedModel
+    target: GemmTarget
+    rows: tuple[PlannedRow, ...]
+
+
+def make_plan(
+    model: TunedModel,
+    target: GemmTarget,
+    why_not: Callable[[Provider, Contract], str | None],
+    *,
+    ops: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+) -> Plan:
+    """The rows of a model on a target.
+
+    Args:
+        why_not: None if a provider can serve a contract on the device.
+        ops: names; none means all that the model calls.
+        sizes: of M; none means all buckets.
+
+    Raises:
+        ConfigError: an op is not known, or the model does not call it.
+    """
+    buckets = tuple(sorted({bucket_of(size) for size in sizes})) or BUCKETS
+    few = tuple(bucket for bucket in buckets if bucket <= MOST_SAMPLED)
+    before, behind = edge_contracts(model)
+    counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in before]
+    counts += [(contract, count, buckets) for contract, count in layer_contracts(model, target).items()]
+    counts += [(each, 1, few) for each in behind]
+    called = sorted({contract.name for contract, _, _ in counts})
+    for name in ops:
+        if op(name).name not in called:
+            raise ConfigError(f"{model.name} ({model.quantization.name}) calls no {name}; it calls {', '.join(called)}")
+    rows = []
+    for contract, count, own in counts:
+        if ops and contract.name not in ops:
+            continue
+        rivals = rivals_of(contract, why_not)
+        compiling = tuple(name for name in rivals if name in COMPILES)
+        serving = tuple(name for name in rivals if name not in COMPILES)
+        rows += [
+            PlannedRow(contract, bucket, count, serving, compiling if bucket in COMPILING_SIZES else ())
+            for bucket in own
+        ]
+    return Plan(model, target, tuple(rows))
+
+
+def rivals_of(contract: Contract, why_not: Callable[[Provider, Contract], str | None]) -> tuple[str, ...]:
+    """Names of the providers beside the tile program and the reference that can compute a contract."""
+    providers = [each for each in op(contract.name).providers if each.name not in (HELION, REFERENCE)]
+    return tuple(each.name for each in providers if why_not(each, contract) is None)
+
+
+def why_not_on(device: torch.device) -> Callable[[Provider, Contract], str | None]:
+    """Asks providers about a device."""
+    return lambda provider, contract: provider.why_not(device) or provider.refuses(contract)
+
+
+def refuses(provider: Provider, contract: Contract) -> str | None:
+    """Where there is no device to ask about: everyone competes who takes the static dimensions."""
+    return provider.refuses(contract)
+
+
+def program_bucket(contract: Contract, bucket: int) -> int:
+    """The bucket whose programs serve M up to ``bucket``."""
+    shares = launch_module(contract.name).Config is GemmConfig
+    return max(bucket, SHARED_BUCKET) if shares else bucket
+
+
+def grouped(rows: Sequence[Any], of: Callable[[Any], PlannedRow]) -> list[list[Any]]:
+    """Rows that launch the same programs together."""
+    groups: dict[tuple[Contract, int], list[Any]] = {}
+    for row in rows:
+        planned = of(row)
+        groups.setdefault((planned.contract, program_bucket(planned.contract, planned.bucket)), []).append(row)
+    return list(groups.values())

@@ -1,0 +1,271 @@
+"""Tuning a model on a device: every row measured, searched where it pays, chosen in the step, and put into a pack."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
+from parhelion.packs.location import pack_name
+from parhelion.tuning.build_rows import untuned_config
+from parhelion.tuning.built_programs import BuiltPrograms
+from parhelion.tuning.compile_ahead import CompileAhead
+from parhelion.tuning.jobs import Compiler, Timer
+from parhelion.tuning.journal import Head, Journal
+from parhelion.tuning.measuring import Measuring
+from parhelion.tuning.passes import EFFORTS, Passes
+from parhelion.tuning.plan import HELION, Plan
+from parhelion.tuning.row_state import RowState, costliest
+from parhelion.tuning.seeds import SeedBank
+from parhelion.tuning.step_choices import StepChoices, StepTuner
+from parhelion.tuning.target import Target
+from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
+
+STEP_SHARE = 0.2
+"""Of the budget, what is kept for tuning steps."""
+
+COMPARING_SHARE = 0.1
+"""Of the budget, what measuring providers may take that never serve."""
+
+MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What the user says.
+
+    Attributes:
+        output: where the pack is written; the journal stands beside it.
+        budget_s: seconds in all; what has begun is finished.
+        effort: a name of ``EFFORTS``.
+        seed_packs: packs whose configs are tried first.
+        command: what the pack says that it was made with.
+    """
+
+    output: Path
+    budget_s: float
+    effort: str = "normal"
+    seed_packs: tuple[Pack, ...] = ()
+    command: str = "parhelion tune"
+
+
+@dataclass(frozen=True)
+class TuneProgress:
+    """How far it is.
+
+    Attributes:
+        stage: what is done now.
+        covered, num_rows: rows that the first pass has been through, of how many.
+        current: the row in work; None at first.
+        costliest: the rows that take most of their step.
+        seconds_left: of the budget.
+    """
+
+    stage: str
+    covered: int
+    num_rows: int
+    current: RowState | None
+    costliest: tuple[RowState, ...]
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What came of it.
+
+    Attributes:
+        pack: as it was written; None if nothing is known to work.
+        rows: what was found out of each.
+        notes: what did not go as it should, a sentence each.
+        interrupted: the user stopped it.
+    """
+
+    pack: Pack | None
+    rows: tuple[RowState, ...]
+    notes: tuple[str, ...]
+    interrupted: bool
+
+
+def journal_of(output: Path) -> Path:
+    """The journal beside a pack."""
+    return output.with_name(f"{output.name}.journal.jsonl")
+
+
+def tune(
+    plan: Plan,
+    target: Target,
+    fingerprint: Fingerprint,
+    timer: Timer,
+    compiler: Compiler,
+    options: TuneOptions,
+    *,
+    step_tuner: StepTuner | None = None,
+    progress: Callable[[TuneProgress], None] = lambda progress: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> TuneResult:
+    """Tune the rows of a plan and write the pack, first as soon as every row has been measured once.
+
+    An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
+    from the journal.
+
+    Args:
+        target, fingerprint: of the device.
+        step_tuner: chooses in the step; without one each row's fastest serves.
+        clock: in seconds.
+
+    Raises:
+        ConfigError: the output is something else.
+        PackError: what is at the output is damaged.
+        GpuError: the device fails for good.
+    """
+    start = clock()
+    before = read_before(options.output, fingerprint)
+    head = Head(
+        fingerprint, source_hashes_of({row.contract.name for row in plan.rows}), versions(), _now()
+    )  # fmt: skip
+    rows = [
+        RowState(row, timer.floor_us(row.contract, row.bucket), untuned_config(row.contract, row.bucket, target))
+        for row in plan.rows
+    ]
+
+    def elapsed() -> float:
+        return clock() - start
+
+    ahead = CompileAhead(compiler)
+    try:
+        with Journal(journal_of(options.output), head) as journal:
+            programs = BuiltPrograms(ahead, journal, target, elapsed)
+            facts = _facts(plan, fingerprint, options.command)
+
+            def save() -> Pack | None:
+                served = {row: row.serving for row in rows if row.serving is not None}
+                if not served:
+                    return None
+                needed = {row: row.request(each.config) for row, each in served.items() if each.provider == HELION}
+                built = programs.programs(list(needed.values()))
+                own = {row: built[request] for row, request in needed.items()}
+                made = tuned_pack(pack_name(options.output), facts, list(served), own, _ledger(journal))
+                return write(made, before, options.output)
+
+            return _Session(plan, rows, programs, journal, options, progress, elapsed, save).run(timer, step_tuner)
+    finally:
+        ahead.close()
+
+
+class _Session:
+    """One run of the tuner: its passes, and what is said of them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        rows: list[RowState],
+        programs: BuiltPrograms,
+        journal: Journal,
+        options: TuneOptions,
+        progress: Callable[[TuneProgress], None],
+        elapsed: Callable[[], float],
+        save: Callable[[], Pack | None],
+    ) -> None:
+        self._plan = plan
+        self._rows = rows
+        self._programs = programs
+        self._journal = journal
+        self._options = options
+        self._progress = progress
+        self._elapsed = elapsed
+        self._save = save
+        self._stage = ""
+        self._covered = 0
+        self._notes = list(journal.notes)
+
+    def run(self, timer: Timer, step_tuner: StepTuner | None) -> TuneResult:
+        """Until all is done, the budget is spent, or the user interrupts."""
+        interrupted = False
+        try:
+            self._run(timer, step_tuner)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._programs.cancel()
+            self._notes.append("it was interrupted; the same command goes on from here")
+        pack = self._save()
+        self._say_what_is_missing(pack)
+        return TuneResult(pack, tuple(self._rows), tuple(self._notes), interrupted)
+
+    def _run(self, timer: Timer, step_tuner: StepTuner | None) -> None:
+        budget_s = self._options.budget_s
+        seeds = SeedBank(self._options.seed_packs, self._plan.target)
+        self._notes += seeds.notes
+        passes = Passes(
+            self._rows,
+            self._plan.target,
+            Measuring(timer, self._programs, self._journal, self._elapsed, self._show),
+            self._programs,
+            seeds,
+            EFFORTS[self._options.effort],
+            self._elapsed,
+            budget_s * (1 - STEP_SHARE if step_tuner is not None else 1),
+        )
+        self._begin("first pass")
+        passes.cover(self._cover)
+        self._save()
+        self._begin("compiling providers")
+        passes.compare(self._elapsed() + COMPARING_SHARE * budget_s)
+        self._begin("search")
+        passes.search()
+        self._begin("refinement")
+        passes.refine()
+        self._save()
+        if step_tuner is not None:
+            self._begin("steps")
+            choices = StepChoices(step_tuner, self._plan.model, self._programs, self._journal, self._elapsed)
+            self._notes += choices.choose(self._rows, budget_s)
+
+    def _say_what_is_missing(self, pack: Pack | None) -> None:
+        if pack is None:
+            self._notes.append("no pack was written: nobody is known to serve any row")
+        unmet = sum(row.is_unmet for row in self._rows)
+        if unmet:
+            self._notes.append(f"{unmet} of {len(self._rows)} rows were not measured in the time that there was")
+        for row in self._rows:
+            if row.serving is None and not row.is_unmet:
+                why = "; ".join(f"{name}: {problem}" for (name, _), problem in row.problems.items())
+                self._notes.append(
+                    f"{row.contract.key()} at M = {row.bucket} is not in the pack: {why or 'no one can'}"
+                )
+
+    def _begin(self, stage: str) -> None:
+        self._stage = stage
+        self._show(None)
+
+    def _cover(self) -> None:
+        self._covered += 1
+
+    def _show(self, row: RowState | None) -> None:
+        shown = tuple(costliest(self._rows, MOST_SHOWN))
+        left_s = max(0.0, self._options.budget_s - self._elapsed())
+        self._progress(TuneProgress(self._stage, self._covered, len(self._rows), row, shown, left_s))
+
+
+def _ledger(journal: Journal) -> Ledger:
+    totals = journal.totals()
+    return Ledger(
+        tune_s=round(totals.tune_s, 1),
+        gpu_s=round(totals.gpu_s, 1),
+        compile_s=round(totals.compile_s, 1),
+        num_compiled=totals.num_compiled,
+        num_dropped=totals.num_dropped,
+        num_timed=totals.num_timed,
+    )
+
+
+def _facts(plan: Plan, fingerprint: Fingerprint, command: str) -> PackFacts:
+    contracts = tuple(dict.fromkeys(row.contract.key() for row in plan.rows))
+    model = ModelEntry(plan.model.name, plan.model.quantization.name, contracts)
+    return PackFacts(fingerprint, command, _now(), (model,))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,177 @@
+"""From tuned rows to a pack: who serves, who came behind, what it cost, and the binaries that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from parhelion.errors import ConfigError
+from parhelion.ops.source_hash import source_hash
+from parhelion.packs.files import RECORD
+from parhelion.packs.format import FORMAT_VERSION, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.store import read_pack, write_pack
+from parhelion.tuning.build_pack import BUILD, built_with
+from parhelion.tuning.jobs import Outcome
+from parhelion.tuning.plan import HELION
+from parhelion.tuning.programs import Program, distinct, plain
+from parhelion.tuning.row_state import RowState
+
+TILE_PROGRAMS_BEHIND = 2
+"""Other configs that a row lists among its runners-up."""
+
+
+@dataclass(frozen=True)
+class PackFacts:
+    """What a pack says of itself.
+
+    Attributes:
+        fingerprint, command, created_at: as in a pack.
+        models: for which it was tuned.
+    """
+
+    fingerprint: Fingerprint
+    command: str
+    created_at: str
+    models: tuple[ModelEntry, ...]
+
+
+@dataclass(frozen=True)
+class TunedPack:
+    """A pack as ``write_pack`` takes it."""
+
+    pack: Pack
+    binaries: Mapping[str, bytes]
+
+
+def tuned_pack(
+    name: str,
+    facts: PackFacts,
+    rows: Sequence[RowState],
+    programs: Mapping[RowState, Sequence[Program]],
+    ledger: Ledger,
+) -> TunedPack:
+    """The pack of all rows that someone is known to serve.
+
+    Args:
+        programs: of the rows that tile programs serve.
+    """
+    needed = [program for row in rows for program in programs.get(row, ())]
+    binaries, files = distinct(needed)
+    made = [_row(row, programs.get(row, ())) for row in rows if row.serving is not None]
+    build_s = round(sum(binary.compile_s for binary in binaries), 1)
+    pack = Pack(
+        format_version=FORMAT_VERSION,
+        name=name,
+        fingerprint=facts.fingerprint,
+        rows=tuple(sorted(made, key=lambda row: (row.contract, row.num_tokens))),
+        binaries=binaries,
+        source_hashes=source_hashes_of({row.op for row in made}),
+        versions=versions(),
+        command=facts.command,
+        created_at=facts.created_at,
+        models=facts.models,
+        ledger=msgspec.structs.replace(ledger, build_s=build_s),
+    )
+    return TunedPack(pack, files)
+
+
+def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
+    """The new pack with those rows of an older one, of the same device, that it lacks and that are not stale."""
+    current = source_hashes_of({row.op for row in before.pack.rows})
+    had = {(row.contract, row.num_tokens) for row in new.pack.rows}
+    kept = [
+        row
+        for row in before.pack.rows
+        if (row.contract, row.num_tokens) not in had and before.pack.source_hashes.get(row.op) == current[row.op]
+    ]
+    files = {file for row in kept for each in (row.best, *row.runners_up) for file in each.binaries}
+    binaries = {each.file: each for each in before.pack.binaries if each.file in files}
+    binaries |= {each.file: each for each in new.pack.binaries}
+    models = {(each.name, each.quantization): each for each in (*before.pack.models, *new.pack.models)}
+    pack = msgspec.structs.replace(
+        new.pack,
+        rows=tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens))),
+        binaries=tuple(binaries[file] for file in sorted(binaries)),
+        source_hashes=new.pack.source_hashes | {row.op: current[row.op] for row in kept},
+        models=tuple(models.values()),
+    )
+    # Files are named by what is in them, so those of one name are the same.
+    return TunedPack(pack, {**{file: before.binaries[file] for file in files}, **new.binaries})
+
+
+def read_before(path: Path, fingerprint: Fingerprint) -> TunedPack | None:
+    """The pack that is at a path already, all of it in memory, since it will be replaced; None if there is none.
+
+    Raises:
+        ConfigError: it is another device's, or something else.
+        PackError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    if path.is_dir() and not (path / RECORD).is_file():
+        raise ConfigError(f"{path} exists and is no pack: name another --output")
+    stored = read_pack(path)
+    there = stored.pack.fingerprint
+    if (there.device, there.target, there.num_processors) != (
+        fingerprint.device,
+        fingerprint.target,
+        fingerprint.num_processors,
+    ):
+        raise ConfigError(
+            f"{path} is a pack of {there.device or there.target} ({there.num_processors} processors), and this is "
+            f"{fingerprint.device} ({fingerprint.num_processors}): name another --output"
+        )
+    return TunedPack(stored.pack, {binary.file: stored.binary(binary) for binary in stored.pack.binaries})
+
+
+def write(tuned: TunedPack, before: TunedPack | None, path: Path) -> Pack:
+    """Write the pack, with what was there before."""
+    whole = tuned if before is None else with_rows_of(tuned, before)
+    write_pack(whole.pack, whole.binaries, path)
+    return whole.pack
+
+
+def source_hashes_of(ops: Collection[str]) -> dict[str, str]:
+    """The hash of each op's sources here."""
+    return {op: source_hash(op) for op in sorted(ops)}
+
+
+def versions() -> dict[str, str]:
+    """Of what tuned, and of what built: here they are the same."""
+    built = built_with()
+    return {package.removeprefix(BUILD): found for package, found in built.items()} | built
+
+
+def _row(row: RowState, programs: Sequence[Program]) -> Row:
+    serving = row.serving
+    assert serving is not None
+    by_step = row.chosen is not None
+    return Row(
+        op=row.contract.name,
+        contract=row.contract.key(),
+        num_tokens=row.bucket,
+        best=_candidate(serving, tuple(sorted({program.binary.file for program in programs}))),
+        runners_up=tuple(_candidate(each) for each in row.others(TILE_PROGRAMS_BEHIND)),
+        floor_us=row.floor_us,
+        measured_at=row.bucket,
+        rel_err=serving.rel_err,
+        tune_s=round(row.gpu_s, 3),
+        evaluations=row.evaluations,
+        chosen_by="step" if by_step else "seed" if _is_seed(row, serving) else "row",
+        workspace_bytes=serving.workspace_bytes,
+        untuned_us=row.untuned_us(),
+    )
+
+
+def _is_seed(row: RowState, serving: Outcome) -> bool:
+    return serving.provider == HELION and serving.config != row.untuned and serving.config in row.seeds
+
+
+def _candidate(outcome: Outcome, binaries: tuple[str, ...] = ()) -> Candidate:
+    time_us = outcome.time_us
+    assert time_us is not None
+    config = None if outcome.config is None else plain(outcome.config)
+    return Candidate(outcome.provider, config, time_us.median, time_us.p10, time_us.p90, binaries)
