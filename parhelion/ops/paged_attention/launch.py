@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from parhelion.ops.gemm.target import GemmTarget
@@ -38,14 +40,15 @@ def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tens
 
     ``max_query_len`` is that of all the tokens, as in the engine: a tighter bound may ask for smaller tiles than these.
     """
+    # The bounds at which tiles are smallest and largest; a single token is a step of single tokens.
+    bounds = (bucket // 2 + 1, bucket) if bucket > 1 else ()
     found = []
     for num_tokens in build_sizes(bucket):
-        # Two splits at least, so that the number of splits is not taken for a multiple of 16.
+        # Two splits among others, so that the number of splits is not taken for a multiple of 16.
         for max_seq_len in (SPLIT, 2 * SPLIT, 64 * SPLIT):
             found.append(_empty_step(contract, num_tokens, num_tokens, 1, max_seq_len))
-            # A single token is a step of single tokens.
-            several = (2, 3, 1) if bucket > 1 else ()
-            found += [_empty_step(contract, num_tokens, rows, num_tokens, max_seq_len) for rows in several]
+            for bound, rows in itertools.product(bounds, (2, 3, 1)):
+                found.append(_empty_step(contract, num_tokens, rows, bound, max_seq_len))
     return found
 
 
