@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 
 from parhelion.tuning.jobs import Compiler, Request
 from parhelion.tuning.programs import Program
@@ -66,10 +67,7 @@ class CompileAhead:
         self._thread.join()
 
     def _serve(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Processes that this thread starts inherit it: an interruption from the keyboard is the tuner's affair,
-            # which still needs its compiler to write a pack.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _leave_interruptions_to_the_tuner()
         while orders := self._taken():
             try:
                 self._build([order for order in orders if order.open])
@@ -108,6 +106,14 @@ class CompileAhead:
                         order.future.set_result(order.results)
             if self._stop.is_set():
                 return
+
+
+def _leave_interruptions_to_the_tuner() -> None:
+    """Processes that this thread starts inherit that it blocks SIGINT: the tuner still needs them to write a pack."""
+    if hasattr(signal, "pthread_sigmask"):
+        # Starting it, which the first process would do, unblocks the signal.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _end(order: _Order) -> None:

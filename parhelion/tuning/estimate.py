@@ -8,7 +8,7 @@ from parhelion.ops.launching import launch_module
 from parhelion.tuning.passes import Effort
 from parhelion.tuning.plan import Plan, PlannedRow, grouped
 
-COMPILE_S = 1.0
+COMPILE_S = 0.6
 """Processor seconds of a candidate: generating its code and compiling one or two programs."""
 
 TRIAL_S = 0.05

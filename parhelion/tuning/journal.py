@@ -130,10 +130,11 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.exists() else b""
-            self._read(content, path)
-            self._file: io.FileIO = io.FileIO(path, "a")
             # What was cut short would run into the next line.
-            self._file.truncate(content.rfind(b"\n") + 1)
+            whole = content.rfind(b"\n") + 1
+            self._read(content[:whole], path)
+            self._file = io.FileIO(path, "a")
+            self._file.truncate(whole)
         except OSError as error:
             raise ConfigError(f"the journal {path} cannot be used: {error.strerror}; name another --output") from error
         self._elapsed.append(0.0)

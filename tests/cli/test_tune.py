@@ -1,0 +1,178 @@
+"""``parhelion tune`` as a user meets it; what it finds is tested in ``tests/tuning``."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from parhelion.cli.main import build_app
+from parhelion.cli.tune import seconds, slug
+from parhelion.cli.tune_view import progress_line, progress_table
+from parhelion.errors import ConfigError
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.packs.store import read_pack
+from parhelion.platform import device as devices
+from parhelion.platform.measure import summarize
+from parhelion.tuning import compile_pool, gpu_worker, plan
+from parhelion.tuning.jobs import Outcome
+from parhelion.tuning.plan import PlannedRow
+from parhelion.tuning.row_state import RowState
+from parhelion.tuning.tune import TuneProgress
+from tests.packs import sample
+from tests.tuning.tuner_fakes import Clock, FakeCompiler, FakeTimer, planted
+
+BEST = GemmConfig(16, 64, 128, swap_ab=True, split_k=2, num_warps=4, num_stages=4)
+ARGUMENTS = ["tune", "qwen3-0.6b", "--quantization", "fp8_per_token", "--ops", "scaled_mm,argmax", "--m", "1,16"]
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(build_app(), [*arguments])
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTimer:
+    """A GPU and a compiler that are none, and a home of one's own."""
+
+    class Gpu(FakeTimer):
+        fingerprint = sample.H100
+
+        def __init__(self) -> None:
+            super().__init__(Clock(), planted(BEST))
+
+        def __enter__(self) -> Gpu:
+            return self
+
+        def __exit__(self, *unused: object) -> None: ...
+
+        def tune_step(self, job: Any) -> str:
+            return "there is no step here"
+
+    class Pool(FakeCompiler):
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *unused: object) -> None: ...
+
+    gpu = Gpu()
+    monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(gpu_worker, "GpuTimer", lambda device: gpu)
+    monkeypatch.setattr(compile_pool, "CompilePool", lambda target, num_processors: Pool())
+    monkeypatch.setattr(plan, "why_not_on", lambda device: _torch_alone)
+    monkeypatch.setenv("PARHELION_HOME", str(tmp_path))
+    return gpu
+
+
+def _torch_alone(provider: Any, contract: Any) -> str | None:
+    return None if provider.name == "torch" else "not here"
+
+
+def test_a_pack_is_made_and_lies_where_packs_are_looked_for(timer: FakeTimer, tmp_path: Path):
+    result = invoke(*ARGUMENTS, "--effort", "quick")
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "packs" / "nvidia-h100-80gb-hbm3"
+    assert f"written to {path}" in result.output
+    pack = read_pack(path).pack
+    assert {row.op for row in pack.rows} == {"scaled_mm", "argmax"}
+    assert {row.num_tokens for row in pack.rows} == {1, 16}
+    assert [(model.name, model.quantization) for model in pack.models] == [("qwen3-0.6b", "fp8_per_token")]
+    assert pack.command.startswith("parhelion tune qwen3-0.6b --quantization fp8_per_token --budget 10m")
+    # Not a terminal: lines.
+    assert re.search(r"^first pass: 0 of 10 rows measured; 600 s left$", result.output, re.MULTILINE)
+    before = len(timer.trials)
+    again = json.loads(invoke(*ARGUMENTS, "--effort", "quick", "--json").stdout)
+    assert again["num_rows"] == 10
+    assert len(timer.trials) == before
+
+
+def test_interrupted_it_writes_what_it_knows_and_says_how_to_go_on(timer: FakeTimer, tmp_path: Path):
+    timer.interrupt_after = 9
+    output = tmp_path / "cut.zip"
+    result = invoke(*ARGUMENTS, "--output", str(output))
+    assert result.exit_code == 130
+    assert "the same command goes on from here" in result.output
+    assert 0 < len(read_pack(output).pack.rows) < 10
+
+
+def test_where_nothing_works_it_fails(timer: FakeTimer, tmp_path: Path):
+    timer.problem = lambda provider, config, check: "no kernel image"
+    result = invoke(*ARGUMENTS)
+    assert result.exit_code == 1
+    assert "no kernel image" in result.output
+    assert "nothing was tuned" in result.output
+
+
+def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = invoke("tune", "qwen3-8b", "--quantization", "fp8_per_token", "--dry-run", "--target", "gfx942")
+    assert result.exit_code == 0, result.output
+    assert "rows to tune for qwen3-8b (fp8_per_token) on gfx942, effort normal" in result.output
+    assert "weight_only_mm(in_features=4096" in result.output
+    assert "an estimate: " in result.output
+    assert "inductor" in result.output
+    found = json.loads(invoke(*ARGUMENTS, "--dry-run", "--json").stdout)
+    assert found["num_rows"] == 10
+    assert {each["op"] for each in found["ops"]} == {"scaled_mm", "argmax"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpt-2"], "the dimensions of 'gpt-2' are not listed"),
+        (["qwen3-8b", "--budget", "soon"], "--budget is 'soon'; write a time such as 90s, 10m or 1h30m"),
+        (["qwen3-8b", "--effort", "some"], "the efforts are quick, normal, full"),
+        (["qwen3-8b", "--target", "sm_90"], "--target belongs to --dry-run"),
+        (["qwen3-8b", "--dry-run", "--target", "sm_1"], "there is no target 'sm_1'"),
+        (["qwen3-8b", "--dry-run", "--ops", "conv"], "there is no op 'conv'"),
+        (["qwen3-8b", "--dry-run", "--m", "x"], "--m is 'x'"),
+        (["qwen3-8b", "--device", "cpu"], "tuning measures on a GPU, and --device is cpu: pass --dry-run"),
+        (["qwen3-8b"], "tuning measures on a GPU, and torch sees no cuda here: pass --dry-run"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = invoke("tune", *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("1h30m", 5400.0), ("1.5h", 5400.0)]
+)
+def test_budgets(text: str, expected: float):
+    assert seconds("--budget", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "m", "10x", "-5m", "10m5x"])
+def test_budgets_that_are_none(text: str):
+    with pytest.raises(ConfigError, match="--budget"):
+        seconds("--budget", text)
+
+
+def test_a_devices_name_becomes_a_packs():
+    assert slug("NVIDIA RTX PRO 6000 Blackwell (Server)") == "nvidia-rtx-pro-6000-blackwell-server"
+
+
+def test_progress_shows_rows_beside_their_floors():
+    row = RowState(PlannedRow(RmsNorm(4096), 16, 2), 1.5, None)
+    unknown = TuneProgress("first pass", 0, 4, row, (row,), 61.0)
+    assert (
+        progress_line(unknown) == "first pass: 0 of 4 rows measured; rms_norm at M = 16: - us of 1.50 by -; 61 s left"
+    )
+    row.met(("torch", None), Outcome("torch", None, summarize([2.0])), 0.1, is_final=True)
+    now = TuneProgress("search", 4, 4, row, (row,), 5.0)
+    assert "rms_norm at M = 16: 2.00 us of 1.50 by torch; 5 s left" in progress_line(now)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(progress_table(now))
+    text = console.export_text()
+    assert "75%" in text
+    assert "rms_norm(hidden_size=4096" in text
