@@ -99,7 +99,7 @@ class DeviceWorker:
     def warm_up(self) -> None:
         """Run a decode row and a prompt through the model, so that what compiles at first use has compiled."""
         with torch.inference_mode(), self._stream.activate():
-            for bucket in (Bucket(1, 1), Bucket(self._mixed_rows[0], self._token_sizes[0])):
+            for bucket in (Bucket.decoding(1), Bucket(self._mixed_rows[0], self._token_sizes[0])):
                 self._send_padding(bucket)
                 for mode in (Mode.GREEDY, Mode.DRAW):
                     self._step.run(self._ints, bucket, mode)
@@ -111,7 +111,7 @@ class DeviceWorker:
             return
         with torch.inference_mode(), self._stream.activate():
             for rows in reversed(self._decode_sizes):
-                bucket = Bucket(rows, rows)
+                bucket = Bucket.decoding(rows)
                 self._send_padding(bucket)
                 self._graphs.run(bucket, Mode.GREEDY)
             self._stream.synchronize()
@@ -191,7 +191,7 @@ class DeviceWorker:
         num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
         if num_rows == num_tokens:
             size = pad_to(num_rows, self._decode_sizes)
-            return Bucket(size, size)
+            return Bucket.decoding(size)
         return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
 
     def _mode(self, rows: StepRows) -> Mode:

@@ -22,16 +22,18 @@ class Bucket:
     """Sizes that a step is padded to; one CUDA graph serves all steps of a bucket.
 
     Attributes:
-        num_rows, num_tokens: equal in steps that only decode.
+        num_rows, num_tokens: what rows and tokens are padded to.
+        decodes: every row has one token. Equal sizes alone do not say so: both are padded.
     """
 
     num_rows: int
     num_tokens: int
+    decodes: bool = False
 
-    @property
-    def decodes(self) -> bool:
-        """Whether every row has one token."""
-        return self.num_rows == self.num_tokens
+    @classmethod
+    def decoding(cls, num_rows: int) -> Bucket:
+        """Of steps in which every row has one token."""
+        return cls(num_rows, num_rows, decodes=True)
 
 
 @dataclass(frozen=True)

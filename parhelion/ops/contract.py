@@ -6,6 +6,7 @@ A contract is a frozen dataclass whose fields are the op's static dimensions, so
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -68,6 +69,7 @@ class Contract(ABC):
         num_weights: how many of the last inputs are parameters of the model, fixed at load.
         instead: what serves where the tile program cannot be built (a target without the type, too little shared
             memory): the name of another op or provider, as the compile matrix prints it.
+        free: static dimensions on which no tile program depends: what was built for one size serves all.
     """
 
     name: ClassVar[str]
@@ -75,6 +77,7 @@ class Contract(ABC):
     mutated: ClassVar[tuple[int, ...]] = ()
     num_weights: ClassVar[int] = 0
     instead: ClassVar[str] = "reference"
+    free: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
@@ -100,6 +103,13 @@ class Contract(ABC):
         """The op and its static dimensions as one line, such as ``rms_norm(hidden_size=4096, dtype=bfloat16)``."""
         dims = ", ".join(f"{f.name}={_spell(getattr(self, f.name))}" for f in fields(self))
         return f"{self.name}({dims})"
+
+
+def program_key(contract: type[Contract], key: str) -> str:
+    """A contract's ``key()`` without the dimensions on which no tile program depends."""
+    for name in contract.free:
+        key = re.sub(rf"{name}=[^,)]*(, )?", "", key)
+    return key
 
 
 def as_tuple(result: torch.Tensor | Tensors) -> Tensors:

@@ -15,12 +15,12 @@ import msgspec
 import torch
 
 from parhelion.errors import PackError
-from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.contract import Contract, Launcher, program_key
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import launch_module
 from parhelion.ops.packed_launch import PackedKernel, PackedRunner
 from parhelion.ops.provider import Provider, fixed
-from parhelion.ops.registry import op
+from parhelion.ops.registry import op, op_names
 from parhelion.packs.format import Binary, Candidate, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
@@ -66,7 +66,7 @@ class PackKernels:
         self._device = device
         self._num_processors = num_processors
         self._load = load
-        self._rows = rows_by_contract(rows)
+        self._rows = {_program_key(key): group for key, group in rows_by_contract(rows).items()}
         self._binaries: dict[str, list[Binary]] = {}
         for binary in pack.binaries:
             self._binaries.setdefault(binary.file, []).append(binary)
@@ -80,7 +80,7 @@ class PackKernels:
 
     def holds(self, contract: Contract) -> bool:
         """Whether the pack has rows for a contract."""
-        return contract.key() in self._rows
+        return _program_key(contract.key()) in self._rows
 
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
         """What computes a contract, all its inputs given; None if the pack has no rows for it.
@@ -88,7 +88,7 @@ class PackKernels:
         Args:
             otherwise: who serves where none of a row's candidates can.
         """
-        rows = self._rows.get(contract.key())
+        rows = self._rows.get(_program_key(contract.key()))
         if rows is None:
             return None
         served = [self._served(contract, row, otherwise) for row in rows]
@@ -191,6 +191,11 @@ class TunedLaunch:
     def bind(self, *weights: Any) -> Launcher:
         """The same with the contract's parameters given."""
         return fixed(self, weights)
+
+
+def _program_key(key: str) -> str:
+    name = key.partition("(")[0]
+    return program_key(op(name).contract, key) if name in op_names() else key
 
 
 def servable(row: Row) -> Iterator[Candidate]:

@@ -36,14 +36,14 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int) -> EngineCore:
+def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int, max_num_seqs: int = MAX_SEQS) -> EngineCore:
     config = EngineConfig(
         model=str(folder),
         device="cpu",
         dtype="float32",
         block_size=BLOCK_SIZE,
         max_model_len=MAX_LEN,
-        max_num_seqs=MAX_SEQS,
+        max_num_seqs=max_num_seqs,
         kernels=KERNELS if on_device else (),
         kv_cache_memory=1 << 22,
     )
@@ -52,15 +52,15 @@ def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int) -> Engi
     worker: Any
     if on_device:
         worker = DeviceWorker(
-            loaded.model, size, DeviceWorkerOptions(BLOCK_SIZE, MAX_SEQS, BUDGET, use_graphs=False), loaded.resolver
+            loaded.model, size, DeviceWorkerOptions(BLOCK_SIZE, max_num_seqs, BUDGET, use_graphs=False), loaded.resolver
         )
     else:
-        worker = Worker(loaded.model, size, BLOCK_SIZE, MAX_SEQS)
+        worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs)
     worker.warm_up()
     limits = SchedulerConfig(
         num_blocks=min(num_blocks, size.num_blocks),
         block_size=BLOCK_SIZE,
-        max_num_seqs=MAX_SEQS,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=BUDGET,
         max_model_len=MAX_LEN,
         max_queue_len=100,
@@ -101,6 +101,17 @@ def _greedy_requests(**params: Any) -> list[AddRequest]:
 def test_greedy_tokens_are_those_of_the_cpu_worker(tiny_llama: Path, overlap: bool, num_blocks: int):
     expected = _run(_core(tiny_llama, False, False, 1000), _greedy_requests())
     assert _run(_core(tiny_llama, True, overlap, num_blocks), _greedy_requests()) == expected
+
+
+def test_prompts_that_are_padded_to_as_many_tokens_as_rows_are_no_decoding_step(tiny_llama: Path):
+    """Five rows with eight tokens between them: both are padded to eight."""
+    lengths = (1, 1, 2, 2, 2)
+    requests = [
+        add_request(f"r{index}", _prompt(length, index), max_tokens=6, temperature=0.0)
+        for index, length in enumerate(lengths)
+    ]
+    expected = _run(_core(tiny_llama, False, False, 1000, max_num_seqs=8), requests)
+    assert _run(_core(tiny_llama, True, True, 1000, max_num_seqs=8), requests) == expected
 
 
 def test_penalties_biases_and_logprobs_go_by_the_host_and_agree(tiny_llama: Path):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from parhelion.ops.contract import program_key
+from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
 from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
@@ -133,3 +135,13 @@ def test_two_sizes_of_an_op_have_programs_of_their_own(tmp_path: Path, library: 
         assert launch.providers == ("helion",)
         launch(*contract.sample_inputs(3, CPU, torch.Generator()))
     assert (kernels.num_loaded, len(library.launched)) == (2, 2)
+
+
+def test_dimensions_that_no_program_depends_on_do_not_count() -> None:
+    tables = [FusedQkNormRope(4, 2, 64, 1e-6, 16, max_position) for max_position in (128, 4096)]
+    keys = {program_key(FusedQkNormRope, contract.key()) for contract in tables}
+    assert len(keys) == 1
+    assert "max_position" not in keys.pop()
+    other = FusedQkNormRope(4, 2, 64, 1e-6, 32, 128)
+    assert program_key(FusedQkNormRope, other.key()) not in keys
+    assert program_key(RmsNorm, NORM.key()) == NORM.key()

@@ -37,6 +37,7 @@ class FusedQkNormRope(Contract):
     dtype: torch.dtype = torch.bfloat16
 
     name: ClassVar[str] = "fused_qk_norm_rope"
+    free: ClassVar[tuple[str, ...]] = ("max_position",)
     outputs: ClassVar[tuple[Output, ...]] = RopeAndCache.outputs
     mutated: ClassVar[tuple[int, ...]] = (3,)
     num_weights: ClassVar[int] = 3

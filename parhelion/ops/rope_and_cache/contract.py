@@ -34,6 +34,7 @@ class RopeAndCache(Contract):
     dtype: torch.dtype = torch.bfloat16
 
     name: ClassVar[str] = "rope_and_cache"
+    free: ClassVar[tuple[str, ...]] = ("max_position",)
     # Half a step of bfloat16 is 2^-9 of the value; over many elements the norm of the error is about half of that.
     outputs: ClassVar[tuple[Output, ...]] = (Output("query", relative=4e-3), Output("kv_cache", relative=4e-3))
     mutated: ClassVar[tuple[int, ...]] = (3,)
