@@ -179,7 +179,7 @@ def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from parhelion.ops.pack_kernels import COMPILES
+    from parhelion.packs.format import NEVER_SERVE
     from parhelion.tuning.plan import COMPILING_SIZES
 
     model = f"{plan.model.name} ({plan.model.quantization.name})"
@@ -201,7 +201,7 @@ def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
         highlight=False,
     )
     console.print(
-        f"providers that compile for seconds at each size ({', '.join(COMPILES)}) are measured at M = "
+        f"providers that compile for seconds at each size ({', '.join(NEVER_SERVE)}) are measured at M = "
         f"{', '.join(map(str, COMPILING_SIZES))} alone, and never win",
         soft_wrap=True,
         highlight=False,

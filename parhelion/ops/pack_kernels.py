@@ -21,13 +21,10 @@ from parhelion.ops.launching import launch_module
 from parhelion.ops.packed_launch import PackedKernel, PackedRunner
 from parhelion.ops.provider import Provider, fixed
 from parhelion.ops.registry import op, op_names
-from parhelion.packs.format import Binary, Candidate, Row
+from parhelion.packs.format import NEVER_SERVE, Binary, Candidate, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
 from parhelion.platform.driver import Function, load_function
-
-COMPILES = ("inductor", "cutlass")
-"""Providers that are measured and never serve from a pack: they would compile while serving."""
 
 Load = Callable[[bytes, str, int], Function]
 """``load_function``: a function from a binary, its symbol and its shared memory."""
@@ -200,4 +197,4 @@ def _program_key(key: str) -> str:
 
 def servable(row: Row) -> Iterator[Candidate]:
     """The candidates of a row that may serve, fastest first."""
-    return (each for each in (row.best, *row.runners_up) if each.provider not in COMPILES)
+    return (each for each in (row.best, *row.runners_up) if each.provider not in NEVER_SERVE)

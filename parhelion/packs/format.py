@@ -13,6 +13,9 @@ import msgspec
 
 FORMAT_VERSION = 1
 
+NEVER_SERVE = ("inductor", "cutlass")
+"""Providers that are measured and never serve from a pack: they would compile while serving."""
+
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What kind of device something was measured on.
@@ -127,14 +130,15 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         op: its name.
         contract: ``Contract.key()``: the op with its static dimensions.
         num_tokens: the largest M of the bucket; the next smaller row's is where the bucket begins.
-        best: who serves; ``inductor`` never does, as it would compile while serving.
+        best: who serves; none of ``NEVER_SERVE``.
         runners_up: the others, fastest first, TorchInductor included.
         floor_us: what the device's measured ceilings allow at best.
         measured_at: the M that was measured.
         rel_err: the largest relative error of an output beside the reference.
         tune_s: seconds of tuning that this row took.
         evaluations: configs that were timed.
-        chosen_by: how the winner was found: ``row`` (by itself), ``step`` (in the step), ``seed`` (taken over).
+        chosen_by: how the winner was found: ``row`` (by itself), ``step`` (in the step), ``seed`` (taken over),
+            ``untuned`` (nothing was measured).
         workspace_bytes: memory beside inputs and outputs that a launch takes.
         untuned_us: what the tile program took with the untuned config; 0 if it was not timed.
     """

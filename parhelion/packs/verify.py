@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from parhelion.errors import PackError
-from parhelion.packs.format import Binary, Row
+from parhelion.packs.format import NEVER_SERVE, Binary, Row
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.recipe import recipe_problems
 from parhelion.packs.store import StoredPack
 
 HELION = "helion"
-NEVER_SERVES = "inductor"
 
 
 def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -> list[str]:
@@ -89,8 +88,8 @@ def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
         yield f"{_name(row)}: num_tokens must be at least 1"
     if not row.contract.startswith(f"{row.op}("):
         yield f"{_name(row)}: is said to be of the op {row.op!r}"
-    if row.best.provider == NEVER_SERVES:
-        yield f"{_name(row)}: {NEVER_SERVES} would compile while serving; it may only be a runner-up"
+    if row.best.provider in NEVER_SERVE:
+        yield f"{_name(row)}: {row.best.provider} would compile while serving; it may only be a runner-up"
     if row.best.provider == HELION and (row.best.config is None or not row.best.binaries):
         lacking = "config" if row.best.config is None else "binaries"
         yield f"{_name(row)}: {HELION} serves and has no {lacking}; tune or build again"

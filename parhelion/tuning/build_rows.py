@@ -12,14 +12,13 @@ from parhelion.errors import PackError
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import launch_module
-from parhelion.packs.format import Candidate, Row
+from parhelion.packs.format import NEVER_SERVE, Candidate, Row
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Compiler
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.target import Target
 
 HELION = "helion"
-NEVER_SERVES = "inductor"
 SEED = "seed"
 UNTUNED = "untuned"
 
@@ -137,7 +136,7 @@ class RowDraft:
 
     def _may_serve(self, candidate: Candidate) -> bool:
         # Unmeasured, another provider is no better than what serves without a pack.
-        return bool(candidate.binaries) or (self._keeps and candidate.provider not in (HELION, NEVER_SERVES))
+        return bool(candidate.binaries) or (self._keeps and candidate.provider not in (HELION, *NEVER_SERVE))
 
     def _unmeasured(self, best: Candidate, others: tuple[Candidate, ...], chosen_by: str) -> Row:
         return Row(self._row.op, self._row.contract, self._row.num_tokens, best, others, chosen_by=chosen_by)

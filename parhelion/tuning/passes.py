@@ -16,6 +16,7 @@ from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, grouped, program_bucket
+from parhelion.tuning.programmatic_twins import is_programmatic, twins
 from parhelion.tuning.prune import kept, ranked
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FULL, search
@@ -125,6 +126,18 @@ class Passes:
                     stalled.add(id(row))
             if not groups or self._is_over():
                 return
+
+    def overlap(self) -> None:
+        """The programmatic versions of each row's best config: steps choose among these as well."""
+        self._work(self._groups, self._twin_configs, self._twin_row)
+
+    def _twin_configs(self, group: Group) -> list[Any]:
+        best = dict.fromkeys(row.best_config for row in group if row.best_config is not None)
+        return [twin for config in best for twin in twins(config, group[-1].bucket, self._target)]
+
+    def _twin_row(self, row: RowState, configs: list[Any]) -> None:
+        row.tried.update(configs)
+        self._measuring.outcomes(row, [(HELION, each) for each in configs], FULL, True, self._deadline_s)
 
     def _is_over(self) -> bool:
         return self._elapsed() >= self._deadline_s
@@ -245,5 +258,8 @@ class Passes:
 
 
 def shortlist(row: RowState) -> list[Outcome]:
-    """Who may be chosen in a step: the fastest few."""
-    return row.ranking()[:SHORTLIST]
+    """Who may be chosen in a step: the fastest few, and the fastest that is programmatic."""
+    ranking = row.ranking()
+    found = ranking[:SHORTLIST]
+    programmatic = next((each for each in ranking if is_programmatic(each.config)), None)
+    return found if programmatic is None or programmatic in found else [*found, programmatic]

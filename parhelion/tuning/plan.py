@@ -13,9 +13,9 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
-from parhelion.ops.pack_kernels import COMPILES
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
+from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts
 
 HELION = "helion"
@@ -39,7 +39,7 @@ class PlannedRow:
         contract, bucket: which; M = ``bucket`` is what is measured.
         weight: how often a step calls it.
         rivals: other providers that may serve it here.
-        compiling: others that are measured and may not serve; see ``COMPILES``.
+        compiling: others that are measured and may not serve; see ``NEVER_SERVE``.
     """
 
     contract: Contract
@@ -97,8 +97,8 @@ def make_plan(
         if ops and contract.name not in ops:
             continue
         rivals = rivals_of(contract, why_not)
-        compiling = tuple(name for name in rivals if name in COMPILES)
-        serving = tuple(name for name in rivals if name not in COMPILES)
+        compiling = tuple(name for name in rivals if name in NEVER_SERVE)
+        serving = tuple(name for name in rivals if name not in NEVER_SERVE)
         rows += [
             PlannedRow(contract, bucket, count, serving, compiling if bucket in COMPILING_SIZES else ())
             for bucket in own

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.pack_kernels import COMPILES
+from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.plan import HELION, PlannedRow, program_bucket
 
@@ -84,7 +84,7 @@ class RowState:
 
     def ranking(self) -> list[Outcome]:
         """All that may serve, the fastest first."""
-        return _by_time(each for (name, _), each in self._final.items() if name not in COMPILES)
+        return _by_time(each for (name, _), each in self._final.items() if name not in NEVER_SERVE)
 
     @property
     def fastest(self) -> Outcome | None:

@@ -121,20 +121,22 @@ def tune_step(job: StepJob, device: torch.device, load: Load = load_function) ->
     by_cost = sorted(called, key=lambda each: -each.time_us * stack.contracts.count(each.contract))
     descent = Descent(time_step, time.monotonic() + job.budget_s)
     sizes = {each.contract: len(each.trials) for each in by_cost}
-    choices = descent.best(sizes, [programmatic_start(by_cost)])
+    choices = descent.best(sizes, [start_with(by_cost, programmatic=False), start_with(by_cost, programmatic=True)])
     before_us, after_us, choices = descent.settled(choices)
     named = {contract.key(): position for contract, position in choices.items()}
     return StepResult(named, before_us, after_us, num_layers, descent.evaluations)
 
 
-def programmatic_start(shortlists: Sequence[Shortlist]) -> Choice:
-    """Everything programmatic that can be: one such kernel alone gains little, as each must let the next one start."""
-    return {
-        each.contract: next(
-            (position for position, trial in enumerate(each.trials) if is_programmatic(trial.config)), 0
-        )
-        for each in shortlists
-    }
+def start_with(shortlists: Sequence[Shortlist], *, programmatic: bool) -> Choice:
+    """Everything programmatic that can be, or nothing: one such kernel among others gains little, as each must let the
+    next one start.
+    """
+
+    def first(each: Shortlist) -> int:
+        fitting = (i for i, trial in enumerate(each.trials) if is_programmatic(trial.config) == programmatic)
+        return next(fitting, 0)
+
+    return {each.contract: first(each) for each in shortlists}
 
 
 class Descent:

@@ -219,6 +219,8 @@ class _Session:
         passes.refine()
         self._save()
         if step_tuner is not None:
+            self._begin("overlap")
+            passes.overlap()
             self._begin("steps")
             choices = StepChoices(step_tuner, self._plan.model, self._programs, self._journal, self._elapsed)
             self._notes += choices.choose(self._rows, budget_s)

@@ -24,7 +24,7 @@ from parhelion.tuning.jobs import Trial
 from parhelion.tuning.layer_stack import ChosenResolver, LayerStack, layers_beyond_l2
 from parhelion.tuning.model_calls import TunedModel, layer_contracts, tuned_model
 from parhelion.tuning.model_shapes import ModelShape
-from parhelion.tuning.step_tuning import PASSES, Choice, Descent, Shortlist, StepJob, programmatic_start, tune_step
+from parhelion.tuning.step_tuning import PASSES, Choice, Descent, Shortlist, StepJob, start_with, tune_step
 
 CPU = torch.device("cpu")
 TINY = TunedModel(ModelShape("tiny", 64, 128, 2, 1, 32, 256, 1e-6, qk_norm=True), 2, UNQUANTIZED)
@@ -214,4 +214,7 @@ def test_the_start_takes_the_first_programmatic_trial_of_each_shortlist():
         Shortlist(A, (Trial("helion", plain), Trial("torch", None), Trial("helion", programmatic)), 1.0),
         Shortlist(B, (Trial("torch", None), Trial("helion", plain)), 1.0),
     ]
-    assert programmatic_start(lists) == {A: 2, B: 0}
+    assert start_with(lists, programmatic=True) == {A: 2, B: 0}
+    assert start_with(lists, programmatic=False) == {A: 0, B: 0}
+    turned = [Shortlist(A, lists[0].trials[::-1], 1.0)]
+    assert start_with(turned, programmatic=False) == {A: 1}

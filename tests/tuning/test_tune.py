@@ -18,6 +18,7 @@ from parhelion.packs.verify import verify
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, PlannedRow
+from parhelion.tuning.programmatic_twins import is_programmatic, twins
 from parhelion.tuning.programs import plain
 from parhelion.tuning.prune import ranked
 from parhelion.tuning.row_state import RowState
@@ -228,13 +229,17 @@ def test_a_seed_that_stays_the_best_is_called_one(tmp_path: Path):
     assert row.chosen_by == "seed"
 
 
-def test_steps_choose_among_the_three_fastest_once(tmp_path: Path):
+def test_steps_choose_among_the_three_fastest_and_a_programmatic_one_once(tmp_path: Path):
     jobs: list[StepJob] = []
 
     def step_tuner(job: StepJob) -> StepResult | str:
         jobs.append(job)
         [shortlist] = job.shortlists
-        assert 2 <= len(shortlist.trials) <= 3
+        *fastest, last = shortlist.trials
+        assert 2 <= len(fastest) <= 3
+        assert not any(is_programmatic(trial.config) for trial in fastest)
+        assert is_programmatic(last.config)
+        assert last.config in twins(fastest[0].config, 16, SM_90)
         assert all(trial.programs for trial in shortlist.trials if trial.provider == HELION)
         return StepResult({GEMM.key(): 1}, 2.0, 1.0, 4, 8)
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.report.data import Figure, Point, Size, Source
 
-NEVER_SERVES = "inductor"
 """It would compile while serving."""
 
 
@@ -60,6 +60,6 @@ def _size(num_tokens: int, samples: list[Sample], points: tuple[Point, ...]) -> 
     here = [sample for sample in samples if sample.point.num_tokens == num_tokens]
     floor_us = max(sample.floor_us for sample in here)
     chosen = next((sample.serves for sample in here if sample.serves), "")
-    able = [point for point in points if point.num_tokens == num_tokens and point.provider != NEVER_SERVES]
+    able = [point for point in points if point.num_tokens == num_tokens and point.provider not in NEVER_SERVE]
     fastest = min(able, key=lambda point: point.time_us).provider if able else ""
     return Size(num_tokens, floor_us if math.isfinite(floor_us) and floor_us > 0 else 0.0, chosen or fastest)
