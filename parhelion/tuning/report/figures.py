@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.report.data import Figure, Point, Size, Source
 
-"""It would compile while serving."""
-
 
 @dataclass(frozen=True)
 class Sample:
