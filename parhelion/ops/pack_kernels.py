@@ -93,7 +93,13 @@ class PackKernels:
         return TunedLaunch(BucketTable(rows), [launch for _, launch in served], names)
 
     def _served(self, contract: Contract, row: Row, otherwise: Provider) -> tuple[str, Launcher]:
-        """The first of a row's candidates that can serve, by name, and its launcher."""
+        """The first of a row's candidates that can serve, by name, and its launcher.
+
+        A row that nobody measured saves compiling and says nothing of who is fastest.
+        """
+        is_measured = row.best.time_us > 0
+        if not is_measured and otherwise.name != row.best.provider:
+            return otherwise.name, otherwise.launcher(contract)
         for candidate in servable(row):
             try:
                 return candidate.provider, self._candidate(contract, row, candidate)

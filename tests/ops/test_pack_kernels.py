@@ -145,3 +145,12 @@ def test_dimensions_that_no_program_depends_on_do_not_count() -> None:
     other = FusedQkNormRope(4, 2, 64, 1e-6, 32, 128)
     assert program_key(FusedQkNormRope, other.key()) not in keys
     assert program_key(RmsNorm, NORM.key()) == NORM.key()
+
+
+def test_a_row_that_nobody_measured_serves_only_whom_would_serve_anyway(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE, time_us=0.0))), library)
+    served = {name: kernels.launcher(NORM, op("rms_norm").provider(name)) for name in ("helion", "torch")}
+    assert {name: launch.providers for name, launch in served.items() if launch} == {
+        "helion": ("helion",),
+        "torch": ("torch",),
+    }

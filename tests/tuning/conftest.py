@@ -15,8 +15,9 @@ def _generating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from helion.runtime.kernel import Kernel
     from helion.runtime.ref_mode import RefMode
 
-    monkeypatch.delenv("HELION_INTERPRET", raising=False)
+    # Made now, while the environment says what it says to the other tests.
     kernels = [each for each in _tile_programs() if isinstance(each, Kernel)]
+    monkeypatch.delenv("HELION_INTERPRET", raising=False)
     interpreted = [kernel for kernel in kernels if kernel.settings.ref_mode != RefMode.OFF]
     for kernel in interpreted:
         kernel.reset()
