@@ -37,8 +37,8 @@ def test_figures_are_those_of_the_planted_times(tmp_path: Path) -> None:
     row = result.rows[1]
     assert row.tpot_ms == pytest.approx({"parhelion": 10.0, "vllm": 40.0})
     assert row.prefill_ms == pytest.approx({"parhelion": 500.0, "vllm": 800.0})
-    assert row.tpot_ratio["vllm"].median == pytest.approx(0.25)
-    assert row.prefill_ratio["vllm"].median == pytest.approx(0.625)
+    assert row.tpot_ratio["vllm"].median == pytest.approx(4.0)
+    assert row.prefill_ratio["vllm"].median == pytest.approx(1.6)
     assert row.output_tokens_per_s["vllm"] == pytest.approx(4 * 5 / 0.96)
     assert row.total_tokens_per_s["vllm"] == pytest.approx(4 * 13 / 0.96)
     assert row.floor_ms is not None

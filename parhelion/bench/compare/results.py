@@ -59,7 +59,7 @@ class Row:
         tpot_ms_range, prefill_ms_range: the smallest and the largest.
         output_tokens_per_s, total_tokens_per_s: medians; total counts the prompts too.
         of_floor: the floor over the median TPOT; 1 is as fast as the device can be.
-        tpot_ratio, prefill_ratio: by peer, Parhelion's time over the peer's, formed within each round: below 1
+        tpot_ratio, prefill_ratio: by peer, its time over Parhelion's, formed within each round: above 1
             Parhelion is the faster.
         refused: by peer, why no ratio is given.
         samples: every round, by engine.
@@ -300,7 +300,7 @@ def _tpot_ms(sample: Sample, settings: OfflineSettings) -> float:
 
 def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
     """Within each round that both have finished."""
-    return spread([a / b for a, b in zip(mine, theirs, strict=False)])
+    return spread([b / a for a, b in zip(mine, theirs, strict=False)])
 
 
 def _load_of(row: OnlineRow) -> tuple[str, str, int | None, float | None]:

@@ -56,13 +56,13 @@ def _offline_figures(row: Row, name: str) -> list[str]:
 
 
 def _ratio(row: Row, name: str) -> str:
-    """Times of a token, Parhelion's over this engine's."""
+    """Times of a token, this engine's over Parhelion's."""
     if name in row.refused:
         return "none"
     if name not in row.tpot_ratio:
         return ""
     ratio = row.tpot_ratio[name]
-    return f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+    return f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _refusals(rows: Iterable[Row]) -> list[str]:
