@@ -41,7 +41,7 @@ imports: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
