@@ -41,7 +41,8 @@ imports: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@# Two processes share the cores: threads that wait for work must not keep a core busy meanwhile.
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
