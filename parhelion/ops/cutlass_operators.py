@@ -2,8 +2,7 @@
 
 The API finds the kernels ("operators") that can compute a product on a GPU, compiles one with CuTe DSL in a second or
 two, and launches it on a stream. What is compiled serves every M. Each launch describes its tensors anew in Python,
-which takes the host a fraction of a millisecond, and a few milliseconds with an epilogue; a captured graph pays for it
-once.
+which costs the host time, and more of it with an epilogue; a captured graph pays for it once.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 64 << 20
 """Bytes that a file may have, unpacked: a small zip cannot fill the memory."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
-_DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+_DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 """What reading files raises, and ``zipfile`` for damaged, encrypted or unusually compressed entries."""
 
 

@@ -11,17 +11,12 @@ from collections.abc import Hashable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import torch
-
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig, GemmShape, shared_bytes, split_span
-from parhelion.ops.gemm.launch import gemm_shape
+from parhelion.ops.gemm.launch import shape_of
+from parhelion.ops.gemm.operands import GemmContract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import launch_module
-from parhelion.ops.linear import Linear
-from parhelion.ops.scaled_mm import ScaledMm
-from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
-from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import Target
 
@@ -49,22 +44,7 @@ _LAUNCH_US = 1.5
 
 def gemm_of(contract: Contract, target: GemmTarget) -> GemmShape | None:
     """The static part of a contract's GEMM; None if it is none."""
-    x: torch.dtype
-    weight: torch.dtype
-    group = None
-    match contract:
-        case ScaledMm():
-            x = weight = contract.quant_dtype
-        case ScaledMmBlockwise():
-            x = weight = torch.float8_e4m3fn
-            group = contract.block
-        case WeightOnlyMm():
-            x, weight = contract.dtype, torch.float8_e4m3fn
-        case Linear():
-            x = weight = contract.dtype
-        case _:
-            return None
-    return gemm_shape(contract.in_features, contract.out_features, x, weight, target, group)
+    return shape_of(contract, target) if isinstance(contract, GemmContract) else None
 
 
 def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:

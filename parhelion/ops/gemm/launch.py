@@ -7,23 +7,30 @@ from dataclasses import dataclass
 
 import torch
 
+from parhelion.ops.gemm.candidates import gemm_candidates
 from parhelion.ops.gemm.config import GemmConfig, GemmShape, split_span, token_bucket
+from parhelion.ops.gemm.config import default_config as untuned_config
+from parhelion.ops.gemm.operands import GemmContract
 from parhelion.ops.gemm.target import GemmTarget, gemm_target, target_of_device
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner, target_of
 
 
-def gemm_shape(
-    in_features: int,
-    out_features: int,
-    x_dtype: torch.dtype,
-    weight_dtype: torch.dtype,
-    target: GemmTarget,
-    group: int | None = None,
-) -> GemmShape:
-    """What configs depend on, of x [M, in_features] and a weight [out_features, in_features]."""
-    widened = weight_dtype != x_dtype or (x_dtype == torch.float8_e4m3fn and not target.float8)
-    return GemmShape(in_features, out_features, x_dtype.itemsize, weight_dtype.itemsize, widened, group)
+def shape_of(contract: GemmContract, target: GemmTarget) -> GemmShape:
+    """What configs depend on."""
+    o = contract.operands
+    widened = o.weight_dtype != o.x_dtype or (o.x_dtype == torch.float8_e4m3fn and not target.float8)
+    return GemmShape(o.in_features, o.out_features, o.x_dtype.itemsize, o.weight_dtype.itemsize, widened, o.group)
+
+
+def default_config(contract: GemmContract, bucket: int, target: GemmTarget) -> GemmConfig:
+    """Untuned."""
+    return untuned_config(shape_of(contract, target), token_bucket(bucket), target)
+
+
+def candidates(contract: GemmContract, bucket: int, target: GemmTarget) -> list[GemmConfig]:
+    """What is worth trying."""
+    return gemm_candidates(shape_of(contract, target), bucket, target)
 
 
 def launch_gemm(

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn, rounded, wide
+from parhelion.ops.contract import Output, Tensors, Traffic, randn, rounded, wide
 from parhelion.ops.gemm.formulas import gemm_traffic, product
+from parhelion.ops.gemm.operands import GemmContract, Operands
 
 
 @dataclass(frozen=True)
-class Linear(Contract):
+class Linear(GemmContract):
     """y = x @ weight.T + bias.
 
     Inputs: x [M, in_features], weight [out_features, in_features] and, with ``bias``, bias [out_features], all of
@@ -34,6 +35,10 @@ class Linear(Contract):
     def num_weights(self) -> int:  # type: ignore[override]
         """The weight and, if there is one, the bias."""
         return 1 + self.bias
+
+    @property
+    def operands(self) -> Operands:
+        return Operands(self.in_features, self.out_features, self.dtype, self.dtype)
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
         k, n = self.in_features, self.out_features

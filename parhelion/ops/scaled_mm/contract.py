@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn, rounded, wide
+from parhelion.ops.contract import Output, Tensors, Traffic, randn, rounded, wide
 from parhelion.ops.gemm.formulas import gemm_traffic, product, random_codes, random_scales
+from parhelion.ops.gemm.operands import GemmContract, Operands
 
 
 @dataclass(frozen=True)
-class ScaledMm(Contract):
+class ScaledMm(GemmContract):
     """y = (codes * scales) @ (weight * weight_scales).T + bias.
 
     Inputs: codes [M, in_features] of ``quant_dtype``, scales [M, 1] float32, weight [out_features, in_features] codes
@@ -36,6 +37,10 @@ class ScaledMm(Contract):
     def num_weights(self) -> int:  # type: ignore[override]
         """The weight, its scales and, if there is one, the bias."""
         return 2 + self.bias
+
+    @property
+    def operands(self) -> Operands:
+        return Operands(self.in_features, self.out_features, self.quant_dtype, self.quant_dtype)
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
         k, n = self.in_features, self.out_features

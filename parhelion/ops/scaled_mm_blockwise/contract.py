@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn, rounded
+from parhelion.ops.contract import Output, Tensors, Traffic, randn, rounded
 from parhelion.ops.gemm.formulas import dequantized, gemm_traffic, product, random_codes, random_scales
+from parhelion.ops.gemm.operands import GemmContract, Operands
 
 
 @dataclass(frozen=True)
-class ScaledMmBlockwise(Contract):
+class ScaledMmBlockwise(GemmContract):
     """y = dequantized(codes) @ dequantized(weight).T + bias (DeepSeek-V3 technical report, section 3.3.2).
 
     Inputs, with G = ceil(in_features / block): codes [M, in_features] float8_e4m3fn, scales [M, G] float32, weight
@@ -35,6 +36,10 @@ class ScaledMmBlockwise(Contract):
     def num_weights(self) -> int:  # type: ignore[override]
         """The weight, its scales and, if there is one, the bias."""
         return 2 + self.bias
+
+    @property
+    def operands(self) -> Operands:
+        return Operands(self.in_features, self.out_features, torch.float8_e4m3fn, torch.float8_e4m3fn, self.block)
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
         k, n, dtype = self.in_features, self.out_features, torch.float8_e4m3fn

@@ -20,7 +20,8 @@ def default_config(contract: SiluAndMul, bucket: int, target: GemmTarget) -> Ker
 
 def candidates(contract: SiluAndMul, bucket: int, target: GemmTarget) -> list[KernelConfig]:
     """What is worth trying."""
-    return chunk_candidates(bucket, contract.intermediate_size, 1)
+    others = chunk_candidates(bucket, contract.intermediate_size, 1)
+    return list(dict.fromkeys((default_config(contract, bucket, target), *others)))
 
 
 def launch(contract: SiluAndMul, run: Runner, config: KernelConfig, x: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn, rounded, wide
+from parhelion.ops.contract import Output, Tensors, Traffic, randn, rounded, wide
 from parhelion.ops.gemm.formulas import gemm_traffic, product, random_codes, random_scales
+from parhelion.ops.gemm.operands import GemmContract, Operands
 
 
 @dataclass(frozen=True)
-class WeightOnlyMm(Contract):
+class WeightOnlyMm(GemmContract):
     """y = x @ (weight * weight_scales).T + bias.
 
     Inputs: x [M, in_features] of ``dtype``, weight [out_features, in_features] float8_e4m3fn, weight_scales
@@ -35,6 +36,10 @@ class WeightOnlyMm(Contract):
     def num_weights(self) -> int:  # type: ignore[override]
         """The weight, its scales and, if there is one, the bias."""
         return 2 + self.bias
+
+    @property
+    def operands(self) -> Operands:
+        return Operands(self.in_features, self.out_features, self.dtype, torch.float8_e4m3fn)
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
         k, n = self.in_features, self.out_features

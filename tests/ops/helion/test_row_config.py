@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.launching import launch_module
+from parhelion.ops.registry import op, op_names
 from parhelion.ops.row_config import chunk_config, row_config
 
 
@@ -32,3 +35,13 @@ def test_a_program_takes_no_more_than_the_chunks_of_a_row(row_chunks: int, num_r
 def test_configs_of_equal_shape_are_equal_so_that_runners_compile_once():
     assert row_config(4096, 256) == row_config(4096, 8192)
     assert chunk_config(1, 32, 128) == chunk_config(2, 32, 128)
+
+
+@pytest.mark.parametrize("op_name", op_names())
+@pytest.mark.parametrize("bucket", [1, 16, 256, 8192])
+def test_the_untuned_config_is_the_first_candidate_and_none_is_listed_twice(op_name: str, bucket: int):
+    launch, target = launch_module(op_name), gemm_target("sm_90")
+    for contract in op(op_name).examples:
+        found = launch.candidates(contract, bucket, target)
+        assert found[0] == launch.default_config(contract, bucket, target)
+        assert len(found) == len(set(found))
