@@ -12,7 +12,7 @@ COMPILE_S = 0.6
 """Processor seconds of a candidate: generating its code and compiling one or two programs."""
 
 TRIAL_S = 0.05
-"""Seconds of the device for a trial in the first round: loading, capturing a graph, a few replays. A guess, not measured."""
+"""Seconds of the device for a trial in the first round (loading, capturing a graph, a few replays): a guess."""
 
 ROUNDS_FACTOR = 2.0
 """What the later rounds of the search and the refinements add to the first round."""
