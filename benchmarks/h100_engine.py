@@ -41,6 +41,7 @@ from parhelion.platform.ceilings import measure_ceilings
 from parhelion.platform.device import device_name
 from parhelion.types import RequestOutput, TokensPrompt
 
+SHAPES = {"qwen3-1.7b": QWEN3_1_7B, "qwen3-8b": QWEN3_8B}
 RESULT = Path(__file__).parent / "results" / "h100_engine.json"
 
 
@@ -174,14 +175,17 @@ def smollm2_text(path: Path, device: str) -> list[dict[str, Any]]:
     return rows
 
 
-def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def speed(
+    folder: Path, device: str, batches: tuple[int, ...], pack: str, names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     """Prefill and TPOT of Qwen3 with dummy FP8 weights: 512 tokens in, 128 out, greedy; and what graphs take."""
     bandwidth = measure_ceilings(torch.device(device)).bandwidth
-    for name, shape in (("qwen3-1.7b", QWEN3_1_7B), ("qwen3-8b", QWEN3_8B)):
+    for name in names:
+        shape = SHAPES[name]
         where = write_config(shape, folder / name, FP8_PER_TOKEN_CONFIG)
         started = time.monotonic()
         options: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
-        with LLM(str(where), device=device, load_format="dummy", **options) as llm:
+        with LLM(str(where), device=device, load_format="dummy", pack=pack, **options) as llm:
             cold_start_s = time.monotonic() - started
             for batch in batches:
                 floor_ms = step_bytes(shape, batch, 512 + 64) / bandwidth * 1e3
@@ -189,6 +193,8 @@ def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[
             info, stats = llm.info, llm.stats()
             yield {
                 "model": name,
+                "pack": info.pack,
+                "phases": {phase.name: phase.seconds for phase in info.phases},
                 "load_s": info.load_s,
                 "compile_s": info.compile_s,
                 "peak_host_bytes": info.peak_host_bytes,
@@ -203,13 +209,24 @@ def speed(folder: Path, device: str, batches: tuple[int, ...]) -> Iterator[dict[
             }
 
 
-def serve(folder: Path, device: str, shape: Shape, port: int = 8123) -> Iterator[dict[str, Any]]:
+def serve(folder: Path, device: str, shape: Shape, pack: str, port: int = 8123) -> Iterator[dict[str, Any]]:
     """The server with dummy FP8 weights, asked for a completion twice, for a stream, for its metrics, and to end."""
     import httpx
 
     where = write_config(shape, folder / "serve", FP8_PER_TOKEN_CONFIG)
     memory = "4GiB" if device.startswith("cuda") else "64MiB"
-    options = ["--load-format", "dummy", "--device", device, "--port", str(port), "--max-model-len", "1024"]
+    options = [
+        "--load-format",
+        "dummy",
+        "--device",
+        device,
+        "--port",
+        str(port),
+        "--max-model-len",
+        "1024",
+        "--pack",
+        pack,
+    ]
     command = ["-m", "parhelion.cli", "serve", str(where), *options, "--kv-cache-memory", memory]
     started = time.monotonic()
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL) as server:
@@ -299,18 +316,21 @@ def main() -> None:
     parser.add_argument("--only", default="parity,fp8,graphs,smollm2,speed,serve")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batches", default="1,16,64,256")
+    parser.add_argument("--models", default=",".join(SHAPES), help="of the speed, separated by commas")
+    parser.add_argument("--pack", default="off", help="of the speed and the server; a name, a path, auto or off")
     parser.add_argument("--smollm2", type=Path, help="the GGUF file; the part is left out without it")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
     batches = tuple(int(batch) for batch in args.batches.split(","))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        served = QWEN3_8B if args.device.startswith("cuda") else TINY
         parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "parity": lambda: parity_with_transformers(folder, args.device),
             "fp8": lambda: fp8_against_dequantized(folder, args.device),
             "graphs": lambda: graphs_against_eager(folder, args.device),
-            "speed": lambda: speed(folder, args.device, batches),
-            "serve": lambda: serve(folder, args.device, QWEN3_8B if args.device.startswith("cuda") else TINY),
+            "speed": lambda: speed(folder, args.device, batches, args.pack, tuple(args.models.split(","))),
+            "serve": lambda: serve(folder, args.device, served, args.pack),
         }
         if args.smollm2 is not None:
             parts["smollm2"] = lambda: smollm2_text(args.smollm2, args.device)

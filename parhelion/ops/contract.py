@@ -130,8 +130,11 @@ def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def randn(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator, scale: float = 1.0
 ) -> torch.Tensor:
-    """Normal random numbers, the same on every device."""
-    return (torch.randn(shape, generator=generator) * scale).to(dtype).to(device)
+    """Normal random numbers; on a GPU made there, from a seed that the generator gives: a table may take gigabytes."""
+    if device.type == "cuda":
+        seed = int(torch.randint(1 << 62, (1,), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
 
 def _spell(value: object) -> str:

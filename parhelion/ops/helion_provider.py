@@ -120,7 +120,7 @@ def interpret(kernel: str, config: KernelConfig, *arguments: Any) -> Any:
 
 @functools.cache
 def tile_program(kernel: str) -> Any:
-    """The ``helion.Kernel`` of a name such as ``gemm.add_splits``; imports Helion."""
+    """The ``helion.Kernel`` of a name such as ``gemm.gemm``; imports Helion."""
     folder, _, function = kernel.partition(".")
     return getattr(importlib.import_module(f"parhelion.ops.{folder}.helion_kernel"), function)
 

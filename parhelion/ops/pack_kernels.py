@@ -18,7 +18,7 @@ from parhelion.errors import PackError
 from parhelion.ops.contract import Contract, Launcher, program_key
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import launch_module
-from parhelion.ops.packed_launch import PackedKernel, PackedRunner
+from parhelion.ops.packed_launch import PackedKernel, PackedRunner, PackMissError
 from parhelion.ops.provider import Provider, fixed
 from parhelion.ops.registry import op, op_names
 from parhelion.packs.format import NEVER_SERVE, Binary, Candidate, Row
@@ -102,19 +102,31 @@ class PackKernels:
             return otherwise.name, otherwise.launcher(contract)
         for candidate in servable(row):
             try:
-                return candidate.provider, self._candidate(contract, row, candidate)
+                return candidate.provider, self._candidate(contract, row, candidate, otherwise)
             except PackError as error:
                 self._note(f"{row.op}: {candidate.provider} cannot serve from pack {self.name}: {error}")
         return otherwise.name, otherwise.launcher(contract)
 
-    def _candidate(self, contract: Contract, row: Row, candidate: Candidate) -> Launcher:
+    def _candidate(self, contract: Contract, row: Row, candidate: Candidate, otherwise: Provider) -> Launcher:
         if candidate.provider == "helion":
-            return self._tile_programs(contract, row, candidate)
+            programs = self._tile_programs(contract, row, candidate)
+            return functools.partial(self._launch, programs, functools.cache(lambda: otherwise.launcher(contract)))
         provider = op(contract.name).provider(candidate.provider)
         why_not = provider.why_not(self._device) or provider.refuses(contract)
         if why_not is not None:
             raise PackError(why_not)
         return provider.launcher(contract)
+
+    def _launch(self, programs: Launcher, otherwise: Callable[[], Launcher], *inputs: Any) -> Any:
+        """With the pack's programs; should one be missing, as where a pack leaves sizes of M out, as without a pack.
+
+        What is missing is missed before anything is launched, or before what was launched is read.
+        """
+        try:
+            return programs(*inputs)
+        except PackMissError as error:
+            self._note(str(error))
+        return otherwise()(*inputs)
 
     def _tile_programs(self, contract: Contract, row: Row, candidate: Candidate) -> Launcher:
         module = launch_module(contract.name)

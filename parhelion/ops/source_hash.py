@@ -1,7 +1,7 @@
 """What an op's binaries and configs depend on, as a hash of its sources: a pack of other sources is stale.
 
 An op's sources are its ``helion_kernel.py``, ``launch.py`` and ``contract.py``, the modules of ``parhelion.ops`` that
-those import, and the files of the tile programs that they name (``"gemm.add_splits"``), and so on from there. They are
+those import, and the files of the tile programs that they name (``"gemm.gemm"``), and so on from there. They are
 read and never imported. A package's ``__init__.py`` is not among them: it names the providers, on which no binary
 depends.
 

@@ -74,7 +74,7 @@ class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One built tile program.
 
     Attributes:
-        kernel: ``folder.function`` of the tile program, such as ``gemm.add_splits``.
+        kernel: ``folder.function`` of the tile program, such as ``gemm.gemm``.
         config: its ``KernelConfig`` as a dictionary.
         kinds: of ``run``'s arguments: ``bfloat16[2]`` for a tensor of two dimensions, else ``repr``.
         symbol: the function's name in the binary.

@@ -30,7 +30,7 @@ class _Order:
 
 
 class CompileAhead:
-    """The thread. All that is waiting when the compiler is free goes to it at once, so that no core is idle.
+    """The thread. All that is waiting goes to the compiler, also while that works, so that no core is idle.
 
     Args:
         compiler: used by this thread alone.
@@ -53,7 +53,7 @@ class CompileAhead:
         return order.future
 
     def cancel(self) -> None:
-        """Give up what is not built yet. Waits until the compiler is free; further requests may follow."""
+        """Give up what is not built yet; further requests may follow."""
         self._stop.set()
         idle = _Order({})
         self._waiting.put(idle)
@@ -68,9 +68,9 @@ class CompileAhead:
 
     def _serve(self) -> None:
         _leave_interruptions_to_the_tuner()
-        while orders := self._taken():
+        while orders := self._taken(wait=True):
             try:
-                self._build([order for order in orders if order.open])
+                self._build(orders)
             except Exception as error:
                 for order in orders:
                     if order.open and not order.future.done():
@@ -79,33 +79,63 @@ class CompileAhead:
                 if not order.future.done():
                     _end(order)
 
-    def _taken(self) -> list[_Order]:
-        """All orders that wait, at least one; none at the end."""
-        orders = []
-        order = self._waiting.get()
-        while order is not None:
-            orders.append(order)
-            try:
+    def _taken(self, wait: bool) -> list[_Order]:
+        """All orders that wait, with ``wait`` at least one; none at the end."""
+        orders: list[_Order] = []
+        try:
+            order = self._waiting.get(block=wait)
+            while order is not None:
+                orders.append(order)
                 order = self._waiting.get_nowait()
-            except queue.Empty:
-                return orders
+        except queue.Empty:
+            return orders
+        # The end: for whoever waits for more, and for those who have asked.
+        self._waiting.put(None)
         for each in orders:
             each.future.cancel()
         return []
 
-    def _build(self, orders: Sequence[_Order]) -> None:
-        requests = list(dict.fromkeys(request for order in orders for request in order.open))
-        if not requests or self._stop.is_set():
-            return
-        for index, built, seconds in self._compiler.compile(requests):
-            for order in orders:
-                if requests[index] in order.open:
-                    del order.open[requests[index]]
-                    order.results[requests[index]] = (built, seconds)
-                    if not order.open:
-                        order.future.set_result(order.results)
+    def _build(self, orders: list[_Order]) -> None:
+        """Have orders built, and those that come meanwhile, which are added."""
+        asked: list[Request] = []
+        open_requests: set[Request] = set()
+
+        def new_requests(orders: Sequence[_Order]) -> list[Request]:
+            wanted = dict.fromkeys(request for order in orders for request in order.open)
+            found = [request for request in wanted if request not in open_requests]
+            asked.extend(found)
+            open_requests.update(found)
+            return found
+
+        def more() -> list[Request]:
+            added = self._taken(wait=False)
+            orders.extend(added)
             if self._stop.is_set():
-                return
+                raise _GivenUp
+            return new_requests(added)
+
+        if self._stop.is_set():
+            return
+        try:
+            for index, built, seconds in self._compiler.compile(new_requests(orders), more):
+                open_requests.discard(asked[index])
+                _deliver(orders, asked[index], built, seconds)
+        except _GivenUp:
+            return
+
+
+class _GivenUp(Exception):
+    """What is not built yet is not wanted."""
+
+
+def _deliver(orders: Sequence[_Order], request: Request, built: Built, seconds: float) -> None:
+    """To whoever waits for it."""
+    for order in orders:
+        if request in order.open:
+            del order.open[request]
+            order.results[request] = (built, seconds)
+            if not order.open:
+                order.future.set_result(order.results)
 
 
 def _leave_interruptions_to_the_tuner() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
 from parhelion.ops.contract import Contract
 from parhelion.platform.cpu import usable_cores
+from parhelion.tuning.jobs import no_more
 from parhelion.tuning.matrix import prepare_worker
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import Target
@@ -25,7 +26,10 @@ from parhelion.tuning.workers import Worker
 LIMIT_S = 120.0
 """Seconds that the programs of one request may take."""
 
-_POLL_S = 1.0
+_POLL_S = 0.1
+"""Seconds after which further requests are asked for."""
+
+_PRELOADED = ("parhelion.tuning.build_imports",)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class CompilePool:
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-", ignore_cleanup_errors=True)
         self._workers: list[Worker[Request, Compiled]] = []
         self._met: list[set[Contract]] = []
+        self._abandoned: set[int] = set()
 
     def __enter__(self) -> CompilePool:
         return self
@@ -82,33 +87,43 @@ class CompilePool:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    def compile(self, requests: Sequence[tuple[Contract, int, Any]]) -> Iterator[Compiled]:
-        """Build what is asked for; results come as they are ready. Whoever stops reading early stops what is going on.
-
-        Args:
-            requests: contract, bucket and config of each.
+    def compile(
+        self,
+        requests: Sequence[tuple[Contract, int, Any]],
+        more: Callable[[], Sequence[tuple[Contract, int, Any]]] = no_more,
+    ) -> Iterator[Compiled]:
+        """See ``Compiler``. If whoever reads this stops early, what waits is given up, and what processes are at is
+        finished for nothing: they keep what they have generated so far.
         """
-        waiting = [
-            Request(index, contract, bucket, config, self._target, self._num_processors)
-            for index, (contract, bucket, config) in enumerate(requests)
-        ]
-        while len(self._workers) < min(self._jobs, len(waiting)):
-            self._workers.append(Worker(compile_request, functools.partial(prepare_worker, self._folder.name)))
-            self._met.append(set())
+        waiting = [self._request(index, *request) for index, request in enumerate(requests)]
+        given = len(waiting)
         try:
-            self._hand_out(waiting)
-            while busy := [number for number, worker in enumerate(self._workers) if worker.item is not None]:
+            while True:
+                while len(self._workers) < min(self._jobs, len(waiting)):
+                    prepare = functools.partial(prepare_worker, self._folder.name)
+                    self._workers.append(Worker(compile_request, prepare, preloaded=_PRELOADED))
+                    self._met.append(set())
+                self._hand_out(waiting)
+                busy = [number for number, worker in enumerate(self._workers) if worker.item is not None]
+                if not waiting and self._abandoned.issuperset(busy):
+                    return
                 wait([self._workers[number].pipe for number in busy], timeout=_POLL_S)
                 for number in busy:
                     for result in self._workers[number].results(_failed, self._limit_s):
                         self._workers[number].advance()
                         self._hand_out(waiting)
-                        yield result
+                        if number in self._abandoned:
+                            self._abandoned.discard(number)
+                        else:
+                            yield result
+                for request in more():
+                    waiting.append(self._request(given, *request))
+                    given += 1
         finally:
-            for worker in self._workers:
-                if worker.item is not None:
-                    worker.restart()
-                    worker.advance()
+            self._abandoned = {number for number, worker in enumerate(self._workers) if worker.item is not None}
+
+    def _request(self, index: int, contract: Contract, bucket: int, config: Any) -> Request:
+        return Request(index, contract, bucket, config, self._target, self._num_processors)
 
     def close(self) -> None:
         """End the processes and remove what they wrote."""
@@ -116,6 +131,7 @@ class CompilePool:
             worker.stop()
         self._workers.clear()
         self._met.clear()
+        self._abandoned.clear()
         self._folder.cleanup()
 
     def _hand_out(self, waiting: list[Request]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,9 +82,20 @@ Request = tuple[Contract, int, Any]
 """A contract, a bucket of M and a config."""
 
 
+def no_more() -> Sequence[Request]:
+    """Nothing is added to what a compiler was given."""
+    return ()
+
+
 class Compiler(Protocol):
     """Who builds candidates, on all processors."""
 
-    def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
-        """Each request's number, its programs or why there are none, and processor seconds, as they are done."""
+    def compile(
+        self, requests: Sequence[Request], more: Callable[[], Sequence[Request]] = no_more
+    ) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+        """Each request's number, its programs or why there are none, and processor seconds, as they are done.
+
+        Args:
+            more: asked now and then for further requests, which are numbered on from the last one.
+        """
         ...

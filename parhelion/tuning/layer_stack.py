@@ -11,8 +11,8 @@ from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights
 from parhelion.layers.fusions import FUSED
 from parhelion.layers.program import Call, Program, cover
 from parhelion.ops.contract import Contract, Launcher
-from parhelion.ops.paged_attention.batch import AttentionBatch
-from parhelion.ops.paged_attention.sample import MOST_DECODES, sample_rows, sampled_lens
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
+from parhelion.ops.paged_attention.sample import sample_rows, sampled_lens
 from parhelion.ops.provider import fixed
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.ceilings import l2_bytes

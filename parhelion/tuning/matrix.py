@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -146,14 +147,11 @@ def prepare_worker(folder: str) -> None:
         folder: for all that the process writes; it may be killed at any time, so its parent removes it.
     """
     tempfile.tempdir = folder
-    os.environ.pop("HELION_INTERPRET", None)
     os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     # Triton's default so far, which it wants to hear.
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    importlib.import_module("parhelion.tuning.build_imports")
 
 
 @functools.cache

@@ -18,6 +18,7 @@ _DEPTHS = (32, 64, 128, 256, 512)
 _STAGES = (1, 2, 3, 4, 5, 6, 7)
 _WARPS = (2, 4, 8)
 _WIDTHS = (32, 64, 128, 256)
+_AHEAD = (0, 1, 2, 4)
 _ORDERS = (1, 2, 4, 8, 16)
 
 _MOST_SUMS = 256
@@ -59,6 +60,9 @@ def _moves(config: GemmConfig, bucket: int) -> Iterator[GemmConfig]:
         yield replace(config, num_warps=num_warps)
     for block_n in _beside(_WIDTHS, config.block_n):
         yield replace(config, block_n=block_n)
+    if config.programmatic:
+        for ahead in _beside(_AHEAD, config.ahead):
+            yield replace(config, ahead=ahead)
     # With one row of tiles there is no order.
     if bucket > config.block_m:
         for group_m in _beside(_ORDERS, config.group_m):

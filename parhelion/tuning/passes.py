@@ -8,6 +8,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
+from parhelion.ops.contract import Contract
+from parhelion.ops.gemm.operands import GemmContract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import BUCKETS
@@ -26,6 +28,9 @@ from parhelion.tuning.stopping import has_gained, is_done, share_to_gain
 LOOK_AHEAD = 64
 """Requests that the compiler is given before they are wanted, at least those of one group of rows."""
 
+FOLLOWED = 6
+"""Of the configs of a group's largest row, how many its other rows, which launch the same programs, try as well."""
+
 SHORTLIST = 3
 """Of a row, how many may be chosen among in a step."""
 
@@ -38,15 +43,21 @@ class Effort:
     """How much is tried.
 
     Attributes:
-        candidates: of a row, at most, not counting refinements.
+        gemms, others: candidates of a row, at most, not counting refinements; of other ops than GEMMs no model says
+            which differ, so their neighbours come first.
         refinements: rounds of neighbours, at most.
     """
 
-    candidates: int
+    gemms: int
+    others: int
     refinements: int
 
+    def candidates(self, contract: Contract) -> int:
+        """Of a row of a contract."""
+        return self.gemms if isinstance(contract, GemmContract) else self.others
 
-EFFORTS = {"quick": Effort(12, 1), "normal": Effort(40, 4), "full": Effort(160, 8)}
+
+EFFORTS = {"quick": Effort(12, 6, 1), "normal": Effort(40, 12, 4), "full": Effort(160, 160, 8)}
 
 
 class Passes:
@@ -59,6 +70,9 @@ class Passes:
         seeds: what packs know.
         effort: how much is tried.
         elapsed: seconds since the session began.
+        deadline_s: see below.
+
+    Attributes:
         deadline_s: by that clock; nothing begins after it.
     """
 
@@ -75,13 +89,14 @@ class Passes:
     ) -> None:
         self._rows = list(rows)
         self._groups: list[Group] = grouped(rows, lambda row: row.planned)
+        self._leaders = {id(row): group[-1] for group in self._groups for row in group}
         self._target = target
         self._measuring = measuring
         self._programs = programs
         self._seeds = seeds
         self._effort = effort
         self._elapsed = elapsed
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
 
     def cover(self, covered: Callable[[], None]) -> None:
         """Every row once: the untuned config, the seeds of packs, and all rivals, at length and checked.
@@ -103,7 +118,7 @@ class Passes:
 
     def compare(self, until_s: float) -> None:
         """Those who compile at their first call and may serve nowhere, until a time on the clock."""
-        deadline_s = min(until_s, self._deadline_s)
+        deadline_s = min(until_s, self.deadline_s)
         wanted = [row for row in self._rows if row.planned.compiling]
         for row in sorted(wanted, key=lambda row: -(row.time_us or 0.0) * row.weight):
             choices = [(name, None) for name in row.planned.compiling]
@@ -137,10 +152,10 @@ class Passes:
 
     def _twin_row(self, row: RowState, configs: list[Any]) -> None:
         row.tried.update(configs)
-        self._measuring.outcomes(row, [(HELION, each) for each in configs], FULL, True, self._deadline_s)
+        self._measuring.outcomes(row, [(HELION, each) for each in configs], FULL, True, self.deadline_s)
 
     def _is_over(self) -> bool:
-        return self._elapsed() >= self._deadline_s
+        return self._elapsed() >= self.deadline_s
 
     def _work(
         self,
@@ -164,11 +179,11 @@ class Passes:
             group, configs = begun.popleft()
             ahead -= len(configs)
             try:
-                left_s = self._deadline_s - self._elapsed()
+                left_s = self.deadline_s - self._elapsed()
                 self._programs.finish([group[0].request(config) for config in configs], left_s)
             except (TimeoutError, CancelledError):
                 break
-            for row in group:
+            for row in reversed(group):
                 if not self._is_over():
                     work(row, self._usable(row, configs))
             keep = {row.request(each.config) for row in group for each in shortlist(row) if each.provider == HELION}
@@ -193,7 +208,7 @@ class Passes:
     def _cover_row(self, row: RowState, configs: list[Any]) -> None:
         row.tried.update(configs)
         rivals = [(name, None) for name in row.planned.rivals]
-        self._measuring.outcomes(row, [*((HELION, each) for each in configs), *rivals], FULL, True, self._deadline_s)
+        self._measuring.outcomes(row, [*((HELION, each) for each in configs), *rivals], FULL, True, self.deadline_s)
 
     def _search_configs(self, group: Group) -> list[Any]:
         contract, bucket = group[0].contract, program_bucket(group[0].contract, group[-1].bucket)
@@ -203,10 +218,10 @@ class Passes:
         near = nearest(self._winners(group), contract, bucket, self._target)
         if given and self._seeds.narrows(contract.name):
             around = [each for seed in given for each in neighbours(seed, contract, bucket, self._target)]
-            configs = kept(around, -(-self._effort.candidates // 3), [*given, *near])
+            configs = kept(around, -(-self._effort.candidates(contract) // 3), [*given, *near])
         else:
             always = [group[0].untuned, *given, *near]
-            configs = kept(ranked(contract, bucket, self._target), self._effort.candidates, always)
+            configs = kept(ranked(contract, bucket, self._target), self._effort.candidates(contract), always)
         return [config for config in configs if not all(config in row.tried for row in group)]
 
     def _neighbour_configs(self, group: Group) -> list[Any]:
@@ -220,6 +235,9 @@ class Passes:
         return [config for config in dict.fromkeys(found) if not all(config in row.tried for row in group)]
 
     def _search_row(self, row: RowState, configs: list[Any]) -> None:
+        leader = self._leaders[id(row)]
+        if row is not leader:
+            configs = leader.quickest(configs, FOLLOWED)
         configs = [config for config in configs if config not in row.tried]
         if self._is_done(row) or not configs:
             return
@@ -227,7 +245,7 @@ class Passes:
 
         def time(configs: Sequence[Any], timing: Timing, check: bool) -> dict[Any, Outcome]:
             choices = [(HELION, config) for config in configs]
-            outcomes = self._measuring.outcomes(row, choices, timing, check, self._deadline_s)
+            outcomes = self._measuring.outcomes(row, choices, timing, check, self.deadline_s)
             return {config: outcome for (_, config), outcome in outcomes.items()}
 
         search(time, configs, row.time_us)

@@ -38,8 +38,8 @@ _STEP_US = 0.04
 """What a step of the loop over K costs beside its loads and products."""
 
 _OVERHEAD_REGISTERS = 48
-_LAUNCH_US = 1.5
-"""The second program that a split K needs."""
+_ARRIVAL_US = 0.8
+"""What the last program of a split K waits for: its own part to be written, the count, the other parts."""
 
 
 def gemm_of(contract: Contract, target: GemmTarget) -> GemmShape | None:
@@ -98,7 +98,7 @@ def predicted_us(config: GemmConfig, shape: GemmShape, bucket: int, target: Gemm
     waiting = waves * _LATENCY_US + turns * steps * _STEP_US / active
     working = max(streaming, loading, multiplying) + waiting
     sums = 8 * bucket * shape.out_features * config.split_k / (_CACHE_FACTOR * _BYTES_PER_US * target.num_processors)
-    return working + (sums + _LAUNCH_US if config.split_k > 1 else 0.0)
+    return working + (sums + _ARRIVAL_US if config.split_k > 1 else 0.0)
 
 
 def why_dropped(programs: Sequence[Program], target: Target) -> str | None:

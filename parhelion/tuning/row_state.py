@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class RowState:
         self.chosen: Choice | None = None
         self.problems: dict[Choice, str] = {}
         self._final: dict[Choice, Outcome] = {}
-        self._timed: set[Any] = set()
+        self._timed: dict[Any, float] = {}
 
     @property
     def contract(self) -> Contract:
@@ -76,11 +77,15 @@ class RowState:
         """
         self.gpu_s += seconds
         if choice[0] == HELION:
-            self._timed.add(choice[1])
+            self._timed[choice[1]] = math.inf if outcome.time_us is None else outcome.time_us.median
         if outcome.problem is not None:
             self.problems[choice] = outcome.problem
         elif is_final:
             self._final[choice] = outcome
+
+    def quickest(self, configs: Iterable[Any], count: int) -> list[Any]:
+        """So many of the configs, those that took least here first, however short they were timed."""
+        return sorted(configs, key=lambda config: self._timed.get(config, math.inf))[:count]
 
     def ranking(self) -> list[Outcome]:
         """All that may serve, the fastest first."""

@@ -24,10 +24,13 @@ from parhelion.tuning.step_choices import StepChoices, StepTuner
 from parhelion.tuning.target import Target
 from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
 
-STEP_SHARE = 0.2
-"""Of the budget, what is kept for tuning steps."""
+REFINE_SHARE = 0.9
+"""Of the budget, until when rows are tuned by themselves; the rest is for tuning steps."""
 
-COMPARING_SHARE = 0.1
+SEARCH_SHARE = 0.7
+"""Of that, until when they are searched among their candidates; then come programmatic versions and neighbours."""
+
+COMPARING_SHARE = 0.05
 """Of the budget, what measuring providers may take that never serve."""
 
 MOST_SHOWN = 5
@@ -196,6 +199,7 @@ class _Session:
 
     def _run(self, timer: Timer, step_tuner: StepTuner | None) -> None:
         budget_s = self._options.budget_s
+        refined_s = budget_s * (REFINE_SHARE if step_tuner is not None else 1)
         seeds = SeedBank(self._options.seed_packs, self._plan.target)
         self._notes += seeds.notes
         passes = Passes(
@@ -206,7 +210,7 @@ class _Session:
             seeds,
             EFFORTS[self._options.effort],
             self._elapsed,
-            budget_s * (1 - STEP_SHARE if step_tuner is not None else 1),
+            SEARCH_SHARE * refined_s,
         )
         self._begin("first pass")
         passes.cover(self._cover)
@@ -215,12 +219,14 @@ class _Session:
         passes.compare(self._elapsed() + COMPARING_SHARE * budget_s)
         self._begin("search")
         passes.search()
+        passes.deadline_s = refined_s
+        if step_tuner is not None:
+            self._begin("overlap")
+            passes.overlap()
         self._begin("refinement")
         passes.refine()
         self._save()
         if step_tuner is not None:
-            self._begin("overlap")
-            passes.overlap()
             self._begin("steps")
             choices = StepChoices(step_tuner, self._plan.model, self._programs, self._journal, self._elapsed)
             self._notes += choices.choose(self._rows, budget_s)

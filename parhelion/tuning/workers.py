@@ -59,6 +59,7 @@ class Worker(Generic[Item, Result]):
         work: a module's function, called there with each item.
         prepare: called there once, before anything else is imported.
         who: crashed, if it does.
+        preloaded: modules that are imported once, for all processes; those of the first worker that names any.
 
     Attributes:
         pipe: ready when the process has sent a result, or has died.
@@ -66,7 +67,14 @@ class Worker(Generic[Item, Result]):
         since: when it was given that, by the monotonic clock.
     """
 
-    def __init__(self, work: Callable[[Item], Result], prepare: Callable[[], None], who: str = "the compiler") -> None:
+    def __init__(
+        self,
+        work: Callable[[Item], Result],
+        prepare: Callable[[], None],
+        who: str = "the compiler",
+        preloaded: Sequence[str] = (),
+    ) -> None:
+        self._context = _context(preloaded)
         self._work = work
         self._prepare = prepare
         self._who = who
@@ -76,9 +84,8 @@ class Worker(Generic[Item, Result]):
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._work, self._prepare, there), daemon=True)
+        self.pipe, there = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(self._work, self._prepare, there), daemon=True)
         self._process.start()
         there.close()
 
@@ -129,6 +136,15 @@ class Worker(Generic[Item, Result]):
         self._process.join(_PATIENCE_S if self.item is None else 0)
         self._process.kill()
         self._process.join()
+
+
+def _context(preloaded: Sequence[str]) -> Any:
+    """How processes start: from nothing, or as copies of one that has imported what they need, where there is that."""
+    if not preloaded or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preloaded))
+    return context
 
 
 def _serve(work: Callable[[Any], Any], prepare: Callable[[], None], pipe: Connection) -> None:

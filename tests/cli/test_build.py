@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from parhelion.cli.main import build_app
 from parhelion.packs.store import read_pack
 from parhelion.tuning import compile_pool, matrix
-from parhelion.tuning.jobs import Request
+from parhelion.tuning.jobs import Request, no_more
 from parhelion.tuning.matrix import Build
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.target import Target
@@ -47,7 +47,9 @@ class FakePool:
     def __exit__(self, *unused: object) -> None:
         pass
 
-    def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+    def compile(
+        self, requests: Sequence[Request], more: Callable[[], Sequence[Request]] = no_more
+    ) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
         for index, (contract, _, config) in enumerate(requests):
             program = fake_program(contract.name, plain(config))
             yield index, "no [type]" if contract.name == "silu_and_mul" else (program,), 0.25

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from parhelion.tuning.build_pack import BuiltPack, build_pack, untuned_pack
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.compile_pool import CompilePool
 from parhelion.tuning.contract_key import contract_of_key
-from parhelion.tuning.jobs import Request
+from parhelion.tuning.jobs import Request, no_more
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.target import target
 
@@ -38,7 +38,9 @@ class FakeCompiler:
         self.asked: list[Request] = []
         self._refused = refused
 
-    def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+    def compile(
+        self, requests: Sequence[Request], more: Callable[[], Sequence[Request]] = no_more
+    ) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
         self.asked += requests
         for index, (contract, _, config) in reversed(list(enumerate(requests))):
             programs = (fake_program(contract.name, plain(config)),)

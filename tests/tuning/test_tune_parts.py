@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
 from parhelion.platform.measure import summarize
 from parhelion.tuning.compile_ahead import CompileAhead
 from parhelion.tuning.estimate import COMPILE_S, estimate
-from parhelion.tuning.jobs import Outcome, Request
+from parhelion.tuning.jobs import Outcome, Request, no_more
 from parhelion.tuning.model_calls import NUM_LAYERS, layer_contracts, tuned_model
 from parhelion.tuning.model_contracts import contracts_of
 from parhelion.tuning.model_shapes import MODEL_SHAPES
@@ -142,7 +142,7 @@ def test_an_estimate_counts_what_is_compiled_once_for_several_rows():
     plan = make_plan(tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses, ops=("scaled_mm",), sizes=(1, 8, 16))
     found = estimate(plan, EFFORTS["quick"], cores=4)
     assert (found.num_rows, found.num_groups) == (12, 4)
-    assert found.num_compiled == 4 * EFFORTS["quick"].candidates
+    assert found.num_compiled == 4 * EFFORTS["quick"].gemms
     assert found.compile_s == pytest.approx(COMPILE_S * found.num_compiled / 4)
     assert str(found.num_compiled) in found.formula
 
@@ -306,8 +306,10 @@ def test_compiling_goes_on_beside_and_what_is_given_up_is_cancelled():
     may_go_on = threading.Event()
 
     class Slow(FakeCompiler):
-        def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
-            for result in super().compile(requests):
+        def compile(
+            self, requests: Sequence[Request], more: Callable[[], Sequence[Request]] = no_more
+        ) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+            for result in super().compile(requests, more):
                 yield result
                 may_go_on.wait(10)
 

@@ -15,7 +15,7 @@ from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.measure import summarize
-from parhelion.tuning.jobs import Outcome, Request, TimingJob
+from parhelion.tuning.jobs import Outcome, Request, TimingJob, no_more
 from parhelion.tuning.model_calls import tuned_model
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
 from parhelion.tuning.programs import Program, plain
@@ -47,10 +47,14 @@ class FakeCompiler:
     spills: Callable[[Request], int] = lambda request: 0
     requests: list[Request] = field(default_factory=list)
 
-    def compile(self, requests: Sequence[Request]) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
-        for index, request in enumerate(requests):
+    def compile(
+        self, requests: Sequence[Request], more: Callable[[], Sequence[Request]] = no_more
+    ) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+        waiting = list(requests)
+        for index, request in enumerate(waiting):
             self.requests.append(request)
             yield index, self.fails(request) or (program(request, self.spills(request)),), 0.5
+            waiting.extend(more())
 
 
 @dataclass

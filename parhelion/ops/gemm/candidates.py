@@ -78,7 +78,7 @@ def _depths(shape: GemmShape) -> tuple[int, ...]:
 
 
 def _splits(shape: GemmShape, tiles: int, block_k: int, target: GemmTarget) -> tuple[int, ...]:
-    """Numbers of programs for a tile: from one to where every processor has several, each with a part of its own."""
+    """Numbers of programs for a tile: one, and from half of the processors busy to where each has several."""
     steps = max(1, shape.in_features // block_k)
     found = []
     for wanted in (1, 2, 3, 4, 6, 8, 12, 16):
@@ -87,9 +87,10 @@ def _splits(shape: GemmShape, tiles: int, block_k: int, target: GemmTarget) -> t
         # What is left once spans are whole blocks.
         span = split_span(shape.in_features, wanted, block_k, shape.group)
         split_k = -(-shape.in_features // span)
-        if 2 * tiles * split_k >= target.num_processors or wanted == 16:
+        # To divide nothing costs nothing, so that is worth trying however few programs there are.
+        if split_k == 1 or 2 * tiles * split_k >= target.num_processors or wanted == 16:
             found.append(split_k)
-    return tuple(dict.fromkeys(found)) or (1,)
+    return tuple(dict.fromkeys(found))
 
 
 def _fits(config: GemmConfig, shape: GemmShape, target: GemmTarget) -> bool:

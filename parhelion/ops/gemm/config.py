@@ -5,8 +5,8 @@ One tile program serves all of these; see ``helion_kernel``:
 - standard: a program makes one tile of y, with all of K;
 - swapped (``swap_ab``): y.T = weight @ x.T, so that the weight fills the 64 rows that Hopper's matrix unit wants on
   its left, and a few tokens need only 16 columns on its right;
-- split-K (``split_k`` > 1): several programs share a tile, each with a part of K; their sums go to a buffer, and a
-  second program adds them in a fixed order, so that repeats are identical to the bit;
+- split-K (``split_k`` > 1): several programs share a tile, each with a part of K; their sums go to a buffer, and the
+  last to be done adds them in a fixed order, so that repeats are identical to the bit;
 - persistent (``pid_type`` "persistent_blocked" or "persistent_interleaved"): as many programs as processors, each
   making many tiles.
 

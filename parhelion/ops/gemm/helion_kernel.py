@@ -1,4 +1,4 @@
-"""The GEMM as tile programs: one for the products, one that adds up what split-K left.
+"""The GEMM as one tile program.
 
 ``gemm`` computes left @ right.T for left [R, K] and right [C, K]. Which of them is the weight is up to the caller:
 x @ weight.T is the standard algorithm, weight @ x.T with a transposed view of y the swapped one. Likewise bytes of FP8
@@ -12,6 +12,7 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.arrivals import arrived_last, forget_arrivals
 from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 
@@ -29,6 +30,8 @@ def gemm(
     left_bias: torch.Tensor | None,
     right_bias: torch.Tensor | None,
     out: torch.Tensor,
+    parts: torch.Tensor | None,
+    arrivals: torch.Tensor | None,
     dtype: torch.dtype,
     sum_dtype: torch.dtype,
     block_l: hl.constexpr,
@@ -42,13 +45,15 @@ def gemm(
     programmatic: hl.constexpr,
     head: hl.constexpr,
 ) -> None:
-    """out[s] [R, C] = the products of the s-th ``span`` of K; the whole result, scales and bias included, if
-    ``split_k`` is 1.
+    """out [R, C]. With ``split_k`` programs a tile each makes the products of a ``span`` of K, and the last to be done
+    adds up those of all, first to last.
 
     Args:
         left_scales, right_scales: float32: [R, 1] and [C, 1], for the sums; or, with a ``group``, for groups of K:
             [R, K / group] and [C, K / group], of the weight (left if ``swap_ab``) [its rows / group, K / group].
         left_bias, right_bias: [R, 1] and [C, 1]; at most one is given.
+        parts: [split_k, R, C] of ``sum_dtype``, to be written; None if ``split_k`` is 1.
+        arrivals: int32, a counter for each tile; see ``ops/arrivals.py``. None if ``split_k`` is 1.
         dtype: of the products' operands.
         sum_dtype: int32 for int8 operands, else float32.
         ragged: the spans cover more than K, or not whole blocks of it.
@@ -65,6 +70,7 @@ def gemm(
     else:
         rows = left.size(0)
         columns = hl.specialize(right.size(0))
+    across = (columns + block_r - 1) // block_r
     for tile_l, tile_r, split in hl.tile([rows, columns, split_k], block_size=[block_l, block_r, 1]):
         start_successor(programmatic)
         sums = hl.zeros([tile_l, tile_r], dtype=sum_dtype)
@@ -106,35 +112,24 @@ def gemm(
             else:
                 sums = _added(_widened(a, dtype), _widened(b, dtype), sums)
         if split_k > 1:
-            out[split.begin, tile_l, tile_r] = sums
+            parts[split.begin, tile_l, tile_r] = sums  # type: ignore[index]
+            place = tile_l.id * across + tile_r.id
+            if arrived_last(arrivals, place, split_k):
+                total = hl.zeros([tile_l, tile_r], dtype=sum_dtype)
+                for part in hl.static_range(split_k):
+                    total = total + parts[part, tile_l, tile_r]  # type: ignore[index]
+                if group > 0:
+                    y = _finished(total, None, None, left_bias, right_bias, tile_l, tile_r)
+                else:
+                    y = _finished(total, left_scales, right_scales, left_bias, right_bias, tile_l, tile_r)
+                out[tile_l, tile_r] = y.to(out.dtype)
+                forget_arrivals(arrivals, place)
         elif group > 0:
             y = _finished(sums, None, None, left_bias, right_bias, tile_l, tile_r)
-            out[split.begin, tile_l, tile_r] = y.to(out.dtype)
+            out[tile_l, tile_r] = y.to(out.dtype)
         else:
             y = _finished(sums, left_scales, right_scales, left_bias, right_bias, tile_l, tile_r)
-            out[split.begin, tile_l, tile_r] = y.to(out.dtype)
-
-
-@helion.kernel(static_shapes=False)
-def add_splits(
-    sums: torch.Tensor,
-    scales: torch.Tensor | None,
-    weight_scales: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    split_k: hl.constexpr,
-    programmatic: hl.constexpr,
-) -> None:
-    """y [M, N] = sums [split_k, M, N] added first to last, times scales [M, 1] and [N, 1], plus bias [N, 1]."""
-    num_tokens = y.size(0)
-    out_features = hl.specialize(y.size(1))
-    for tile_m, tile_n in hl.tile([num_tokens, out_features]):
-        start_successor(programmatic)
-        wait_for_predecessor(programmatic)
-        total = hl.zeros([tile_m, tile_n], dtype=sums.dtype)
-        for split in hl.static_range(split_k):
-            total = total + sums[split, tile_m, tile_n]
-        y[tile_m, tile_n] = _finished(total, scales, weight_scales, None, bias, tile_m, tile_n).to(y.dtype)
+            out[tile_l, tile_r] = y.to(out.dtype)
 
 
 def _added(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:

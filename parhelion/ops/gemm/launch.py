@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.gemm.candidates import gemm_candidates
 from parhelion.ops.gemm.config import GemmConfig, GemmShape, split_span, token_bucket
 from parhelion.ops.gemm.config import default_config as untuned_config
@@ -69,18 +70,22 @@ def launch_gemm(
         weight = weight.view(torch.int8)
     if bias is not None:
         bias = bias[:, None]
-    sums = y[None]
+    parts = arrivals = None
     if plan.split_k > 1:
-        sums = y.new_empty((plan.split_k, num_tokens, out_features), dtype=plan.sum_dtype)
+        parts = y.new_empty((plan.split_k, num_tokens, out_features), dtype=plan.sum_dtype)
+        tiles = -(-num_tokens // config.block_m) * -(-out_features // config.block_n)
+        arrivals = arrival_counters(x.device, tiles)
     if plan.swap_ab:
-        swapped = sums.transpose(1, 2)
-        run("gemm.gemm", plan.config, weight, x, weight_scales, scales, bias, None, swapped, *plan.arguments)
+        swapped = None if parts is None else parts.transpose(1, 2)
+        run(
+            "gemm.gemm", plan.config,
+            weight, x, weight_scales, scales, bias, None, y.t(), swapped, arrivals, *plan.arguments,
+        )  # fmt: skip
     else:
-        run("gemm.gemm", plan.config, x, weight, scales, weight_scales, None, bias, sums, *plan.arguments)
-    if plan.split_k > 1:
-        if group is not None:
-            scales = weight_scales = None
-        run("gemm.add_splits", plan.adding, sums, scales, weight_scales, bias, y, plan.split_k, config.programmatic)
+        run(
+            "gemm.gemm", plan.config,
+            x, weight, scales, weight_scales, None, bias, y, parts, arrivals, *plan.arguments,
+        )  # fmt: skip
     return y
 
 
@@ -89,13 +94,12 @@ class _Plan:
     """All of a launch but its tensors.
 
     Attributes:
-        config, adding: of ``gemm`` and of ``add_splits``.
-        arguments: the last of ``gemm``'s, from ``dtype`` on.
+        config: the tile program's.
+        arguments: its last ones, from ``dtype`` on.
         x_as_bytes, weight_as_bytes: FP8 that must be widened is read as bytes.
     """
 
     config: KernelConfig
-    adding: KernelConfig
     arguments: tuple[object, ...]
     swap_ab: bool
     split_k: int
@@ -135,7 +139,6 @@ def _plan(
             pid_type=config.pid_type,
             programmatic=config.programmatic,
         ),
-        KernelConfig((1, 512) if bucket < 64 else (4, 256), programmatic=config.programmatic),
         (dtype, sum_dtype, *blocks, *how),
         config.swap_ab,
         config.split_k,

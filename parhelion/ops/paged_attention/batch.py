@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+MOST_DECODES = 256
+"""Up to so many tokens a step is measured with rows that decode one each, beyond with prompts."""
+
 
 @dataclass(frozen=True)
 class AttentionBatch:

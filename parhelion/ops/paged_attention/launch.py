@@ -32,7 +32,7 @@ def default_config(contract: PagedAttention, bucket: int, target: GemmTarget) ->
 
 def candidates(contract: PagedAttention, bucket: int, target: GemmTarget) -> list[AttentionConfig]:
     """What is worth trying."""
-    return attention_candidates(contract, target)
+    return attention_candidates(contract, bucket, target)
 
 
 def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tensor, torch.Tensor, AttentionBatch]]:

@@ -7,13 +7,10 @@ import itertools
 import torch
 
 from parhelion.ops.contract import randn
-from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 
 CONTEXT = 576
 """Tokens in the cache of a sampled decode row: 512 of a prompt and half of 128 answered."""
-
-MOST_DECODES = 256
-"""Rows of a sampled decode step; more tokens than that are prompts."""
 
 PROMPT = 1024
 """Tokens of a sampled prompt."""

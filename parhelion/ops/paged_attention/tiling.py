@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.paged_attention.batch import MOST_DECODES
 from parhelion.ops.paged_attention.contract import PagedAttention
 
 PROGRAMS = 512
@@ -55,17 +57,30 @@ def untuned(c: PagedAttention, target: GemmTarget) -> AttentionConfig:
     return AttentionConfig(1 << (tokens.bit_length() - 1), 4, 3, PROGRAMS, 64 if wide else 32, 8, 2)
 
 
-def attention_candidates(c: PagedAttention, target: GemmTarget) -> list[AttentionConfig]:
-    """The untuned config, then other tiles, depths and divisions for single tokens, then other tiles for more."""
+def attention_candidates(c: PagedAttention, bucket: int, target: GemmTarget) -> list[AttentionConfig]:
+    """The untuned config; then, for a few tokens, other tiles, depths and divisions of the program for single tokens,
+    and for more, where prompts take the time, tiles and depths of the other one. Those that differ in little are first.
+    """
     usual = untuned(c, target)
-    found = [usual]
-    for tokens in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2):
-        for warps, stages, programs in itertools.product((2, 4, 8), (2, 3, 4), (256, 512, 1024, 2048)):
-            decode = replace(usual, decode_tokens=max(16, tokens), decode_warps=warps, decode_stages=stages)
-            found.append(replace(decode, programs=programs))
-    for tokens in (32, 64, 128):
-        found += [replace(usual, varlen_tokens=tokens, varlen_stages=stages) for stages in (2, 3, 4)]
-    return list(dict.fromkeys(found))
+    choices: dict[str, tuple[int, ...]]
+    if bucket > MOST_DECODES:
+        choices = {"varlen_tokens": (32, 64, 128), "varlen_warps": (4, 8), "varlen_stages": (2, 3, 4)}
+    else:
+        tokens = tuple(
+            max(16, each) for each in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2)
+        )
+        choices = {
+            "programs": (256, 512, 1024, 2048),
+            "decode_tokens": tokens,
+            "decode_warps": (2, 4, 8),
+            "decode_stages": (2, 3, 4),
+        }
+    found = []
+    for values in itertools.product(*choices.values()):
+        changed: dict[str, Any] = dict(zip(choices, values, strict=True))
+        found.append(replace(usual, **changed))
+    found.sort(key=lambda each: sum(getattr(each, name) != getattr(usual, name) for name in choices))
+    return list(dict.fromkeys((usual, *found)))
 
 
 def num_splits(c: PagedAttention, num_rows: int, max_seq_len: int, programs: int) -> int:

@@ -47,7 +47,7 @@ class TopKTopPSampling(Contract):
         """Every fourth row is greedy; the others are drawn from what is left of peaked distributions."""
         row = torch.arange(num_tokens)
         inputs = (
-            randn((num_tokens, self.vocab_size), torch.float32, torch.device("cpu"), generator, scale=4.0),
+            randn((num_tokens, self.vocab_size), torch.float32, device, generator, scale=4.0),
             (row % 4) * 0.3,
             torch.where(row % 3 == 0, 0, 20 + row % 50).int(),
             torch.where(row % 2 == 0, 0.95, 1.0),
