@@ -33,7 +33,7 @@ from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import launch_module
 from parhelion.packs.format import Candidate, Pack, Row
 from parhelion.packs.store import StoredPack, read_pack
-from parhelion.tuning.compile_pool import CompilePool
+from parhelion.tuning.compile_pool import CompilePool, import_compilers
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.gpu_worker import GpuTimer
 from parhelion.tuning.helion_search import FullEffort, full_effort_search
@@ -197,6 +197,7 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
     device = torch.device(options.device)
     model = tuned_model(options.model, options.quantization)
     start = time.monotonic()
+    import_compilers()
     with GpuTimer(device) as timer:
         fingerprint = timer.fingerprint
         assert fingerprint is not None, "tuning needs a GPU"

@@ -122,13 +122,14 @@ def _tune(
 
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.location import open_pack, user_packs
-    from parhelion.tuning.compile_pool import CompilePool
+    from parhelion.tuning.compile_pool import CompilePool, import_compilers
     from parhelion.tuning.gpu_worker import GpuTimer
     from parhelion.tuning.plan import make_plan, why_not_on
     from parhelion.tuning.target import target as target_named
     from parhelion.tuning.tune import TuneOptions, tune
 
     seeds = tuple(open_pack(name).pack for name in seed_packs)
+    import_compilers()
     with GpuTimer(device) as timer:
         fingerprint = timer.fingerprint
         assert fingerprint is not None

@@ -210,7 +210,7 @@ def _build(
         dtype=arithmetic.dtype,
         storage_dtype=arithmetic.storage_dtype,
         scheme=scheme,
-        plan=plan(arithmetic.fusion),
+        plan=plan(arithmetic.fusion, resolver.device),
         resolver=resolver,
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,

@@ -1,16 +1,24 @@
-"""The fusions that plans are made of: a quantization swallowed by the norm or the activation before it."""
+"""The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
+rotation, the write to the cache and attention in one.
+"""
 
 from __future__ import annotations
+
+import torch
 
 from parhelion.layers.program import PLAIN, Fusion, Plan
 from parhelion.ops.contract import Contract
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
 from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
+from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.per_token_group_fp8_quant import PerTokenGroupFp8Quant
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
 from parhelion.ops.rms_norm_per_block_quant import RmsNormPerBlockQuant
+from parhelion.ops.rope_and_cache import RopeAndCache
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamicPerTokenQuant
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
@@ -44,6 +52,24 @@ def _silu_per_block(silu: SiluAndMul, quantize: PerTokenGroupFp8Quant) -> Contra
     return SiluAndMulPerBlockQuant(silu.intermediate_size, silu.dtype, quantize.group_size, quantize.scale_format)
 
 
+def _rope_attention(rope: RopeAndCache | FusedQkNormRope, attention: PagedAttention) -> Contract | None:
+    a = attention
+    if a.head_dim & (a.head_dim - 1):
+        return None
+    return FusedRopeAttention(
+        a.num_heads,
+        a.num_kv_heads,
+        a.head_dim,
+        a.block_size,
+        rope.max_position,
+        a.scale,
+        rope.epsilon if isinstance(rope, FusedQkNormRope) else None,
+        a.sliding_window,
+        a.soft_cap,
+        a.dtype,
+    )
+
+
 _PER_TOKEN: tuple[type[Contract], ...] = (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
 
 FUSED: Plan = (
@@ -52,9 +78,15 @@ FUSED: Plan = (
     *(Fusion(SiluAndMul, quant, _silu_per_token) for quant in _PER_TOKEN),
     Fusion(SiluAndMul, PerTokenGroupFp8Quant, _silu_per_block),
 )
-"""Everything that can be fused is."""
+"""Everything that can be fused on every device."""
+
+FUSED_ON_GPU: Plan = (
+    *FUSED,
+    *(Fusion(rope, PagedAttention, _rope_attention) for rope in (RopeAndCache, FusedQkNormRope)),
+)
+"""Everything that can be fused on a GPU."""
 
 
-def plan(name: str) -> Plan:
-    """``plain``: one op a launch. ``fused``: quantization within the norm or activation that feeds it."""
-    return {"plain": PLAIN, "fused": FUSED}[name]
+def plan(name: str, device: torch.device) -> Plan:
+    """``plain``: one op a launch. ``fused``: everything that can be fused on the device."""
+    return {"plain": PLAIN, "fused": FUSED if device.type == "cpu" else FUSED_ON_GPU}[name]

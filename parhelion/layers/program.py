@@ -35,12 +35,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Two neighbouring calls that one kernel can do: the second takes nothing but the first's first output.
+    """Two neighbouring calls that one kernel can do: the second takes nothing but the first's first output, or all of
+    its outputs and then something more.
 
     Attributes:
         first, second: the contracts' classes.
-        fuse: the contract of both at once; None where these static dimensions have no fused kernel. Its inputs and
-            weights are the first's; its outputs are the second's and then what else the first returned.
+        fuse: the contract of both at once; None where these static dimensions have no fused kernel. Its inputs are the
+            first's and what more the second takes, its weights the first's; its outputs are the second's and then what
+            else the first returned.
     """
 
     first: type[Contract]
@@ -57,9 +59,7 @@ def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
     """The sequence with every fusion of the plan applied where it fits, from the front."""
     covered: list[Call] = []
     for index, call in enumerate(calls):
-        fused = None
-        if covered and call.inputs == covered[-1].outputs[:1]:
-            fused = _fused(covered[-1], call, calls[index + 1 :], plan)
+        fused = _fused(covered[-1], call, calls[index + 1 :], plan) if covered else None
         if fused is not None:
             covered[-1] = fused
         else:
@@ -68,14 +68,16 @@ def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
 
 
 def _fused(first: Call, second: Call, later: Sequence[Call], plan: Plan) -> Call | None:
+    taken = len(first.outputs) if len(second.inputs) > 1 else 1
     between = first.outputs[0]
-    if between not in second.outputs and _is_read(between, later):
+    if second.inputs[:taken] != first.outputs[:taken] or (between not in second.outputs and _is_read(between, later)):
         return None
     for fusion in plan:
         if isinstance(first.contract, fusion.first) and isinstance(second.contract, fusion.second):
             contract = fusion.fuse(first.contract, second.contract)
             if contract is not None:
-                return Call(contract, first.inputs, second.outputs + first.outputs[1:], first.weights)
+                inputs = first.inputs + second.inputs[taken:]
+                return Call(contract, inputs, second.outputs + first.outputs[1:], first.weights)
     return None
 
 

@@ -34,6 +34,7 @@ def heads_candidates(num_heads: int, head_dim: int, bucket: int) -> list[KernelC
 def _heads(num_heads: int, head_dim: int, elements: int, elements_per_thread: int) -> KernelConfig:
     heads = max(1, min(elements // head_dim, 1 << (num_heads - 1).bit_length()))
     heads = 1 << (heads.bit_length() - 1)
-    warps = max(1, min(4, 1 << (heads * head_dim // (32 * elements_per_thread)).bit_length() - 1))
+    wanted = max(1, heads * head_dim // (32 * elements_per_thread))
+    warps = min(4, 1 << (wanted.bit_length() - 1))
     # Neighbouring programs take neighbouring heads of a token, not the same heads of neighbouring tokens.
     return KernelConfig(block_sizes=(heads,), loop_orders=((1, 0, 2),), num_warps=warps)

@@ -10,6 +10,7 @@ An op's ``launch.py`` says how the host uses what stands in its ``helion_kernel.
 An op of which inputs decide beside M which programs are launched, and how, also has
 
     def build_inputs(contract, bucket)                a list of empty inputs that between them launch all there are
+    def timed_inputs(contract, bucket)                likewise those that a measured step of M = ``bucket`` launches
 
 ``run(kernel, config, *arguments)`` launches the tile program named ``folder.function`` with a ``KernelConfig``. What it
 does is up to whoever calls ``launch``: compile and launch, interpret, record for a build, or launch what a pack holds.

@@ -13,6 +13,7 @@ from parhelion.tuning.journal import Compiled, Journal
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.prune import spilled_bytes, why_dropped
 from parhelion.tuning.target import Target
+from parhelion.tuning.timed_config import config_of
 
 
 class BuiltPrograms:
@@ -88,14 +89,14 @@ class BuiltPrograms:
         self._begun.clear()
 
     def _known(self, request: Request) -> Compiled | None:
-        contract, bucket, config = request
-        return self._journal.compiled(contract.key(), bucket, plain(config))
+        contract, bucket, named = request
+        return self._journal.compiled(contract.key(), bucket, plain(config_of(named)))
 
     def _take(self, request: Request, built: Any, seconds: float) -> None:
-        contract, bucket, config = request
+        contract, bucket, named = request
         problem = built if isinstance(built, str) else why_dropped(built, self._target)
         if problem is None:
             self._programs[request] = built
         spilled = 0 if isinstance(built, str) else spilled_bytes(built)
         at_s = self._elapsed()
-        self._journal.add(Compiled(contract.key(), bucket, plain(config), problem, spilled, seconds, at_s))
+        self._journal.add(Compiled(contract.key(), bucket, plain(config_of(named)), problem, spilled, seconds, at_s))

@@ -21,7 +21,7 @@ from parhelion.tuning.jobs import no_more
 from parhelion.tuning.matrix import prepare_worker
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import Target
-from parhelion.tuning.workers import Worker
+from parhelion.tuning.workers import Worker, import_ahead
 
 LIMIT_S = 120.0
 """Seconds that the programs of one request may take."""
@@ -30,6 +30,11 @@ _POLL_S = 0.1
 """Seconds after which further requests are asked for."""
 
 _PRELOADED = ("parhelion.tuning.build_imports",)
+
+
+def import_compilers() -> None:
+    """Begin to import what the processes of a pool need, for a pool that is to come; returns at once."""
+    import_ahead(_PRELOADED)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Timer(Protocol):
 
 
 Request = tuple[Contract, int, Any]
-"""A contract, a bucket of M and a config."""
+"""A contract, a bucket of M and a config: all programs that serve there, or only those for ``Timed``."""
 
 
 def no_more() -> Sequence[Request]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, layer_calls
-from parhelion.layers.fusions import FUSED
+from parhelion.layers.fusions import FUSED_ON_GPU
 from parhelion.layers.program import Call, Program, cover
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
-from parhelion.ops.paged_attention.sample import sample_rows, sampled_lens
+from parhelion.ops.paged_attention.sample import places, sample_rows, sampled_lens
 from parhelion.ops.provider import fixed
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.ceilings import l2_bytes
@@ -78,7 +78,7 @@ class LayerStack:
         self._random = _Random(device, dtype)
         self._embedded = self._random.normal(num_tokens, shape.hidden_size)
         self._attention, num_blocks = _attention(num_tokens, model.max_position, device)
-        self._positions, self._slots = _places(self._attention, num_tokens)
+        self._positions, self._slots = places(self._attention, num_tokens, BLOCK_SIZE)
         cache = (num_blocks, BLOCK_SIZE, 2 * shape.num_kv_heads, shape.head_dim)
         self._caches = [self._random.normal(*cache) for _ in range(num_layers)]
         self._layers = self._calls(model, num_layers, dtype)
@@ -119,7 +119,7 @@ class LayerStack:
                 sliding_window=model.windows[index % len(model.windows)] if model.windows else None,
                 dtype=dtype,
             )
-            layers.append(cover(layer_calls(dims, self._weights(model), cos_sin, index == 0), FUSED))
+            layers.append(cover(layer_calls(dims, self._weights(model), cos_sin, index == 0), FUSED_ON_GPU))
         return layers
 
     def _weights(self, model: TunedModel) -> LayerWeights:
@@ -188,14 +188,3 @@ def _attention(num_tokens: int, max_position: int, device: torch.device) -> tupl
         max_seq_len=max(max_position, rows.max_seq_len),
     )
     return batch, cache.shape[0]
-
-
-def _places(batch: AttentionBatch, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and slots [num_tokens] int64 of the tokens, which are the last of their rows."""
-    starts = batch.query_start_loc.long()
-    counts = starts.diff()
-    rows = torch.arange(len(counts), device=starts.device).repeat_interleave(counts)
-    tokens = torch.arange(num_tokens, device=starts.device)
-    positions = batch.seq_lens.long()[rows] - starts[1:][rows] + tokens
-    blocks = batch.block_table[rows, positions // BLOCK_SIZE].long()
-    return positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE

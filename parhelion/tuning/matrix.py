@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,8 @@ def prepare_worker(folder: str) -> None:
     Args:
         folder: for all that the process writes; it may be killed at any time, so its parent removes it.
     """
+    # An interruption from the keyboard is its parent's, which ends it in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     tempfile.tempdir = folder
     os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"

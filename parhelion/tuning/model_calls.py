@@ -12,7 +12,7 @@ import torch
 
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
-from parhelion.layers.fusions import FUSED
+from parhelion.layers.fusions import FUSED_ON_GPU
 from parhelion.layers.program import cover
 from parhelion.models.checkpoint import read_model_config
 from parhelion.ops.argmax import Argmax
@@ -171,7 +171,7 @@ def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int
     )
     norm, head_norm = _empty(s.hidden_size), _empty(s.head_dim) if s.qk_norm else None
     weights = LayerWeights(norm, norm, qkv, out, gate_up, down, head_norm, head_norm)
-    calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), FUSED)
+    calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), FUSED_ON_GPU)
     contracts = [call.contract for call in calls]
     return [_weight_only(each) for each in contracts] if widens and model.quantization.block is None else contracts
 

@@ -116,13 +116,12 @@ class Passes:
         )
         self._work(order, self._first_configs, work)
 
-    def compare(self, until_s: float) -> None:
-        """Those who compile at their first call and may serve nowhere, until a time on the clock."""
-        deadline_s = min(until_s, self.deadline_s)
+    def compare(self) -> None:
+        """Those who compile at their first call and may serve nowhere."""
         wanted = [row for row in self._rows if row.planned.compiling]
         for row in sorted(wanted, key=lambda row: -(row.time_us or 0.0) * row.weight):
             choices = [(name, None) for name in row.planned.compiling]
-            self._measuring.outcomes(row, choices, FULL, True, deadline_s)
+            self._measuring.outcomes(row, choices, FULL, True, self.deadline_s)
 
     def search(self) -> None:
         """The rows that can still gain, the most promising first, each among its candidates."""
@@ -148,7 +147,7 @@ class Passes:
 
     def _twin_configs(self, group: Group) -> list[Any]:
         best = dict.fromkeys(row.best_config for row in group if row.best_config is not None)
-        return [twin for config in best for twin in twins(config, group[-1].bucket, self._target)]
+        return [twin for config in best for twin in twins(config, group[0].contract, group[-1].bucket, self._target)]
 
     def _twin_row(self, row: RowState, configs: list[Any]) -> None:
         row.tried.update(configs)

@@ -23,6 +23,7 @@ from parhelion.tuning.cross_compile import BuildError, cross_compile, short_reas
 from parhelion.tuning.host_recipe import RecipeError, recipe_of
 from parhelion.tuning.record import GeneratedCode, Launch, Preparer, Recorder
 from parhelion.tuning.target import Target
+from parhelion.tuning.timed_config import Timed, config_of
 
 _SUFFIXES = {"cuda": "cubin", "hip": "hsaco"}
 
@@ -48,7 +49,7 @@ def programs_of(contract: Contract, bucket: int, config: Any, target: Target, co
 
     Args:
         bucket: one of ``BUCKETS``.
-        config: the op's ``Config``.
+        config: the op's ``Config``, or a ``Timed`` one.
         code: what was generated before, for use again.
 
     Raises:
@@ -68,8 +69,8 @@ def recorded_programs(
     module = launch_module(contract.name)
     recorder = _BuildRecorder(target.name, code)
     try:
-        for inputs in _build_inputs(contract, bucket):
-            module.launch(contract, recorder, config, *inputs)
+        for inputs in _build_inputs(contract, bucket, "timed_inputs" if isinstance(config, Timed) else "build_inputs"):
+            module.launch(contract, recorder, config_of(config), *inputs)
     # Generating code may fail in as many ways as compiling it.
     except Exception as error:
         raise BuildError(short_reason(error, "")) from error
@@ -117,9 +118,9 @@ class _BuildRecorder(Recorder):
         super().__call__(kernel, config, *arguments)
 
 
-def _build_inputs(contract: Contract, bucket: int) -> list[tuple[Any, ...]]:
-    """Empty inputs that between them launch all programs there are, none of them with an M of 1."""
-    of_op = getattr(launch_module(contract.name), "build_inputs", None)
+def _build_inputs(contract: Contract, bucket: int, which: str) -> list[tuple[Any, ...]]:
+    """Empty inputs that between them launch all programs that are wanted, none of them with an M of 1."""
+    of_op = getattr(launch_module(contract.name), which, None)
     if of_op is not None:
         found: list[tuple[Any, ...]] = of_op(contract, bucket)
         return found

@@ -10,6 +10,7 @@ from parhelion.ops.contract import Contract
 from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.plan import HELION, PlannedRow, program_bucket
+from parhelion.tuning.timed_config import timed
 
 Choice = tuple[str, Any]
 """A provider and, of a tile program, its config."""
@@ -66,7 +67,11 @@ class RowState:
         return not self._final and not self.problems
 
     def request(self, config: Any) -> Request:
-        """What builds a config for the row."""
+        """What builds a config to be timed."""
+        return self.contract, program_bucket(self.contract, self.bucket), timed(self.contract, config)
+
+    def whole_request(self, config: Any) -> Request:
+        """What builds a config to serve the row."""
         return self.contract, program_bucket(self.contract, self.bucket), config
 
     def met(self, choice: Choice, outcome: Outcome, seconds: float, is_final: bool) -> None:

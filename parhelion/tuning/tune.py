@@ -31,7 +31,7 @@ SEARCH_SHARE = 0.7
 """Of that, until when they are searched among their candidates; then come programmatic versions and neighbours."""
 
 COMPARING_SHARE = 0.05
-"""Of the budget, what measuring providers may take that never serve."""
+"""Of the budget, what is kept for measuring providers that never serve."""
 
 MOST_SHOWN = 5
 
@@ -147,7 +147,9 @@ def tune(
                 served = {row: row.serving for row in rows if row.serving is not None}
                 if not served:
                     return None
-                needed = {row: row.request(each.config) for row, each in served.items() if each.provider == HELION}
+                needed = {
+                    row: row.whole_request(each.config) for row, each in served.items() if each.provider == HELION
+                }
                 built = programs.programs(list(needed.values()))
                 own = {row: built[request] for row, request in needed.items()}
                 made = tuned_pack(pack_name(options.output), facts, list(served), own, _ledger(journal))
@@ -215,8 +217,6 @@ class _Session:
         self._begin("first pass")
         passes.cover(self._cover)
         self._save()
-        self._begin("compiling providers")
-        passes.compare(self._elapsed() + COMPARING_SHARE * budget_s)
         self._begin("search")
         passes.search()
         passes.deadline_s = refined_s
@@ -229,7 +229,10 @@ class _Session:
         if step_tuner is not None:
             self._begin("steps")
             choices = StepChoices(step_tuner, self._plan.model, self._programs, self._journal, self._elapsed)
-            self._notes += choices.choose(self._rows, budget_s)
+            self._notes += choices.choose(self._rows, budget_s * (1 - COMPARING_SHARE))
+        self._begin("compiling providers")
+        passes.deadline_s = budget_s
+        passes.compare()
 
     def _say_what_is_missing(self, pack: Pack | None) -> None:
         if pack is None:

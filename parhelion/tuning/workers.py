@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -145,6 +146,12 @@ def _context(preloaded: Sequence[str]) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preloaded))
     return context
+
+
+def import_ahead(preloaded: Sequence[str]) -> None:
+    """Begin to import for processes that are to come; returns at once."""
+    if _context(preloaded).get_start_method() == "forkserver":
+        forkserver.ensure_running()
 
 
 def _serve(work: Callable[[Any], Any], prepare: Callable[[], None], pipe: Connection) -> None:

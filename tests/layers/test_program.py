@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from parhelion.layers.decoder_layer import add_norm
-from parhelion.layers.fusions import FUSED
+from parhelion.layers.fusions import FUSED, plan
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, Fusion, Program, cover
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic
+from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.rope_and_cache import RopeAndCache
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, INT8_PER_TOKEN, LinearWeights, QuantScheme, dequantize
 from parhelion.quantization.codes import quantize_per_block, quantize_per_channel
@@ -86,8 +90,13 @@ def test_a_value_that_is_written_again_before_it_is_read_may_be_fused_away():
     assert [fused.contract.label for fused in cover(calls, PAIR)] == ["ab", "cd"]
 
 
-def test_a_second_call_with_further_inputs_is_not_fused():
-    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y other", "z")]
+def test_what_more_a_second_call_takes_the_fused_one_takes_behind_the_first_ones_inputs():
+    (fused,) = cover([call(_First("a"), "x", "y"), call(_Second("b"), "y other", "z")], PAIR)
+    assert (fused.inputs, fused.outputs) == (("x", "other"), ("z",))
+
+
+def test_a_second_call_that_takes_the_first_ones_output_elsewhere_is_not_fused():
+    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "other y", "z")]
     assert cover(calls, PAIR) == calls
 
 
@@ -164,3 +173,19 @@ def test_without_8_bit_floats_fp8_weights_meet_plain_activations(
     Program(calls, Resolver(CPU), ("hidden", "out"))(values)
     # The codes stand for exact float32 numbers; only sums differ in their order.
     torch.testing.assert_close(values[1], x @ dequantize(linear).t(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [None, 1e-6])
+def test_on_a_gpu_rotation_and_attention_are_one_call_and_on_a_cpu_two(epsilon: float | None):
+    heads = (4, 2, 64)
+    weights = (torch.empty(128, 64), *(torch.empty(64) for _ in range(0 if epsilon is None else 2)))
+    rope = RopeAndCache(*heads, 16, 128) if epsilon is None else FusedQkNormRope(*heads, epsilon, 16, 128)
+    calls = [
+        Call(rope, ("qkv", "positions", "slot_mapping", "kv_cache"), ("query", "kv_cache"), weights),
+        Call(PagedAttention(*heads, 16, 0.125, 20), ("query", "kv_cache", "attention"), ("attended",)),
+    ]
+    (fused,) = cover(calls, plan("fused", torch.device("cuda")))
+    assert fused.contract == FusedRopeAttention(*heads, 16, 128, 0.125, epsilon, 20)
+    assert fused.inputs == ("qkv", "positions", "slot_mapping", "kv_cache", "attention")
+    assert (fused.outputs, fused.weights) == (("attended", "kv_cache"), weights)
+    assert cover(calls, plan("fused", CPU)) == calls

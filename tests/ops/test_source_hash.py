@@ -42,8 +42,14 @@ def test_a_copy_has_the_same_hashes(copy: Path) -> None:
 
 
 def test_a_tile_program_concerns_its_own_op(copy: Path, tmp_path: Path) -> None:
+    file = "silu_and_mul/helion_kernel.py"
+    assert changed(copy, file, "import helion\n", "import helion as helion\n", tmp_path) == {"silu_and_mul"}
+
+
+def test_a_tile_program_concerns_an_op_that_launches_it_as_one_of_its_halves(copy: Path, tmp_path: Path) -> None:
     file = "paged_attention/helion_kernel.py"
-    assert changed(copy, file, "-3.0e38", "-2.0e38", tmp_path) == {"paged_attention"}
+    users = {"paged_attention", "fused_rope_attention"}
+    assert changed(copy, file, "-3.0e38", "-2.0e38", tmp_path) == users
 
 
 def test_a_shared_tile_program_concerns_all_that_launch_it(copy: Path, tmp_path: Path) -> None:

@@ -5,18 +5,32 @@ from __future__ import annotations
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.tuning.programmatic_twins import MOST_TOKENS, is_programmatic, twins
 
 HOPPER, AMPERE, CDNA = (gemm_target(name) for name in ("sm_90", "sm_80", "gfx942"))
 
 
+NORM, GEMM = RmsNorm(4096, 1e-6), ScaledMm(4096, 6144)
+
+
 def test_a_row_kernels_config_has_one_and_a_gemms_several_that_differ_in_what_is_read_ahead() -> None:
-    assert twins(KernelConfig(num_warps=8), 16, HOPPER) == [KernelConfig(num_warps=8, programmatic=True)]
-    found = twins(GemmConfig(16, 64, 128, swap_ab=True), 16, HOPPER)
+    assert twins(KernelConfig(num_warps=8), NORM, 16, HOPPER) == [KernelConfig(num_warps=8, programmatic=True)]
+    found = twins(GemmConfig(64, 64, 128), GEMM, 64, HOPPER)
     assert [each.ahead for each in found] == [0, 1, 2]
-    assert all(is_programmatic(each) and each.swap_ab for each in found)
+    assert all(map(is_programmatic, found))
+
+
+def test_of_a_swapped_gemm_there_are_some_that_read_all_of_their_weight_ahead() -> None:
+    found = twins(GemmConfig(16, 64, 128, swap_ab=True), GEMM, 16, HOPPER)
+    assert [each.ahead for each in found[:3]] == [0, 1, 2]
+    assert len(found) > 3
+    for each in found[3:]:
+        assert each.ahead * each.block_k * each.split_k == GEMM.in_features
+        assert each.block_n * each.ahead * each.block_k <= 512 * 32 * each.num_warps
 
 
 def test_there_are_none_for_long_steps_nor_where_no_such_launch_exists() -> None:
-    assert twins(KernelConfig(), 2 * MOST_TOKENS, HOPPER) == []
-    assert twins(KernelConfig(), 16, AMPERE) == twins(KernelConfig(), 16, CDNA) == []
+    assert twins(KernelConfig(), NORM, 2 * MOST_TOKENS, HOPPER) == []
+    assert twins(KernelConfig(), NORM, 16, AMPERE) == twins(KernelConfig(), NORM, 16, CDNA) == []

@@ -27,6 +27,7 @@ from parhelion.tuning.cross_compile import BuildError
 from parhelion.tuning.programs import Program, distinct, plain, programs_of
 from parhelion.tuning.record import GeneratedCode
 from parhelion.tuning.target import target
+from parhelion.tuning.timed_config import Timed
 from tests.tuning.test_host_recipe import evaluated
 
 SM_90 = target("sm_90")
@@ -104,6 +105,21 @@ def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: Generate
             assert binary.num_bytes == len(program.data)
             assert binary.file.endswith(".cubin")
             assert binary.registers > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "bucket"), [("paged_attention", 1), ("paged_attention", 1024), ("fused_rope_attention", 32)]
+)
+def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, bucket: int, code: GeneratedCode):
+    contract, to = op(name).examples[1], target("sm_90")
+    config = launch_module(name).default_config(contract, bucket, gemm_target("sm_90"))
+    to_serve = programs_of(contract, bucket, config, to, code)
+    to_time = programs_of(contract, bucket, Timed(config), to, code)
+    kinds, all_kinds = ({(each.binary.kernel, each.binary.kinds) for each in found} for found in (to_time, to_serve))
+    assert kinds < all_kinds if bucket > 1 else kinds == all_kinds
+    find = Finder(to_time, "sm_90")
+    launch_module(name).launch(contract, find, config, *empty_inputs(contract, bucket))
+    assert find.launched
 
 
 def test_sizes_to_build_for_are_of_the_bucket_and_one_is_odd():

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import BUCKETS
-from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
@@ -69,7 +69,7 @@ def test_a_plan_has_all_buckets_but_the_head_no_more_than_there_are_requests():
     sizes = {
         row.contract.name: [each.bucket for each in plan.rows if each.contract == row.contract] for row in plan.rows
     }
-    assert sizes["paged_attention"] == list(BUCKETS)
+    assert sizes["fused_rope_attention"] == list(BUCKETS)
     assert sizes["argmax"] == [bucket for bucket in BUCKETS if bucket <= MOST_SAMPLED]
     some = make_plan(tuned_model("qwen3-0.6b"), SM_90, refuses, ops=("rms_norm",), sizes=(1, 5, 8, 10**6))
     assert [(row.contract.name, row.bucket) for row in some.rows] == [("rms_norm", size) for size in (1, 8, 8192)]
@@ -118,7 +118,7 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path):
     model = tuned_model(str(folder), "fp8_per_token")
     assert (model.name, model.num_layers) == ("my-mistral", 3)
     counts = layer_contracts(model, SM_90)
-    [attention] = [contract for contract in counts if isinstance(contract, PagedAttention)]
+    [attention] = [contract for contract in counts if isinstance(contract, FusedRopeAttention)]
     assert (attention.sliding_window, counts[attention]) == (128, 3)
 
 
@@ -131,7 +131,9 @@ def test_without_8_bit_floats_other_products_are_called(quantization: str, op: s
 
 
 def test_buckets_that_launch_the_same_programs_are_one_group():
-    plan = make_plan(tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses, ops=("scaled_mm", "paged_attention"))
+    plan = make_plan(
+        tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses, ops=("scaled_mm", "fused_rope_attention")
+    )
     groups = grouped(plan.rows, lambda row: row)
     shared = [[row.bucket for row in group] for group in groups if len(group) > 1]
     assert shared == [[1, 2, 4, 8, 16]] * 4

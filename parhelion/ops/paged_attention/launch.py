@@ -8,7 +8,7 @@ import torch
 
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import Runner, build_sizes
-from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
     SPLIT,
@@ -49,6 +49,18 @@ def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tens
             found.append(_empty_step(contract, num_tokens, num_tokens, 1, max_seq_len))
             for bound, rows in itertools.product(bounds, (2, 3, 1)):
                 found.append(_empty_step(contract, num_tokens, rows, bound, max_seq_len))
+    return found
+
+
+def timed_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tensor, torch.Tensor, AttentionBatch]]:
+    """Steps of single tokens, with keys for one split and for several; beyond ``MOST_DECODES`` steps of prompts."""
+    found = []
+    for num_tokens in build_sizes(bucket):
+        if bucket <= MOST_DECODES:
+            lens = (SPLIT, 2 * SPLIT, 64 * SPLIT)
+            found += [_empty_step(contract, num_tokens, num_tokens, 1, each) for each in lens]
+        else:
+            found += [_empty_step(contract, num_tokens, rows, bucket, 64 * SPLIT) for rows in (2, 3, 1)]
     return found
 
 

@@ -58,3 +58,14 @@ def sample_rows(
     query = randn((sum(query_lens), num_heads * head_dim), dtype, device, generator)
     kv_cache = randn((num_blocks, block_size, 2 * num_kv_heads, head_dim), dtype, device, generator)
     return query, kv_cache, batch
+
+
+def places(batch: AttentionBatch, num_tokens: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and slots [num_tokens] int64 of a batch's tokens, which are the last of their rows."""
+    starts = batch.query_start_loc.long()
+    counts = starts.diff()
+    rows = torch.arange(len(counts), device=starts.device).repeat_interleave(counts, output_size=num_tokens)
+    tokens = torch.arange(num_tokens, device=starts.device)
+    positions = batch.seq_lens.long()[rows] - starts[1:][rows] + tokens
+    blocks = batch.block_table[rows, positions // block_size].long()
+    return positions, blocks * block_size + positions % block_size

@@ -1,0 +1,174 @@
+"""What the device does in a decode step: the time of every kernel, and where it waits.
+
+    PYTHONPATH=. python benchmarks/step_trace.py --model qwen3-8b --pack h100 --batches 1,16,64,256 [--output FILE]
+
+Dummy FP8 weights, 512 tokens in, greedy; the last steps of a generation are traced by torch's profiler, which slows the
+host, so what counts is the kernels' times and, with large batches, whether the device waits at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from h100_engine import SHAPES
+
+from parhelion import LLM, SamplingParams
+from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, write_config
+from parhelion.bench.machine import command_line, describe_circumstances
+from parhelion.platform.device import device_name
+from parhelion.types import TokensPrompt
+
+RESULT = Path(__file__).parent / "results" / "step_trace.json"
+
+STEPS = 8
+"""Steps that are looked at, the last ones but one of a generation."""
+
+LAST_KERNEL = "argmax"
+"""What a greedy step ends with, as part of its kernel's name."""
+
+LONG_GAP_US = 3.0
+"""Gaps from here on are listed."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something on the device; microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """The mean of some steps, in microseconds.
+
+    Attributes:
+        step_us: from the end of a step's last kernel to the end of the next one's.
+        idle_us: of that, while nothing ran on the device.
+        kernels: name to launches a step and their time; kernels that overlap count twice.
+        gaps: the longest: what ran before, what after, how often a step and how long.
+    """
+
+    step_us: float
+    idle_us: float
+    kernels: dict[str, tuple[float, float]]
+    gaps: list[tuple[str, str, float, float]]
+
+
+def device_events(trace: dict[str, Any]) -> list[Event]:
+    """Kernels and copies of a Chrome trace, by their start."""
+    found = []
+    for event in trace["traceEvents"]:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            name = event["name"]
+            if event["cat"] == "kernel":
+                name = f"{name[:60]} {event['args'].get('grid')}"
+            found.append(Event(name, event["ts"], event["ts"] + event["dur"]))
+    return sorted(found, key=lambda event: event.start)
+
+
+def last_steps(events: list[Event], steps: int) -> StepTrace:
+    """The last steps but one.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    ends = [event.end for event in events if LAST_KERNEL in event.name]
+    if len(ends) < steps + 2:
+        raise ValueError(f"{len(ends)} steps were traced, {steps + 2} are needed")
+    begin, end = ends[-steps - 2], ends[-2]
+    inside = [event for event in events if begin < event.end <= end]
+    times: dict[str, list[float]] = defaultdict(list)
+    gaps: dict[tuple[str, str], list[float]] = defaultdict(list)
+    idle, until, before = 0.0, begin, LAST_KERNEL
+    for event in inside:
+        times[event.name].append(event.end - event.start)
+        gap = event.start - until
+        if gap > 0:
+            idle += gap
+            if gap >= LONG_GAP_US:
+                gaps[before, event.name].append(gap)
+        if event.end > until:
+            until, before = event.end, event.name
+    longest = sorted(gaps.items(), key=lambda item: -sum(item[1]))[:12]
+    return StepTrace(
+        step_us=(end - begin) / steps,
+        idle_us=idle / steps,
+        kernels={
+            name: (len(own) / steps, sum(own) / steps) for name, own in sorted(times.items(), key=lambda i: -sum(i[1]))
+        },
+        gaps=[(*names, len(own) / steps, sum(own) / steps) for names, own in longest],
+    )
+
+
+def traced(llm: LLM, batch: int) -> StepTrace:
+    """Trace a generation of this many requests."""
+    generator = torch.Generator().manual_seed(8)
+
+    def run(tokens: int) -> None:
+        ids = [torch.randint(2, 100000, (512,), generator=generator).tolist() for _ in range(batch)]
+        prompts = [TokensPrompt(prompt_token_ids=each) for each in ids]
+        llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True))
+
+    run(16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run(2 * STEPS + 4)
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        return last_steps(device_events(json.loads(path.read_text())), STEPS)
+
+
+def main() -> None:
+    """Trace and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen3-8b", choices=sorted(SHAPES))
+    parser.add_argument("--pack", default="auto")
+    parser.add_argument("--batches", default="1,16,64,256")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here to trace")
+    report: dict[str, Any] = {
+        "device": device_name(torch.device("cuda")),
+        "command": command_line(sys.argv),
+        "circumstances": asdict(describe_circumstances()),
+        "model": options.model,
+        "pack": options.pack,
+        "steps": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        where = write_config(SHAPES[options.model], Path(folder) / options.model, FP8_PER_TOKEN_CONFIG)
+        limits: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
+        with LLM(str(where), device="cuda", load_format="dummy", pack=options.pack, **limits) as llm:
+            for batch in map(int, options.batches.split(",")):
+                found = traced(llm, batch)
+                report["steps"][batch] = asdict(found)
+                options.output.write_text(json.dumps(report, indent=1))
+                show(batch, found)
+
+
+def show(batch: int, found: StepTrace) -> None:
+    """A short table."""
+    print(f"batch {batch}: step {found.step_us:.0f} us, idle {found.idle_us:.0f} us")
+    for name, (count, microseconds) in list(found.kernels.items())[:16]:
+        print(f"  {microseconds:8.1f} us {count:6.1f} x {microseconds / count:7.2f}  {name}")
+    for before, after, count, microseconds in found.gaps[:6]:
+        print(f"  gap {microseconds:7.1f} us in {count:.1f}: {before} -> {after}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

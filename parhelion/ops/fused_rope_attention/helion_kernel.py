@@ -1,0 +1,192 @@
+"""``fused_rope_attention`` for rows with a single token as one tile program.
+
+What ``fused_qk_norm_rope`` and ``paged_attention`` do with such rows, in one launch: a program makes its own queries
+from the projection's output, and the one that comes to a row's last token stores that token's key and value. Where a
+row's keys are spread over several programs, the last of them to be done combines what all have found.
+"""
+
+from __future__ import annotations
+
+import helion
+import helion.language as hl
+import torch
+
+from parhelion.ops.arrivals import arrived_last, forget_arrivals
+from parhelion.ops.interpreting import interpreting
+from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+
+LOG2_E = 1.4426950408889634
+
+
+def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
+    """a @ b in float32, added to ``sums`` if there are any; Helion traces into it."""
+    if interpreting():
+        # hl.dot is interpreted by torch functions that CPUs have not.
+        product = a.to(torch.float32) @ b.to(torch.float32)
+        return product if sums is None else sums + product
+    return hl.dot(a, b, acc=sums)
+
+
+def dims(size: int) -> torch.Tensor:
+    """0 to ``size``; the interpreter wants all that it is given together to be of one type."""
+    return hl.arange(size, dtype=torch.int64) if interpreting() else hl.arange(size)
+
+
+def exponents(scores: torch.Tensor, scale: float, soft_cap: float | None) -> torch.Tensor:
+    """Scores as exponents of two."""
+    if soft_cap is None:
+        return scores * (scale * LOG2_E)
+    return torch.tanh(scores * (scale / soft_cap)) * (soft_cap * LOG2_E)
+
+
+@helion.kernel(static_shapes=False, dot_precision="ieee")
+def rope_attention_decode(
+    qkv: torch.Tensor,
+    flat_qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    cos_sin: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    parts: torch.Tensor,
+    flat_out: torch.Tensor,
+    flat_parts: torch.Tensor,
+    lse: torch.Tensor,
+    arrivals: torch.Tensor | None,
+    epsilon: float,
+    block_size: hl.constexpr,
+    scale: hl.constexpr,
+    window: hl.constexpr,
+    soft_cap: hl.constexpr,
+    is_split: hl.constexpr,
+    programmatic: hl.constexpr,
+    kv_tile: hl.constexpr,
+) -> None:
+    """Split s of row r, which is token r.
+
+    Where heads are rotated they lie in halves: qkv [M, num_heads + 2 * num_kv_heads, 2, half], cos_sin [max_position,
+    2, half], weights [2, half]; half is a power of two.
+
+    Args:
+        flat_qkv: qkv with whole heads, [M, num_heads + 2 * num_kv_heads, head_dim].
+        kv_cache: [slots * 2 * num_kv_heads, head_dim].
+        q_weight, k_weight: None: heads are not normalized.
+        out: [M, num_kv_heads, group, head_dim].
+        parts: float32, what a split has found, [M, splits, num_kv_heads, group, head_dim]; out, unless ``is_split``.
+        flat_out, flat_parts: the same as [M, num_kv_heads, group * head_dim] and [M, splits, num_kv_heads, group *
+            head_dim].
+        lse: float32 [M, splits, num_kv_heads, group], the base-2 logarithms of the sums; written if ``is_split``.
+        arrivals: a counter for each row and key head; see ``ops/arrivals.py``. None unless ``is_split``.
+        kv_tile: keys of a tile; None leaves it to the config.
+    """
+    num_rows, num_splits, num_kv_heads, group = lse.size()
+    num_kv_heads = hl.specialize(num_kv_heads)
+    group = hl.specialize(group)
+    half = hl.specialize(qkv.size(3))
+    width = hl.specialize(flat_out.size(2))
+    # A group's heads are the rows of the dot products, which have at least 16.
+    for tile_r, tile_k, tile_s, tile_g, tile_d in hl.tile(
+        [num_rows, num_kv_heads, num_splits, group, half],
+        block_size=[1, 1, 1, max(16, helion.next_power_of_2(group)), half],
+    ):
+        start_successor(programmatic)
+        row = tile_r.begin
+        kv_head = tile_k.begin
+        split = tile_s.begin
+        dim = dims(2 * half)
+        seq_len = seq_lens[row]
+        position = positions[row]
+        slot = slot_mapping[row]
+        cos = cos_sin[position, 0, tile_d]
+        sin = cos_sin[position, 1, tile_d]
+        first = seq_len * 0
+        if window is not None:
+            first = torch.maximum(seq_len - window, first)
+        share = (seq_len - first + num_splits * 64 - 1) // (num_splits * 64) * 64
+        begin = first + split * share
+        end = torch.maximum(torch.minimum(begin + share, seq_len), begin)
+        # The row's own token comes from qkv, whoever stores it and when.
+        owns = (end == seq_len) & (begin < seq_len)
+        old_end = torch.where(owns, end - 1, end)
+        wait_for_predecessor(programmatic)
+        heads = kv_head * group + tile_g.index
+        key_head = num_kv_heads * group + kv_head
+        q1 = qkv[row, heads, 0, tile_d].to(torch.float32)
+        q2 = qkv[row, heads, 1, tile_d].to(torch.float32)
+        k1 = qkv[row, key_head, 0, tile_d].to(torch.float32)
+        k2 = qkv[row, key_head, 1, tile_d].to(torch.float32)
+        value = hl.load(flat_qkv, [row, key_head + num_kv_heads, dim])
+        if q_weight is not None:
+            q_factor = torch.rsqrt((torch.sum(q1 * q1, -1) + torch.sum(q2 * q2, -1)) / (2 * half) + epsilon)
+            q1 = q1 * q_factor[:, None] * q_weight[0, tile_d].to(torch.float32)[None, :]
+            q2 = q2 * q_factor[:, None] * q_weight[1, tile_d].to(torch.float32)[None, :]
+            k_factor = torch.rsqrt((torch.sum(k1 * k1, -1) + torch.sum(k2 * k2, -1)) / (2 * half) + epsilon)
+            k1 = k1 * k_factor * k_weight[0, tile_d].to(torch.float32)  # type: ignore[index]
+            k2 = k2 * k_factor * k_weight[1, tile_d].to(torch.float32)  # type: ignore[index]
+        query1 = (q1 * cos[None, :] - q2 * sin[None, :]).to(qkv.dtype)
+        query2 = (q2 * cos[None, :] + q1 * sin[None, :]).to(qkv.dtype)
+        query = hl.join(query1, query2).permute(0, 2, 1).reshape(query1.size(0), 2 * half)
+        key1 = (k1 * cos - k2 * sin).to(qkv.dtype)
+        key2 = (k2 * cos + k1 * sin).to(qkv.dtype)
+        key = hl.join(key1, key2).permute(1, 0).reshape(2 * half)
+        m = hl.full([tile_g], -3.0e38, dtype=torch.float32)
+        l = hl.zeros([tile_g], dtype=torch.float32)
+        acc = hl.zeros([tile_g, 2 * half], dtype=torch.float32)
+        for tile_t in hl.tile(begin, old_end, block_size=kv_tile):
+            block = block_table[row, tile_t.index // block_size].to(torch.int64)
+            old = (block * block_size + tile_t.index % block_size) * (2 * num_kv_heads) + kv_head
+            old_key = hl.load(kv_cache, [old, dim])
+            scores = exponents(dot(query, old_key.transpose(0, 1), None), scale, soft_cap)
+            scores = torch.where((tile_t.index < old_end)[None, :], scores, float("-inf"))
+            old_value = hl.load(kv_cache, [old + num_kv_heads, dim])
+            new_m = torch.maximum(m, torch.amax(scores, -1))
+            p = torch.exp2(scores - new_m[:, None])
+            alpha = torch.exp2(m - new_m)
+            l = l * alpha + torch.sum(p, -1)
+            acc = dot(p.to(old_value.dtype), old_value, acc * alpha[:, None])
+            m = new_m
+        # Behind the loop: before it, Helion would have its loads wait for the store, one after the other.
+        if owns & (slot >= 0):
+            # Slots are int64, and so is all that follows from them: a cache may have more than 2^31 elements.
+            place = slot * (2 * num_kv_heads) + kv_head
+            hl.store(kv_cache, [place, dim], key)
+            hl.store(kv_cache, [place + num_kv_heads, dim], value)
+        product = torch.sum(query.to(torch.float32) * key.to(torch.float32)[None, :], -1)
+        own = torch.where(owns, exponents(product, scale, soft_cap), float("-inf"))
+        last_m = torch.maximum(m, own)
+        own_p = torch.exp2(own - last_m)
+        old_p = torch.exp2(m - last_m)
+        sums = l * old_p + own_p
+        weight = own_p.to(qkv.dtype).to(torch.float32)
+        mean = (acc * old_p[:, None] + weight[:, None] * value.to(torch.float32)[None, :]) / sums[:, None]
+        result = torch.where((sums == 0)[:, None], 0.0, mean)
+        if is_split:
+            parts[row, split, kv_head, tile_g, :] = result
+            lse[row, split, kv_head, tile_g] = torch.where(sums == 0, float("-inf"), last_m + torch.log2(sums))
+            counter = row * num_kv_heads + kv_head
+            if arrived_last(arrivals, counter, num_splits):
+                element = dims(helion.next_power_of_2(width))
+                is_element = element < width
+                total_m = hl.full([helion.next_power_of_2(width)], -3.0e38, dtype=torch.float32)
+                total_l = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
+                total = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
+                for tile_p in hl.tile(num_splits, block_size=8):
+                    place_of_log = [row, tile_p, kv_head, element // (2 * half)]
+                    logs = hl.load(lse, place_of_log, extra_mask=is_element[None, :])
+                    logs = torch.where((tile_p.index < num_splits)[:, None], logs, float("-inf"))
+                    found = hl.load(flat_parts, [row, tile_p, kv_head, element], extra_mask=is_element[None, :])
+                    part_m = torch.maximum(total_m, torch.amax(logs, 0))
+                    weights = torch.exp2(logs - part_m[None, :])
+                    kept = torch.exp2(total_m - part_m)
+                    total_l = total_l * kept + torch.sum(weights, 0)
+                    total = total * kept + torch.sum(found * weights, 0)
+                    total_m = part_m
+                combined = torch.where(total_l == 0, 0.0, total / total_l).to(flat_out.dtype)
+                hl.store(flat_out, [row, kv_head, element], combined, extra_mask=is_element)
+                forget_arrivals(arrivals, counter)
+        else:
+            out[row, kv_head, tile_g, :] = result.to(out.dtype)

@@ -1,0 +1,166 @@
+"""How ``fused_rope_attention`` is launched: one program where every row has a single token, else as its two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from parhelion.ops.arrival_counters import arrival_counters
+from parhelion.ops.contract import Tensors
+from parhelion.ops.fused_qk_norm_rope.contract import FusedQkNormRope
+from parhelion.ops.fused_qk_norm_rope.launch import launch as launch_norm_rope
+from parhelion.ops.fused_rope_attention.contract import FusedRopeAttention
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.heads_config import heads_config, in_halves
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import Runner
+from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.launch import build_inputs as build_attention_inputs
+from parhelion.ops.paged_attention.launch import launch as launch_attention
+from parhelion.ops.paged_attention.launch import timed_inputs as timed_attention_inputs
+from parhelion.ops.paged_attention.tiling import (
+    AttentionConfig,
+    attention_candidates,
+    decode_config,
+    num_splits,
+    untuned,
+)
+from parhelion.ops.rope_and_cache.launch import launch as launch_rope
+
+
+@dataclass(frozen=True)
+class RopeAttentionConfig(AttentionConfig):
+    """The choices of ``AttentionConfig``; its program for single tokens is this op's.
+
+    Attributes:
+        rope_heads, rope_warps: of the first half where it is launched by itself: heads and warps of a program.
+    """
+
+    rope_heads: int = 8
+    rope_warps: int = 2
+
+
+Config = RopeAttentionConfig
+
+
+def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> RopeAttentionConfig:
+    """Untuned."""
+    return _with_rope(contract, bucket, untuned(contract.attention, target))
+
+
+def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> list[RopeAttentionConfig]:
+    """What is worth trying."""
+    return [_with_rope(contract, bucket, each) for each in attention_candidates(contract.attention, bucket, target)]
+
+
+def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
+    """The steps of ``paged_attention``."""
+    return [_as_own(contract, *each) for each in build_attention_inputs(contract.attention, bucket)]
+
+
+def timed_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
+    """The steps of ``paged_attention``."""
+    return [_as_own(contract, *each) for each in timed_attention_inputs(contract.attention, bucket)]
+
+
+def launch(
+    contract: FusedRopeAttention,
+    run: Runner,
+    config: RopeAttentionConfig,
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: AttentionBatch,
+    cos_sin: torch.Tensor,
+    *weights: torch.Tensor,
+) -> Tensors:
+    """See ``FusedRopeAttention``."""
+    num_tokens, num_rows = qkv.shape[0], batch.seq_lens.shape[0]
+    if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
+        return _decode(
+            contract, run, config, qkv, positions, slot_mapping, kv_cache, batch, cos_sin, *weights
+        ), kv_cache
+    heads = KernelConfig(
+        (config.rope_heads,), ((1, 0, 2),), num_warps=config.rope_warps, programmatic=config.programmatic
+    )
+    rope = contract.rope
+    inputs = (qkv, positions, slot_mapping, kv_cache, cos_sin, *weights)
+    if isinstance(rope, FusedQkNormRope):
+        query, _ = launch_norm_rope(rope, run, heads, *inputs)
+    else:
+        query, _ = launch_rope(rope, run, heads, *inputs)
+    return launch_attention(contract.attention, run, config, query, kv_cache, batch), kv_cache
+
+
+def _as_own(
+    c: FusedRopeAttention, query: torch.Tensor, kv_cache: torch.Tensor, batch: AttentionBatch
+) -> tuple[Any, ...]:
+    """Empty inputs for the rows of these."""
+    num_tokens = query.shape[0]
+    qkv = torch.empty((num_tokens, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim), dtype=c.dtype)
+    # At any address: they are views of the engine's buffer of integers.
+    positions, slots = (torch.empty(num_tokens + 1, dtype=torch.int64)[1:] for _ in range(2))
+    weights = [torch.empty(c.head_dim, dtype=c.dtype) for _ in range(c.num_weights - 1)]
+    return qkv, positions, slots, kv_cache, batch, torch.empty(c.max_position, c.head_dim), *weights
+
+
+def _decode(
+    contract: FusedRopeAttention,
+    run: Runner,
+    config: RopeAttentionConfig,
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: AttentionBatch,
+    cos_sin: torch.Tensor,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    c = contract
+    num_tokens, half = qkv.shape[0], c.head_dim // 2
+    group = c.num_heads // c.num_kv_heads
+    out = qkv.new_empty((num_tokens, c.num_heads * c.head_dim))
+    splits = num_splits(c.attention, num_tokens, batch.max_seq_len, config.programs)
+    lse = torch.empty((num_tokens, splits, c.num_kv_heads, group), dtype=torch.float32, device=qkv.device)
+    is_split = splits > 1
+    parts = lse.new_empty((num_tokens, splits, c.num_heads * c.head_dim)) if is_split else out[:, None]
+    run(
+        "fused_rope_attention.rope_attention_decode",
+        decode_config(config),
+        in_halves(qkv, c.head_dim),
+        qkv.unflatten(1, (-1, c.head_dim)),
+        positions,
+        slot_mapping,
+        kv_cache.view(-1, c.head_dim),
+        cos_sin.view(-1, 2, half),
+        None if q_weight is None else q_weight.view(2, -1),
+        None if k_weight is None else k_weight.view(2, -1),
+        batch.block_table,
+        batch.seq_lens,
+        out.view(num_tokens, c.num_kv_heads, group, -1),
+        parts.view(num_tokens, splits, c.num_kv_heads, group, -1),
+        out.view(num_tokens, c.num_kv_heads, -1),
+        parts.view(num_tokens, splits, c.num_kv_heads, -1),
+        lse,
+        arrival_counters(qkv.device, num_tokens * c.num_kv_heads) if is_split else None,
+        0.0 if c.epsilon is None else c.epsilon,
+        c.block_size,
+        c.scale,
+        c.sliding_window,
+        c.soft_cap,
+        is_split,
+        config.programmatic,
+        None,
+    )
+    return out
+
+
+def _with_rope(contract: FusedRopeAttention, bucket: int, attention: AttentionConfig) -> RopeAttentionConfig:
+    heads = heads_config(contract.num_heads + 2 * contract.num_kv_heads, contract.head_dim, bucket)
+    names = AttentionConfig.__dataclass_fields__
+    made = RopeAttentionConfig(**{name: getattr(attention, name) for name in names})
+    return replace(made, rope_heads=heads.block_sizes[0], rope_warps=heads.num_warps)

@@ -1,0 +1,100 @@
+"""``fused_rope_attention``'s tile program in the interpreter, beside the reference.
+
+Slots that hold no token yet, those of the step's own tokens among them, hold NaN: nobody may read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from parhelion.ops.arrival_counters import arrival_counters
+from parhelion.ops.check import check
+from parhelion.ops.contract import randn
+from parhelion.ops.fused_rope_attention import OP, FusedRopeAttention
+from parhelion.ops.fused_rope_attention.launch import launch
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.helion_provider import interpret
+from parhelion.ops.launching import launch_module
+from parhelion.ops.paged_attention.sample import places, sample_rows
+from parhelion.ops.rope_and_cache.contract import rotary_table
+from tests.ops.helion.awkward import generator
+
+CPU = torch.device("cpu")
+
+SMALL = FusedRopeAttention(4, 2, 64, 16, 128, 0.125, 1e-6, dtype=torch.float32)
+"""float32: what is compared is the algorithm."""
+
+VARIANTS = (
+    SMALL,
+    replace(SMALL, epsilon=None),
+    replace(SMALL, num_heads=6, head_dim=32),
+    replace(SMALL, num_heads=6, dtype=torch.bfloat16),
+    replace(SMALL, sliding_window=20),
+    replace(SMALL, sliding_window=1, soft_cap=2.0, block_size=32),
+)
+
+
+def poisoned(contract: FusedRopeAttention, query_lens: list[int], seq_lens: list[int]) -> tuple[Any, ...]:
+    c = contract
+    shape = (c.num_heads + 2 * c.num_kv_heads, c.num_kv_heads, c.head_dim, c.block_size)
+    qkv, kv_cache, batch = sample_rows(query_lens, seq_lens, shape, c.dtype, CPU, generator())
+    slots = kv_cache.view(-1, *kv_cache.shape[2:])
+    old = torch.zeros(len(slots), dtype=torch.bool)
+    for row, (query_len, seq_len) in enumerate(zip(query_lens, seq_lens, strict=True)):
+        tokens = torch.arange(max(0, seq_len - query_len))
+        blocks = batch.block_table[row, tokens // c.block_size].long()
+        old[blocks * c.block_size + tokens % c.block_size] = True
+    slots[~old] = float("nan")
+    positions, slot_mapping = places(batch, len(qkv), c.block_size)
+    is_padding = positions < 0
+    positions[is_padding], slot_mapping[is_padding] = 0, -1
+    weights = [randn((c.head_dim,), c.dtype, CPU, generator()) for _ in range(c.num_weights - 1)]
+    return qkv, positions, slot_mapping, kv_cache, batch, rotary_table(c.max_position, c.head_dim), *weights
+
+
+def assert_agrees(contract: FusedRopeAttention, inputs: tuple[Any, ...], launcher: Any = None) -> None:
+    for error in check(contract, launcher or OP.provider("helion").launcher(contract), inputs):
+        assert error.problem is None, error
+
+
+@pytest.mark.parametrize("seq_lens", [[70], [1, 16, 17, 64, 33], [5, 0, 70, 0]], ids=str)
+@pytest.mark.parametrize("contract", VARIANTS, ids=str)
+def test_decode_rows_agree_with_the_reference(contract: FusedRopeAttention, seq_lens: list[int]):
+    assert_agrees(contract, poisoned(contract, [1] * len(seq_lens), seq_lens))
+
+
+@pytest.mark.parametrize(("query_lens", "seq_lens"), [([1, 1, 33, 5], [40, 7, 33, 70]), ([3], [60])], ids=str)
+@pytest.mark.parametrize("contract", VARIANTS[:3], ids=str)
+def test_mixed_rows_agree_with_the_reference(contract: FusedRopeAttention, query_lens: list[int], seq_lens: list[int]):
+    assert_agrees(contract, poisoned(contract, query_lens, seq_lens))
+
+
+@pytest.mark.parametrize("programs", [1, 64])
+@pytest.mark.parametrize("contract", [SMALL, VARIANTS[2], VARIANTS[4]], ids=str)
+def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, programs: int):
+    config = replace(launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90")), programs=programs)
+
+    def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
+        return interpret(kernel, config, *arguments[:-1], 16)
+
+    inputs = poisoned(contract, [1, 1, 1, 1], [127, 5, 64, 65])
+    assert_agrees(contract, inputs, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x))
+    assert not arrival_counters(CPU, 1).any()
+
+
+def test_it_is_one_launch_where_every_row_has_one_token_and_its_halves_elsewhere():
+    kernels: list[str] = []
+
+    def run(kernel: str, config: Any, *arguments: Any) -> None:
+        kernels.append(kernel.rpartition(".")[2])
+
+    config = launch_module(SMALL.name).default_config(SMALL, 4, gemm_target("sm_90"))
+    launch(SMALL, run, config, *poisoned(SMALL, [1, 1], [70, 5]))
+    assert kernels == ["rope_attention_decode"]
+    kernels.clear()
+    launch(SMALL, run, config, *poisoned(SMALL, [2, 1], [70, 5]))
+    assert kernels[:2] == ["fused_qk_norm_rope", "paged_attention_varlen"]
