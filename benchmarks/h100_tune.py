@@ -1,15 +1,17 @@
 """Tuning on a GPU, and beside it Helion's own autotuner at full effort on some of the same matrix products.
 
     PYTHONPATH=. python benchmarks/h100_tune.py --model qwen3-8b --quantization fp8_per_token --budget 600
-    PYTHONPATH=. python benchmarks/h100_tune.py --skip-tune --full-effort-rows 6 --full-effort-seconds 300
+    PYTHONPATH=. python benchmarks/h100_tune.py --skip-tune --full-effort-rows 6 --only-row 0 --full-effort-seconds 300
 
 The pack is written to ``--pack``, and read from there if nothing is tuned. The result is written after every part, so
-that a run that is cut off leaves what it has. What the tuner found is timed again next to what the search found.
+that a run that is cut off leaves what it has; with ``--skip-tune`` it is added to what the file holds. What the tuner
+found is timed again next to what the search found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -208,7 +210,8 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
         plan = make_plan(model, known, why_not_on(device), ops=only, sizes=sizes)
         built_for = target(fingerprint.target)
         with CompilePool(built_for, num_processors=processors, jobs=options.jobs) as pool:
-            asked = TuneOptions(options.pack, options.budget, options.effort, command=command_line(sys.argv))
+            seeds = tuple(read_pack(path).pack for path in options.seed_packs)
+            asked = TuneOptions(options.pack, options.budget, options.effort, seeds, command_line(sys.argv))
             result = tune(plan, built_for, fingerprint, timer, pool, asked, step_tuner=timer.tune_step, progress=say)
     return time.monotonic() - start, list(result.notes)
 
@@ -238,6 +241,12 @@ def report_of(pack: Pack, options: argparse.Namespace, tune_s: float, notes: Seq
     }
 
 
+def report_before(path: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote; None if there is nothing."""
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
 def write(report: dict[str, Any], path: Path) -> None:
     """As far as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,8 +264,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="ops, separated by commas; none means all")
     parser.add_argument("--jobs", type=int, default=None, help="processes that compile; none means one a core")
     parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--seed-packs", type=Path, nargs="*", default=(), help="whose configs are tried first")
     parser.add_argument("--skip-tune", action="store_true", help="take the pack as it is")
     parser.add_argument("--full-effort-rows", type=int, default=0, help="how many rows Helion's search is given")
+    parser.add_argument("--only-row", type=int, nargs="*", help="of these, by number; none means all")
     parser.add_argument("--full-effort-seconds", type=float, default=300.0, help="for each of them")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -270,14 +281,18 @@ def main() -> None:
     options = parse()
     tune_s, notes = (0.0, []) if options.skip_tune else tune_model(options)
     stored = read_pack(options.pack)
-    report = report_of(stored.pack, options, tune_s or stored.pack.ledger.tune_s, notes)
+    report = report_before(options.output) if options.skip_tune else None
+    if report is None:
+        report = report_of(stored.pack, options, tune_s or stored.pack.ledger.tune_s, notes)
     write(report, options.output)
     for note in notes:
         print(note)
     rows = sampled(stored.pack.rows, options.full_effort_rows)
+    if options.only_row:
+        rows = [rows[number] for number in options.only_row]
     for comparison in compared(stored, rows, options.full_effort_seconds, options.device):
         print(comparison, flush=True)
-        report["full_effort"].append(asdict(comparison))
+        report["full_effort"].append(asdict(comparison) | {"command": command_line(sys.argv)})
         write(report, options.output)
 
 
