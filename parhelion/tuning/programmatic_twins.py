@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.gemm.candidates import SMALL_BUCKET
 from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig, GemmShape
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.tuning.prune import gemm_of
@@ -18,7 +19,7 @@ _AHEAD = (1, 2)
 """Steps of K that a GEMM may read of its weight before it waits."""
 
 
-_SPANS = (512, 1024)
+_SPANS = (256, 512, 1024)
 """Bytes of a row of the weight that a program may read before it waits, all there are for it."""
 
 _THREAD_BYTES = 512
@@ -34,13 +35,16 @@ def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> l
         return [twin]
     found = [twin, *(dataclasses.replace(twin, ahead=steps) for steps in _AHEAD)]
     shape = gemm_of(contract, target)
-    if shape is not None and twin.swap_ab and shape.group is None:
+    if shape is not None and shape.group is None and target.wide_mma and bucket <= SMALL_BUCKET:
         found += _all_ahead(twin, shape)
     return list(dict.fromkeys(found))
 
 
 def _all_ahead(config: GemmConfig, shape: GemmShape) -> list[GemmConfig]:
-    """Programs so small that each reads all of its weight before it waits: nothing is left to be loaded then."""
+    """Programs so small that each reads all of its weight before it waits: nothing is left to be loaded then.
+
+    Swapped, since the matrix unit takes its left operand from registers.
+    """
     found = []
     for block_n, span_bytes in itertools.product((64, 128), _SPANS):
         span = span_bytes // shape.weight_bytes
@@ -50,7 +54,13 @@ def _all_ahead(config: GemmConfig, shape: GemmShape) -> list[GemmConfig]:
         if rest == 0 and split_k <= MAX_SPLIT_K:
             found.append(
                 dataclasses.replace(
-                    config, block_n=block_n, block_k=block_k, split_k=split_k, num_warps=warps, ahead=span // block_k
+                    config,
+                    block_n=block_n,
+                    block_k=block_k,
+                    swap_ab=True,
+                    split_k=split_k,
+                    num_warps=warps,
+                    ahead=span // block_k,
                 )
             )
     return found
