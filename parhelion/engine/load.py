@@ -18,7 +18,7 @@ from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
 from parhelion.engine.messages import EngineInfo, Phase
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
-from parhelion.layers.fusions import plan
+from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.models.decoder import BuildOptions, DecoderModel
@@ -210,7 +210,7 @@ def _build(
         dtype=arithmetic.dtype,
         storage_dtype=arithmetic.storage_dtype,
         scheme=scheme,
-        plan=plan(arithmetic.fusion, resolver.device),
+        plans=plans(arithmetic.fusion, resolver.device),
         resolver=resolver,
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,

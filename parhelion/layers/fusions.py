@@ -86,7 +86,12 @@ FUSED_ON_GPU: Plan = (
 )
 """Everything that can be fused on a GPU."""
 
+ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU,)
+"""Sets of fusions that a GPU may serve with."""
 
-def plan(name: str, device: torch.device) -> Plan:
-    """``plain``: one op a launch. ``fused``: everything that can be fused on the device."""
-    return {"plain": PLAIN, "fused": FUSED if device.type == "cpu" else FUSED_ON_GPU}[name]
+
+def plans(name: str, device: torch.device) -> tuple[Plan, ...]:
+    """``plain``: one op a launch. ``fused``: everything that can be fused on the device; of several sets of fusions the
+    first serves unless a pack knows that another is quicker.
+    """
+    return {"plain": (PLAIN,), "fused": (FUSED,) if device.type == "cpu" else ON_GPU}[name]

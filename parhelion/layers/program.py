@@ -50,16 +50,66 @@ class Fusion:
     fuse: Callable[[Any, Any], Contract | None]
 
 
-Plan = tuple[Fusion, ...]
+@dataclass(frozen=True)
+class Chain:
+    """Three neighbouring calls that two kernels can do, where each takes just what the one before it returns.
+
+    Attributes:
+        classes: the contracts' classes.
+        fuse: the two contracts that do the same; None where these static dimensions have no such kernels. The first
+            takes what the first of three took, its weights included, the second the weights of the third; what passes
+            between them is theirs.
+    """
+
+    classes: tuple[type[Contract], type[Contract], type[Contract]]
+    fuse: Callable[[Any, Any, Any], tuple[Contract, Contract] | None]
+
+
+Plan = tuple[Fusion | Chain, ...]
 
 PLAIN: Plan = ()
 
 
 def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
-    """The sequence with every fusion of the plan applied where it fits, from the front."""
+    """The sequence with every fusion of the plan applied where it fits, from the front, and then its chains."""
+    covered = _paired(calls, [each for each in plan if isinstance(each, Fusion)])
+    for chain in plan:
+        if isinstance(chain, Chain):
+            covered = _chained(covered, chain)
+    return covered
+
+
+def _chained(calls: Sequence[Call], chain: Chain) -> list[Call]:
+    covered: list[Call] = []
+    rest = list(calls)
+    while rest:
+        found = _fused_chain(rest, chain)
+        covered += found or rest[:1]
+        rest = rest[3 if found else 1 :]
+    return covered
+
+
+def _fused_chain(calls: Sequence[Call], chain: Chain) -> list[Call] | None:
+    """Two calls for the first three; None if they are not of the chain."""
+    if [type(call.contract) for call in calls[:3]] != list(chain.classes):
+        return None
+    first, second, third = calls[:3]
+    passes = second.inputs == first.outputs and third.inputs == second.outputs and not second.weights
+    if not passes or any(_is_read(name, calls[3:]) for name in (*first.outputs, *second.outputs)):
+        return None
+    contracts = chain.fuse(first.contract, second.contract, third.contract)
+    if contracts is None:
+        return None
+    return [
+        Call(contracts[0], first.inputs, second.outputs, first.weights),
+        Call(contracts[1], second.outputs, third.outputs, third.weights),
+    ]
+
+
+def _paired(calls: Sequence[Call], fusions: Sequence[Fusion]) -> list[Call]:
     covered: list[Call] = []
     for index, call in enumerate(calls):
-        fused = _fused(covered[-1], call, calls[index + 1 :], plan) if covered else None
+        fused = _fused(covered[-1], call, calls[index + 1 :], fusions) if covered else None
         if fused is not None:
             covered[-1] = fused
         else:
@@ -67,12 +117,12 @@ def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
     return covered
 
 
-def _fused(first: Call, second: Call, later: Sequence[Call], plan: Plan) -> Call | None:
+def _fused(first: Call, second: Call, later: Sequence[Call], fusions: Sequence[Fusion]) -> Call | None:
     taken = len(first.outputs) if len(second.inputs) > 1 else 1
     between = first.outputs[0]
     if second.inputs[:taken] != first.outputs[:taken] or (between not in second.outputs and _is_read(between, later)):
         return None
-    for fusion in plan:
+    for fusion in fusions:
         if isinstance(first.contract, fusion.first) and isinstance(second.contract, fusion.second):
             contract = fusion.fuse(first.contract, second.contract)
             if contract is not None:

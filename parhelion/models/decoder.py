@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from parhelion.layers.alternatives import Alternatives, layer_program
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
@@ -16,6 +17,7 @@ from parhelion.layers.step_batch import StepBatch
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
+from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.resolve import Resolver
@@ -30,7 +32,7 @@ class BuildOptions:
         dtype: of activations, norms and the KV cache.
         storage_dtype: of the embedding's table.
         scheme: how linear layers are quantized, those that it ignores excepted.
-        plan: the fusions.
+        plans: the fusions, or several sets of which at each size of M the quickest serves, as far as a pack knows.
         resolver: finds the providers; its device is the model's.
         block_size: tokens of a KV block.
         max_model_len: positions that the rotary tables cover.
@@ -40,7 +42,7 @@ class BuildOptions:
     dtype: torch.dtype
     storage_dtype: torch.dtype
     scheme: QuantScheme
-    plan: Plan
+    plans: tuple[Plan, ...]
     resolver: Resolver
     block_size: int
     max_model_len: int
@@ -116,7 +118,7 @@ class DecoderModel:
     Attributes:
         dtype: of the activations.
         scheme: of the linear layers.
-        launches_per_layer: calls of the last block, which is like all but the first.
+        launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
     """
 
@@ -135,12 +137,14 @@ class DecoderModel:
         del table, head
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
         cos_sin = cos_sin.to(options.device)
-        self._layers = []
+        self._layers: list[Program | Alternatives] = []
+        contracts: list[Contract] = []
         self._one_token_layers = []
         compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
         for index in range(config.num_layers):
             calls = layer_calls(_layer_shape(config, options, index), loader.layer(index), cos_sin, index == 0)
-            self._layers.append(Program(cover(calls, options.plan), resolver, STEP_VALUES))
+            self._layers.append(layer_program(calls, options.plans, resolver, STEP_VALUES))
+            contracts = [call.contract for call in cover(calls, options.plans[0])]
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
         final = add_norm(
@@ -149,8 +153,8 @@ class DecoderModel:
         self._final_norm = resolver.bind(final.contract, *final.weights)
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
-        self.launches_per_layer = self._layers[-1].num_launches
-        self.linear_provider = ", ".join(resolver.served_by(self._layers[-1].contracts[-1]))
+        self.launches_per_layer = len(contracts)
+        self.linear_provider = ", ".join(resolver.served_by(contracts[-1]))
 
     @staticmethod
     def _head(head: torch.Tensor, options: BuildOptions) -> Program:

@@ -79,6 +79,13 @@ class PackKernels:
         """Whether the pack has rows for a contract."""
         return _program_key(contract.key()) in self._rows
 
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        """Microseconds of one launch of whom the pack names for M = ``num_tokens``; None if nobody measured it."""
+        rows = self._rows.get(_program_key(contract.key()))
+        if rows is None:
+            return None
+        return BucketTable(rows).row(num_tokens).best.time_us or None
+
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
         """What computes a contract, all its inputs given; None if the pack has no rows for it.
 

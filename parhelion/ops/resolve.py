@@ -82,6 +82,11 @@ class Resolver:
         tuned = self._from_pack(contract)
         return tuned.providers if tuned is not None else (self.provider(contract).name,)
 
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        """Microseconds of one launch, as the pack says who serves there; None if nobody measured it."""
+        served = None if self._pack is None or contract.name in self._overrides else self._pack
+        return None if served is None else served.time_us(contract, num_tokens)
+
     def provider(self, contract: Contract) -> Provider:
         """Who serves a contract where no pack says otherwise.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, layer_calls
-from parhelion.layers.fusions import FUSED_ON_GPU
+from parhelion.layers.fusions import ON_GPU
 from parhelion.layers.program import Call, Program, cover
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
@@ -61,6 +61,7 @@ class LayerStack:
         device: where.
         num_layers: blocks.
         dtype: of activations.
+        way: which of the plans in ``layers.fusions.ON_GPU``.
 
     Attributes:
         contracts: of all calls in order, those of all blocks.
@@ -73,8 +74,10 @@ class LayerStack:
         device: torch.device,
         num_layers: int,
         dtype: torch.dtype = torch.bfloat16,
+        way: int = 0,
     ) -> None:
         shape = model.shape
+        self._plan = ON_GPU[way]
         self._random = _Random(device, dtype)
         self._embedded = self._random.normal(num_tokens, shape.hidden_size)
         self._attention, num_blocks = _attention(num_tokens, model.max_position, device)
@@ -119,7 +122,7 @@ class LayerStack:
                 sliding_window=model.windows[index % len(model.windows)] if model.windows else None,
                 dtype=dtype,
             )
-            layers.append(cover(layer_calls(dims, self._weights(model), cos_sin, index == 0), FUSED_ON_GPU))
+            layers.append(cover(layer_calls(dims, self._weights(model), cos_sin, index == 0), self._plan))
         return layers
 
     def _weights(self, model: TunedModel) -> LayerWeights:

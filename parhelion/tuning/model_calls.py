@@ -12,8 +12,8 @@ import torch
 
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
-from parhelion.layers.fusions import FUSED_ON_GPU
-from parhelion.layers.program import cover
+from parhelion.layers.fusions import ON_GPU
+from parhelion.layers.program import Plan, cover
 from parhelion.models.checkpoint import read_model_config
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
@@ -93,13 +93,29 @@ def tuned_model(model: str, quantization: str | None = None) -> TunedModel:
     )
 
 
-def layer_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> Counter[Contract]:
+def layer_contracts(
+    model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16, plan: Plan = ON_GPU[0]
+) -> Counter[Contract]:
     """What all blocks and the last norm call in one step on a target."""
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
-        counts.update(_block(model, target, dtype, index))
+        counts.update(_block(model, target, dtype, index, plan))
     counts[add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1)).contract] += 1
     return counts
+
+
+def alternative_contracts(model: TunedModel, target: GemmTarget) -> Counter[Contract]:
+    """What only other plans than the first call, which a step calls instead of something else."""
+    usual, found = layer_contracts(model, target), Counter[Contract]()
+    for plan in ON_GPU[1:]:
+        counts = layer_contracts(model, target, plan=plan)
+        found |= Counter({contract: count for contract, count in counts.items() if contract not in usual})
+    return found
+
+
+def layer_ways(model: TunedModel, target: GemmTarget) -> list[list[Contract]]:
+    """What a block that is not the first calls under each of the plans."""
+    return [_block(model, target, torch.bfloat16, model.num_layers - 1, plan) for plan in ON_GPU]
 
 
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
@@ -146,7 +162,7 @@ def _from_config(path: Path) -> TunedModel:
     )
 
 
-def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int) -> list[Contract]:
+def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:
     """The contracts of one block's calls; it is asked with parameters that have shapes and no values."""
     s, quantization = model.shape, model.quantization
     # Without 8-bit floats a layer multiplies FP8 weights by activations as they are, or dequantizes the weights.
@@ -171,7 +187,7 @@ def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int
     )
     norm, head_norm = _empty(s.hidden_size), _empty(s.head_dim) if s.qk_norm else None
     weights = LayerWeights(norm, norm, qkv, out, gate_up, down, head_norm, head_norm)
-    calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), FUSED_ON_GPU)
+    calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), plan)
     contracts = [call.contract for call in calls]
     return [_weight_only(each) for each in contracts] if widens and model.quantization.block is None else contracts
 

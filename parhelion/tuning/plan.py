@@ -16,7 +16,7 @@ from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
 from parhelion.packs.format import NEVER_SERVE
-from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts
+from parhelion.tuning.model_calls import TunedModel, alternative_contracts, edge_contracts, layer_contracts
 
 HELION = "helion"
 REFERENCE = "reference"
@@ -26,6 +26,9 @@ MOST_SAMPLED = 256
 
 COMPILING_SIZES = (1, 16, 256)
 """Sizes of M at which those are measured who compile for seconds each time, and so never serve from a pack."""
+
+MOST_ALTERNATIVE = 64
+"""Up to so many tokens another way to compute a layer may be quicker: it saves launches."""
 
 SHARED_BUCKET = 16
 """A GEMM's tile has at least so many rows, so smaller buckets launch the same programs."""
@@ -40,6 +43,7 @@ class PlannedRow:
         weight: how often a step calls it.
         rivals: other providers that may serve it here.
         compiling: others that are measured and may not serve; see ``NEVER_SERVE``.
+        is_alternative: a step calls it instead of other rows, if that is quicker.
     """
 
     contract: Contract
@@ -47,6 +51,7 @@ class PlannedRow:
     weight: int
     rivals: tuple[str, ...] = ()
     compiling: tuple[str, ...] = ()
+    is_alternative: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,9 @@ def make_plan(
     counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in before]
     counts += [(contract, count, buckets) for contract, count in layer_contracts(model, target).items()]
     counts += [(each, 1, few) for each in behind]
+    alternatives = alternative_contracts(model, target)
+    fewer = tuple(bucket for bucket in buckets if bucket <= MOST_ALTERNATIVE)
+    counts += [(contract, count, fewer) for contract, count in alternatives.items()]
     called = sorted({contract.name for contract, _, _ in counts})
     for name in ops:
         if op(name).name not in called:
@@ -100,7 +108,14 @@ def make_plan(
         compiling = tuple(name for name in rivals if name in NEVER_SERVE)
         serving = tuple(name for name in rivals if name not in NEVER_SERVE)
         rows += [
-            PlannedRow(contract, bucket, count, serving, compiling if bucket in COMPILING_SIZES else ())
+            PlannedRow(
+                contract,
+                bucket,
+                count,
+                serving,
+                compiling if bucket in COMPILING_SIZES else (),
+                contract in alternatives,
+            )
             for bucket in own
         ]
     return Plan(model, target, tuple(rows))

@@ -68,6 +68,7 @@ class StepJob:
         shortlists: of the contracts that have been tuned. Those that the step does not call are left as they are.
         budget_s: seconds after which nothing more is tried.
         num_layers: blocks; None for enough to exceed the L2 cache.
+        way: which of the plans that a GPU may serve with (``layers.fusions.ON_GPU``).
     """
 
     model: TunedModel
@@ -75,6 +76,7 @@ class StepJob:
     shortlists: tuple[Shortlist, ...]
     budget_s: float = 30.0
     num_layers: int | None = None
+    way: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def tune_step(job: StepJob, device: torch.device, load: Load = load_function) ->
     if device.type == "cuda":
         make_room(device)
     num_layers = job.num_layers or layers_beyond_l2(job.model, device)
-    stack = LayerStack(job.model, job.num_tokens, device, num_layers)
+    stack = LayerStack(job.model, job.num_tokens, device, num_layers, way=job.way)
     called = [each for each in job.shortlists if each.contract in stack.contracts]
     launchers = {
         each.contract: [launcher_of(each.contract, trial, device, load) for trial in each.trials] for each in called

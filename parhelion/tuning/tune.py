@@ -228,7 +228,9 @@ class _Session:
         self._save()
         if step_tuner is not None:
             self._begin("steps")
-            choices = StepChoices(step_tuner, self._plan.model, self._programs, self._journal, self._elapsed)
+            choices = StepChoices(
+                step_tuner, self._plan.model, self._plan.target, self._programs, self._journal, self._elapsed
+            )
             self._notes += choices.choose(self._rows, budget_s * (1 - COMPARING_SHARE))
         self._begin("compiling providers")
         passes.deadline_s = budget_s

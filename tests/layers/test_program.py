@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from parhelion.layers.decoder_layer import add_norm
-from parhelion.layers.fusions import FUSED, plan
+from parhelion.layers.fusions import FUSED, plans
 from parhelion.layers.linear import linear_calls
-from parhelion.layers.program import PLAIN, Call, Fusion, Program, cover
+from parhelion.layers.program import PLAIN, Call, Chain, Fusion, Plan, Program, cover
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic
 from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
@@ -184,8 +184,41 @@ def test_on_a_gpu_rotation_and_attention_are_one_call_and_on_a_cpu_two(epsilon: 
         Call(rope, ("qkv", "positions", "slot_mapping", "kv_cache"), ("query", "kv_cache"), weights),
         Call(PagedAttention(*heads, 16, 0.125, 20), ("query", "kv_cache", "attention"), ("attended",)),
     ]
-    (fused,) = cover(calls, plan("fused", torch.device("cuda")))
+    (fused,) = cover(calls, plans("fused", torch.device("cuda"))[0])
     assert fused.contract == FusedRopeAttention(*heads, 16, 128, 0.125, epsilon, 20)
     assert fused.inputs == ("qkv", "positions", "slot_mapping", "kv_cache", "attention")
     assert (fused.outputs, fused.weights) == (("attended", "kv_cache"), weights)
-    assert cover(calls, plan("fused", CPU)) == calls
+    assert [cover(calls, each) for each in plans("fused", CPU)] == [calls]
+
+
+class _Third(_Stub):
+    pass
+
+
+class _Fourth(_Stub):
+    pass
+
+
+CHAIN: Plan = (
+    Chain((_First, _Second, _Third), lambda a, b, c: (_Both(a.label + b.label), _Fourth(b.label + c.label))),
+)
+
+
+def test_three_calls_in_a_row_become_two_that_pass_what_they_like_between_them():
+    calls = [
+        Call(_First("a"), ("x", "scales"), ("y",), (torch.ones(1),)),
+        call(_Second("b"), "y", "codes amax"),
+        Call(_Third("c"), ("codes", "amax"), ("z",), (torch.ones(3),)),
+        call(_First("d"), "z", "w"),
+    ]
+    first, second, rest = cover(calls, CHAIN)
+    assert (first.contract, second.contract, rest) == (_Both("ab"), _Fourth("bc"), calls[3])
+    assert (first.inputs, first.outputs, first.weights) == (("x", "scales"), ("codes", "amax"), calls[0].weights)
+    assert (second.inputs, second.outputs, second.weights) == (("codes", "amax"), ("z",), calls[2].weights)
+
+
+@pytest.mark.parametrize("reader", ["y", "codes"])
+def test_three_calls_stay_if_someone_else_reads_what_passes_between_them(reader: str):
+    calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y", "codes"), call(_Third("c"), "codes", "z")]
+    assert len(cover(calls, CHAIN)) == 2
+    assert cover([*calls, call(_First("d"), reader, "w")], CHAIN) == [*calls, call(_First("d"), reader, "w")]
