@@ -1,12 +1,12 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
-rotation, the write to the cache and attention in one.
+rotation, the write to the cache and attention in one, and the activation between two products.
 """
 
 from __future__ import annotations
 
 import torch
 
-from parhelion.layers.program import PLAIN, Fusion, Plan
+from parhelion.layers.program import PLAIN, Chain, Fusion, Plan
 from parhelion.ops.contract import Contract
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
 from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
@@ -19,6 +19,9 @@ from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
 from parhelion.ops.rms_norm_per_block_quant import RmsNormPerBlockQuant
 from parhelion.ops.rope_and_cache import RopeAndCache
+from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.ops.scaled_mm_of_activations import ScaledMmOfActivations
+from parhelion.ops.scaled_mm_silu_and_mul import ScaledMmSiluAndMul
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamicPerTokenQuant
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
@@ -70,6 +73,17 @@ def _rope_attention(rope: RopeAndCache | FusedQkNormRope, attention: PagedAttent
     )
 
 
+def _gated_products(
+    gate_up: ScaledMm, silu: SiluAndMulDynamicPerTokenQuant, down: ScaledMm
+) -> tuple[Contract, Contract] | None:
+    if gate_up.bias or down.bias or gate_up.quant_dtype != down.quant_dtype:
+        return None
+    return (
+        ScaledMmSiluAndMul(gate_up.in_features, silu.intermediate_size, gate_up.quant_dtype, gate_up.dtype),
+        ScaledMmOfActivations(down.in_features, down.out_features, down.quant_dtype, down.dtype),
+    )
+
+
 _PER_TOKEN: tuple[type[Contract], ...] = (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
 
 FUSED: Plan = (
@@ -86,7 +100,15 @@ FUSED_ON_GPU: Plan = (
 )
 """Everything that can be fused on a GPU."""
 
-ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU,)
+FEWER_LAUNCHES: Plan = (
+    *FUSED_ON_GPU,
+    Chain((ScaledMm, SiluAndMulDynamicPerTokenQuant, ScaledMm), _gated_products),
+)
+"""The same, and a feed-forward of quantized layers in two launches: it computes more than once what few tokens have
+little of.
+"""
+
+ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES)
 """Sets of fusions that a GPU may serve with."""
 
 

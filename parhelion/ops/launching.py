@@ -12,6 +12,10 @@ An op of which inputs decide beside M which programs are launched, and how, also
     def build_inputs(contract, bucket)                a list of empty inputs that between them launch all there are
     def timed_inputs(contract, bucket)                likewise those that a measured step of M = ``bucket`` launches
 
+An op that is a GEMM with more before or behind it has
+
+    def gemm_shape(contract)                          the ``GemmShape`` by which its configs are judged
+
 ``run(kernel, config, *arguments)`` launches the tile program named ``folder.function`` with a ``KernelConfig``. What it
 does is up to whoever calls ``launch``: compile and launch, interpret, record for a build, or launch what a pack holds.
 Nothing here or in a ``launch.py`` imports Helion.

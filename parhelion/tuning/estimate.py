@@ -102,4 +102,4 @@ def estimate(plan: Plan, effort: Effort, cores: int) -> Estimate:
 
 def _num_candidates(row: PlannedRow, plan: Plan, effort: Effort) -> int:
     found = launch_module(row.contract.name).candidates(row.contract, row.bucket, plan.target)
-    return min(effort.candidates(row.contract), len(found))
+    return min(effort.candidates(row.contract, plan.target), len(found))

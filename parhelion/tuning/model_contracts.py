@@ -9,7 +9,7 @@ import torch
 
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, layer_calls
-from parhelion.layers.fusions import FUSED, FUSED_ON_GPU
+from parhelion.layers.fusions import FUSED, ON_GPU
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, cover
 from parhelion.ops.argmax import Argmax
@@ -59,7 +59,7 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
     found: dict[Contract, None] = {Embedding(shape.vocab_size, shape.hidden_size, dtype): None}
     for is_first in (True, False):
         calls = _layer(shape, quantization, dtype, is_first)
-        for plan in (PLAIN, FUSED, FUSED_ON_GPU):
+        for plan in (PLAIN, FUSED, *ON_GPU):
             found.update(dict.fromkeys(call.contract for call in cover(calls, plan)))
     if quantization.weight_dtype == torch.float8_e4m3fn and quantization.block is None:
         # What layers call instead on a GPU without 8-bit floats.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.gemm.operands import GemmContract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import BUCKETS
@@ -19,7 +18,7 @@ from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, grouped, program_bucket
 from parhelion.tuning.programmatic_twins import is_programmatic, twins
-from parhelion.tuning.prune import kept, ranked
+from parhelion.tuning.prune import gemm_of, kept, ranked
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FULL, search
 from parhelion.tuning.seeds import SeedBank, Winner, nearest
@@ -52,9 +51,9 @@ class Effort:
     others: int
     refinements: int
 
-    def candidates(self, contract: Contract) -> int:
+    def candidates(self, contract: Contract, target: GemmTarget) -> int:
         """Of a row of a contract."""
-        return self.gemms if isinstance(contract, GemmContract) else self.others
+        return self.others if gemm_of(contract, target) is None else self.gemms
 
 
 EFFORTS = {"quick": Effort(12, 6, 1), "normal": Effort(40, 12, 4), "full": Effort(160, 160, 8)}
@@ -217,10 +216,12 @@ class Passes:
         near = nearest(self._winners(group), contract, bucket, self._target)
         if given and self._seeds.narrows(contract.name):
             around = [each for seed in given for each in neighbours(seed, contract, bucket, self._target)]
-            configs = kept(around, -(-self._effort.candidates(contract) // 3), [*given, *near])
+            configs = kept(around, -(-self._effort.candidates(contract, self._target) // 3), [*given, *near])
         else:
             always = [group[0].untuned, *given, *near]
-            configs = kept(ranked(contract, bucket, self._target), self._effort.candidates(contract), always)
+            configs = kept(
+                ranked(contract, bucket, self._target), self._effort.candidates(contract, self._target), always
+            )
         return [config for config in configs if not all(config in row.tried for row in group)]
 
     def _neighbour_configs(self, group: Group) -> list[Any]:

@@ -43,8 +43,11 @@ _ARRIVAL_US = 0.8
 
 
 def gemm_of(contract: Contract, target: GemmTarget) -> GemmShape | None:
-    """The static part of a contract's GEMM; None if it is none."""
-    return shape_of(contract, target) if isinstance(contract, GemmContract) else None
+    """The static part of a contract's GEMM, of one that is more than that as its op says; None if it is none."""
+    if isinstance(contract, GemmContract):
+        return shape_of(contract, target)
+    of_op = getattr(launch_module(contract.name), "gemm_shape", None)
+    return None if of_op is None else of_op(contract)
 
 
 def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:

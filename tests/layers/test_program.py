@@ -19,6 +19,8 @@ from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rope_and_cache import RopeAndCache
+from parhelion.ops.scaled_mm_of_activations import ScaledMmOfActivations
+from parhelion.ops.scaled_mm_silu_and_mul import ScaledMmSiluAndMul
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.quantization import FP8_BLOCK, FP8_PER_TOKEN, INT8_PER_TOKEN, LinearWeights, QuantScheme, dequantize
 from parhelion.quantization.codes import quantize_per_block, quantize_per_channel
@@ -189,6 +191,19 @@ def test_on_a_gpu_rotation_and_attention_are_one_call_and_on_a_cpu_two(epsilon: 
     assert fused.inputs == ("qkv", "positions", "slot_mapping", "kv_cache", "attention")
     assert (fused.outputs, fused.weights) == (("attended", "kv_cache"), weights)
     assert [cover(calls, each) for each in plans("fused", CPU)] == [calls]
+
+
+def test_on_a_gpu_a_quantized_feed_forward_may_be_two_launches_and_computes_the_same():
+    generator = torch.Generator().manual_seed(5)
+    calls = _feed_forward(FP8_PER_TOKEN, generator)
+    usual, fewer = (cover(calls, each) for each in plans("fused", torch.device("cuda")))
+    assert [type(each.contract) for each in fewer[1:]] == [ScaledMmSiluAndMul, ScaledMmOfActivations]
+    assert (len(usual), len(fewer)) == (4, 3)
+    hidden, residual = torch.randn(2, 7, HIDDEN, generator=generator)
+    usual_hidden, usual_residual = _run(usual, hidden, residual)
+    fewer_hidden, fewer_residual = _run(fewer, hidden, residual)
+    torch.testing.assert_close(fewer_residual, usual_residual, rtol=0, atol=0)
+    torch.testing.assert_close(fewer_hidden, usual_hidden, rtol=0.02, atol=0.02)
 
 
 class _Third(_Stub):

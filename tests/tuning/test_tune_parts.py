@@ -34,6 +34,7 @@ from parhelion.tuning.passes import EFFORTS
 from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, grouped, make_plan, refuses
 from parhelion.tuning.programs import Program
 from parhelion.tuning.prune import gemm_of, kept, predicted_us, ranked, spread, why_dropped
+from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FIRST, FULL, SECOND, search
 from parhelion.tuning.seeds import SeedBank, Winner, distance, fitted, nearest
 from parhelion.tuning.stopping import has_gained, is_done, is_near_floor, share_to_gain
@@ -62,6 +63,16 @@ def test_a_plan_has_what_the_fused_step_calls_as_often_as_it_does():
     assert "rms_norm" not in by_op
     called = {contract.key() for contract in contracts_of(model.shape, model.quantization)}
     assert set(weights) - called == {key for key in weights if key.startswith(("argmax", "top_k"))}
+
+
+def test_what_a_step_may_call_instead_is_planned_for_few_tokens_and_is_no_part_of_the_step():
+    plan = make_plan(tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses)
+    instead = [row for row in plan.rows if row.is_alternative]
+    assert {row.contract.name for row in instead} == {"scaled_mm_silu_and_mul", "scaled_mm_of_activations"}
+    assert {row.bucket for row in instead} == {1, 2, 4, 8, 16, 32, 64}
+    states = [RowState(row, 1.0, None) for row in plan.rows]
+    usual = [state for state in states if not state.planned.is_alternative]
+    assert step_us(states) == step_us(usual)
 
 
 def test_a_plan_has_all_buckets_but_the_head_no_more_than_there_are_requests():
