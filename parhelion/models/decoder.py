@@ -12,12 +12,11 @@ from parhelion.layers.alternatives import Alternatives, layer_program
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
-from parhelion.layers.program import Plan, Program, cover
+from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
-from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.resolve import Resolver
@@ -138,13 +137,12 @@ class DecoderModel:
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
         cos_sin = cos_sin.to(options.device)
         self._layers: list[Program | Alternatives] = []
-        contracts: list[Contract] = []
+        calls: list[Call] = []
         self._one_token_layers = []
         compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
         for index in range(config.num_layers):
             calls = layer_calls(_layer_shape(config, options, index), loader.layer(index), cos_sin, index == 0)
             self._layers.append(layer_program(calls, options.plans, resolver, STEP_VALUES))
-            contracts = [call.contract for call in cover(calls, options.plans[0])]
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
         final = add_norm(
@@ -153,6 +151,7 @@ class DecoderModel:
         self._final_norm = resolver.bind(final.contract, *final.weights)
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
+        contracts = [call.contract for call in cover(calls, options.plans[0])]
         self.launches_per_layer = len(contracts)
         self.linear_provider = ", ".join(resolver.served_by(contracts[-1]))
 

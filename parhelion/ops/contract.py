@@ -84,7 +84,7 @@ class Contract(ABC):
         """Fresh random inputs for M = ``num_tokens``.
 
         Args:
-            generator: on the CPU, so that every device gets the same numbers.
+            generator: on the CPU; the same seed gives the same numbers each time, on a GPU others than on a CPU.
         """
 
     @abstractmethod

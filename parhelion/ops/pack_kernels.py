@@ -64,6 +64,7 @@ class PackKernels:
         self._num_processors = num_processors
         self._load = load
         self._rows = {_program_key(key): group for key, group in rows_by_contract(rows).items()}
+        self._tables: dict[Contract, BucketTable | None] = {}
         self._binaries: dict[str, list[Binary]] = {}
         for binary in pack.binaries:
             self._binaries.setdefault(binary.file, []).append(binary)
@@ -81,10 +82,8 @@ class PackKernels:
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
         """Microseconds of one launch of whom the pack names for M = ``num_tokens``; None if nobody measured it."""
-        rows = self._rows.get(_program_key(contract.key()))
-        if rows is None:
-            return None
-        return BucketTable(rows).row(num_tokens).best.time_us or None
+        table = self._table(contract)
+        return None if table is None else table.row(num_tokens).best.time_us or None
 
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
         """What computes a contract, all its inputs given; None if the pack has no rows for it.
@@ -92,12 +91,19 @@ class PackKernels:
         Args:
             otherwise: who serves where none of a row's candidates can.
         """
-        rows = self._rows.get(_program_key(contract.key()))
-        if rows is None:
+        table = self._table(contract)
+        if table is None:
             return None
-        served = [self._served(contract, row, otherwise) for row in rows]
+        served = [self._served(contract, row, otherwise) for row in table.rows]
         names = tuple(dict.fromkeys(name for name, _ in served))
-        return TunedLaunch(BucketTable(rows), [launch for _, launch in served], names)
+        return TunedLaunch(table, [launch for _, launch in served], names)
+
+    def _table(self, contract: Contract) -> BucketTable | None:
+        """A contract's rows by M, made once; None if there are none."""
+        if contract not in self._tables:
+            rows = self._rows.get(_program_key(contract.key()))
+            self._tables[contract] = None if rows is None else BucketTable(rows)
+        return self._tables[contract]
 
     def _served(self, contract: Contract, row: Row, otherwise: Provider) -> tuple[str, Launcher]:
         """The first of a row's candidates that can serve, by name, and its launcher.

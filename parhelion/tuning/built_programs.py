@@ -71,12 +71,23 @@ class BuiltPrograms:
         Raises:
             PackError: what was built once cannot be built now.
         """
-        missing = [each for each in requests if each not in self._programs]
-        for request, (built, _) in self._ahead.submit(missing).result().items():
+        found = {}
+        for request, built in self.attempted(requests).items():
             if isinstance(built, str):
                 raise PackError(f"{request[0].key()} with {request[2]} was built before and is not now: {built}")
-            self._programs[request] = built
-        return {each: self._programs[each] for each in requests}
+            found[request] = built
+        return found
+
+    def attempted(self, requests: Sequence[Request]) -> dict[Request, tuple[Program, ...] | str]:
+        """The programs of requests, or why they cannot be built."""
+        missing = [each for each in requests if each not in self._programs]
+        failed: dict[Request, str] = {}
+        for request, (built, _) in self._ahead.submit(missing).result().items():
+            if isinstance(built, str):
+                failed[request] = built
+            else:
+                self._programs[request] = built
+        return {each: failed[each] if each in failed else self._programs[each] for each in requests}
 
     def let_go(self, requests: Collection[Request], keep: Collection[Request]) -> None:
         """Forget the programs of requests, but for some."""

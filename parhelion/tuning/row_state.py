@@ -88,6 +88,13 @@ class RowState:
         elif is_final:
             self._final[choice] = outcome
 
+    def strike(self, choice: Choice, problem: str) -> None:
+        """It turns out that it cannot serve."""
+        self._final.pop(choice, None)
+        self.problems[choice] = problem
+        if self.chosen == choice:
+            self.chosen = None
+
     def quickest(self, configs: Iterable[Any], count: int) -> list[Any]:
         """So many of the configs, those that took least here first, however short they were timed."""
         return sorted(configs, key=lambda config: self._timed.get(config, math.inf))[:count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.passes import EFFORTS, Passes
 from parhelion.tuning.plan import HELION, Plan
+from parhelion.tuning.programs import Program
 from parhelion.tuning.row_state import RowState, costliest
 from parhelion.tuning.seeds import SeedBank
 from parhelion.tuning.step_choices import StepChoices, StepTuner
@@ -144,20 +145,40 @@ def tune(
             facts = _facts(plan, fingerprint, options.command)
 
             def save() -> Pack | None:
-                served = {row: row.serving for row in rows if row.serving is not None}
+                served, own = _built_to_serve(rows, programs)
                 if not served:
                     return None
-                needed = {
-                    row: row.whole_request(each.config) for row, each in served.items() if each.provider == HELION
-                }
-                built = programs.programs(list(needed.values()))
-                own = {row: built[request] for row, request in needed.items()}
-                made = tuned_pack(pack_name(options.output), facts, list(served), own, _ledger(journal))
+                made = tuned_pack(pack_name(options.output), facts, served, own, _ledger(journal))
                 return write(made, before, options.output)
 
             return _Session(plan, rows, programs, journal, options, progress, elapsed, save).run(timer, step_tuner)
     finally:
         ahead.close()
+
+
+def _built_to_serve(
+    rows: Sequence[RowState], programs: BuiltPrograms
+) -> tuple[list[RowState], dict[RowState, tuple[Program, ...]]]:
+    """The rows that someone serves, and the programs of those that a tile program does.
+
+    Timing needs fewer programs than serving. A config of which the others cannot be built is struck, and the row's next
+    has its turn.
+    """
+    while True:
+        served = {row: row.serving for row in rows if row.serving is not None}
+        configs = {row: each.config for row, each in served.items() if each.provider == HELION}
+        needed = {row: row.whole_request(config) for row, config in configs.items()}
+        attempted = programs.attempted(list(needed.values()))
+        own, failed = {}, False
+        for row, request in needed.items():
+            built = attempted[request]
+            if isinstance(built, str):
+                row.strike((HELION, configs[row]), built)
+                failed = True
+            else:
+                own[row] = built
+        if not failed:
+            return list(served), own
 
 
 class _Session:

@@ -31,7 +31,7 @@ from parhelion.tuning.model_contracts import contracts_of
 from parhelion.tuning.model_shapes import MODEL_SHAPES
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.passes import EFFORTS
-from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, grouped, make_plan, refuses
+from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, PlannedRow, grouped, make_plan, refuses
 from parhelion.tuning.programs import Program
 from parhelion.tuning.prune import gemm_of, kept, predicted_us, ranked, spread, why_dropped
 from parhelion.tuning.row_state import RowState, step_us
@@ -39,6 +39,7 @@ from parhelion.tuning.search import FIRST, FULL, SECOND, search
 from parhelion.tuning.seeds import SeedBank, Winner, distance, fitted, nearest
 from parhelion.tuning.stopping import has_gained, is_done, is_near_floor, share_to_gain
 from parhelion.tuning.target import target
+from parhelion.tuning.tune import _built_to_serve
 from tests.packs import sample
 from tests.tuning.tuner_fakes import SM_90, FakeCompiler, program
 
@@ -352,3 +353,21 @@ def test_a_compiler_that_breaks_is_heard_of_and_the_thread_goes_on():
         assert next(iter(ahead.submit([(GEMM, 16, None)]).result(10).values())) == ("no", 0.5)
     finally:
         ahead.close()
+
+
+def test_a_config_that_can_be_timed_and_not_built_to_serve_is_struck_and_the_next_one_serves():
+    row = RowState(PlannedRow(GEMM, 16, 1), 1.0, None)
+    first, second = (GemmConfig(16, 64, 128, num_stages=stages) for stages in (2, 3))
+    for config, microseconds in ((first, 2.0), (second, 3.0)):
+        row.met(("helion", config), Outcome("helion", config, summarize([microseconds])), 0.1, is_final=True)
+    row.chosen = ("helion", first)
+
+    class Programs:
+        def attempted(self, requests: Sequence[Request]) -> dict[Request, Any]:
+            return {each: "no room" if each[2] == first else () for each in requests}
+
+    served, own = _built_to_serve([row], Programs())  # type: ignore[arg-type]
+    assert (served, own) == ([row], {row: ()})
+    assert row.serving is not None
+    assert row.serving.config == second
+    assert row.problems == {("helion", first): "no room"}

@@ -14,17 +14,9 @@ import torch
 from parhelion.ops.arrivals import arrived_last, forget_arrivals
 from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+from parhelion.ops.tile_dot import dot
 
 LOG2_E = 1.4426950408889634
-
-
-def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
-    """a @ b in float32, added to ``sums`` if there are any; Helion traces into it."""
-    if interpreting():
-        # hl.dot is interpreted by torch functions that CPUs have not.
-        product = a.to(torch.float32) @ b.to(torch.float32)
-        return product if sums is None else sums + product
-    return hl.dot(a, b, acc=sums)
 
 
 def dims(size: int) -> torch.Tensor:
@@ -140,7 +132,7 @@ def rope_attention_decode(
             block = block_table[row, tile_t.index // block_size].to(torch.int64)
             old = (block * block_size + tile_t.index % block_size) * (2 * num_kv_heads) + kv_head
             old_key = hl.load(kv_cache, [old, dim])
-            scores = exponents(dot(query, old_key.transpose(0, 1), None), scale, soft_cap)
+            scores = exponents(dot(query, old_key.transpose(0, 1)), scale, soft_cap)
             scores = torch.where((tile_t.index < old_end)[None, :], scores, float("-inf"))
             old_value = hl.load(kv_cache, [old + num_kv_heads, dim])
             new_m = torch.maximum(m, torch.amax(scores, -1))

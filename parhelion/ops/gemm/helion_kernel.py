@@ -13,8 +13,8 @@ import helion.language as hl
 import torch
 
 from parhelion.ops.arrivals import arrived_last, forget_arrivals
-from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+from parhelion.ops.tile_dot import dot
 
 _SIGN_AND_MAGNITUDE = -0x78100000
 """Bits 31 and 20 to 26 as a signed number: where a float32 holds the sign, the low exponent bits and the first of the
@@ -84,7 +84,7 @@ def gemm(
                 first_b = hl.load(right, [tile_r, first])
                 wait_for_predecessor(programmatic)
                 first_a = hl.load(left, [tile_l, first])
-            sums = _added(_widened(first_a, dtype), _widened(first_b, dtype), sums)
+            sums = dot(_widened(first_a, dtype), _widened(first_b, dtype).T, sums)
         else:
             wait_for_predecessor(programmatic)
         for tile_k in hl.tile(head, span, block_size=block_k):
@@ -107,10 +107,10 @@ def gemm(
                 else:
                     left_scale = left_scales[tile_l, g]  # type: ignore[index]
                     right_scale = right_scales[tile_r.index // group, g]  # type: ignore[index]
-                products = _added(_widened(a, dtype), _widened(b, dtype), hl.zeros([tile_l, tile_r], dtype=sum_dtype))
+                products = dot(_widened(a, dtype), _widened(b, dtype).T, hl.zeros([tile_l, tile_r], dtype=sum_dtype))
                 sums = sums + products * left_scale[:, None] * right_scale[None, :]
             else:
-                sums = _added(_widened(a, dtype), _widened(b, dtype), sums)
+                sums = dot(_widened(a, dtype), _widened(b, dtype).T, sums)
         if split_k > 1:
             parts[split.begin, tile_l, tile_r] = sums  # type: ignore[index]
             place = tile_l.id * across + tile_r.id
@@ -130,14 +130,6 @@ def gemm(
         else:
             y = _finished(sums, left_scales, right_scales, left_bias, right_bias, tile_l, tile_r)
             out[tile_l, tile_r] = y.to(out.dtype)
-
-
-def _added(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """sums + a @ b.T."""
-    if interpreting():
-        # hl.dot is interpreted by torch functions that CPUs have not.
-        return sums + a.to(sums.dtype) @ b.to(sums.dtype).T
-    return hl.dot(a, b.T, acc=sums)
 
 
 def _widened(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

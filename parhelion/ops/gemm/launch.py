@@ -9,9 +9,10 @@ import torch
 
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.gemm.candidates import gemm_candidates
-from parhelion.ops.gemm.config import GemmConfig, GemmShape, split_span, token_bucket
+from parhelion.ops.gemm.config import GemmConfig, GemmShape, token_bucket
 from parhelion.ops.gemm.config import default_config as untuned_config
 from parhelion.ops.gemm.operands import GemmContract
+from parhelion.ops.gemm.program import tiling
 from parhelion.ops.gemm.target import GemmTarget, gemm_target, target_of_device
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner, target_of
@@ -123,23 +124,11 @@ def _plan(
     weight_as_bytes = x_as_bytes or weight_dtype != x_dtype
     dtype = torch.bfloat16 if x_as_bytes else x_dtype
     sum_dtype = torch.int32 if dtype == torch.int8 else torch.float32
-    span = split_span(in_features, config.split_k, config.block_k, group)
-    blocks = (config.block_n, config.block_m) if config.swap_ab else (config.block_m, config.block_n)
-    ragged = span * config.split_k != in_features
-    # What is read ahead must be whole steps that every program has.
-    head = config.ahead * config.block_k
-    if not config.programmatic or ragged or group is not None or head > span:
-        head = 0
-    how = (config.block_k, config.swap_ab, config.split_k, span, ragged, group or 0, config.programmatic, head)
+    t = tiling(in_features, config, group)
+    how = (config.block_k, config.swap_ab, config.split_k, t.span, t.ragged, group or 0, config.programmatic, t.head)
     return _Plan(
-        KernelConfig(
-            l2_groupings=(config.group_m,),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            pid_type=config.pid_type,
-            programmatic=config.programmatic,
-        ),
-        (dtype, sum_dtype, *blocks, *how),
+        t.config,
+        (dtype, sum_dtype, *t.blocks, *how),
         config.swap_ab,
         config.split_k,
         sum_dtype,

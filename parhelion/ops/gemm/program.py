@@ -1,4 +1,4 @@
-"""For tile programs that are GEMMs of codes with more before or behind them: what a ``GemmConfig`` tells them."""
+"""What a ``GemmConfig`` tells the tile programs that are GEMMs, also those with more before or behind the products."""
 
 from __future__ import annotations
 
@@ -10,6 +10,51 @@ import torch
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.gemm.config import GemmConfig, split_span
 from parhelion.ops.kernel_config import KernelConfig
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How programs divide K and the output.
+
+    Attributes:
+        config: a tile program's.
+        blocks: rows and columns of a tile, as the tile program has them.
+        span: how much of K a program takes. ragged: all spans cover more than K, or not whole blocks of it.
+        head: how much of its span a program reads of the weight before it waits.
+    """
+
+    config: KernelConfig
+    blocks: tuple[int, int]
+    span: int
+    ragged: bool
+    head: int
+
+
+def tiling(in_features: int, config: GemmConfig, group: int | None = None) -> Tiling:
+    """Of a config, for any M.
+
+    Args:
+        group: how much of K has a scale of its own; None if scales are not by group.
+    """
+    span = split_span(in_features, config.split_k, config.block_k, group)
+    ragged = span * config.split_k != in_features
+    # What is read ahead must be whole steps that every program has.
+    head = config.ahead * config.block_k
+    if not config.programmatic or ragged or group is not None or head > span:
+        head = 0
+    return Tiling(
+        KernelConfig(
+            l2_groupings=(config.group_m,),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            pid_type=config.pid_type,
+            programmatic=config.programmatic,
+        ),
+        (config.block_n, config.block_m) if config.swap_ab else (config.block_m, config.block_n),
+        span,
+        ragged,
+        head,
+    )
 
 
 @dataclass(frozen=True)
@@ -32,25 +77,9 @@ class GemmProgram:
 def gemm_program(in_features: int, quant_dtype: torch.dtype, config: GemmConfig) -> GemmProgram:
     """What to launch for codes [M, in_features] by codes [N, in_features], for any M."""
     sum_dtype = torch.int32 if quant_dtype == torch.int8 else torch.float32
-    span = split_span(in_features, config.split_k, config.block_k, None)
-    blocks = (config.block_n, config.block_m) if config.swap_ab else (config.block_m, config.block_n)
-    ragged = span * config.split_k != in_features
-    # What is read ahead must be whole steps that every program has.
-    head = config.ahead * config.block_k
-    if not config.programmatic or ragged or head > span:
-        head = 0
-    how = (config.block_k, config.swap_ab, config.split_k, span, ragged, config.programmatic, head)
-    return GemmProgram(
-        KernelConfig(
-            l2_groupings=(config.group_m,),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            pid_type=config.pid_type,
-            programmatic=config.programmatic,
-        ),
-        (sum_dtype, *blocks, *how),
-        sum_dtype,
-    )
+    t = tiling(in_features, config)
+    how = (config.block_k, config.swap_ab, config.split_k, t.span, t.ragged, config.programmatic, t.head)
+    return GemmProgram(t.config, (sum_dtype, *t.blocks, *how), sum_dtype)
 
 
 def shared_sums(

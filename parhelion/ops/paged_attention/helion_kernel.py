@@ -11,22 +11,13 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
-
-
-def dot(a: torch.Tensor, b: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
-    """a @ b in float32, added to ``sums`` if there are any; Helion traces into it."""
-    if interpreting():
-        # hl.dot is interpreted by torch functions that CPUs have not.
-        product = a.to(torch.float32) @ b.to(torch.float32)
-        return product if sums is None else sums + product
-    return hl.dot(a, b, acc=sums)
+from parhelion.ops.tile_dot import dot
 
 
 def scored(q: torch.Tensor, k: torch.Tensor, scale: float, soft_cap: float | None) -> torch.Tensor:
     """Scores of queries [m, head_dim] and keys [n, head_dim] as exponents of two: 1.44 is the logarithm of e."""
-    scores = dot(q, k.transpose(0, 1), None)
+    scores = dot(q, k.transpose(0, 1))
     if soft_cap is None:
         return scores * (scale * 1.4426950408889634)
     return torch.tanh(scores * (scale / soft_cap)) * (soft_cap * 1.4426950408889634)

@@ -12,7 +12,7 @@ import torch
 from parhelion.ops.arrivals import arrived_last, forget_arrivals
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.quantize import codes_of, scales_of
-from parhelion.ops.scaled_mm_silu_and_mul.helion_kernel import added
+from parhelion.ops.tile_dot import dot
 
 
 @helion.kernel(static_shapes=False, dot_precision="ieee")
@@ -106,9 +106,9 @@ def scaled_mm_of_activations(
             left_scale = left_row[:, None]
         if head > 0:
             if swap_ab:
-                sums = added(sums, left_first, _codes(right_first, right_inverse, weight.dtype))
+                sums = dot(left_first, _codes(right_first, right_inverse, weight.dtype).T, sums)
             else:
-                sums = added(sums, _codes(left_first, left_inverse, weight.dtype), right_first)
+                sums = dot(_codes(left_first, left_inverse, weight.dtype), right_first.T, sums)
         for tile_k in hl.tile(head, span, block_size=block_k):
             index = tile_k.index + split.begin * span
             if swap_ab:
@@ -118,7 +118,7 @@ def scaled_mm_of_activations(
                 else:
                     a = weight[tile_l, tile_k + split.begin * span]
                     wide_b = x[tile_r, tile_k + split.begin * span]
-                sums = added(sums, a, _codes(wide_b, right_inverse, weight.dtype))
+                sums = dot(a, _codes(wide_b, right_inverse, weight.dtype).T, sums)
             else:
                 if ragged:
                     wide_a = hl.load(x, [tile_l, index], extra_mask=(index < depth)[None, :])
@@ -126,7 +126,7 @@ def scaled_mm_of_activations(
                 else:
                     wide_a = x[tile_l, tile_k + split.begin * span]
                     b = weight[tile_r, tile_k + split.begin * span]
-                sums = added(sums, _codes(wide_a, left_inverse, weight.dtype), b)
+                sums = dot(_codes(wide_a, left_inverse, weight.dtype), b.T, sums)
         if split_k > 1:
             parts[0, split.begin, tile_l, tile_r] = sums  # type: ignore[index]
             counter = tile_l.id * across + tile_r.id

@@ -10,8 +10,8 @@ import helion.language as hl
 import torch
 
 from parhelion.ops.arrivals import arrived_last, forget_arrivals
-from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+from parhelion.ops.tile_dot import dot
 from parhelion.ops.tile_math import silu_times
 
 
@@ -80,15 +80,15 @@ def scaled_mm_silu_and_mul(
                 left_up = hl.load(weight, [1, tile_l, first])
                 wait_for_predecessor(programmatic)
                 right_codes = hl.load(x, [tile_r, first])
-                gate = added(gate, left_gate, right_codes)
-                up = added(up, left_up, right_codes)
+                gate = dot(left_gate, right_codes.T, gate)
+                up = dot(left_up, right_codes.T, up)
             else:
                 right_gate = hl.load(weight, [0, tile_r, first])
                 right_up = hl.load(weight, [1, tile_r, first])
                 wait_for_predecessor(programmatic)
                 left_codes = hl.load(x, [tile_l, first])
-                gate = added(gate, left_codes, right_gate)
-                up = added(up, left_codes, right_up)
+                gate = dot(left_codes, right_gate.T, gate)
+                up = dot(left_codes, right_up.T, up)
         else:
             wait_for_predecessor(programmatic)
         if swap_ab:
@@ -110,8 +110,8 @@ def scaled_mm_silu_and_mul(
                     a_gate = weight[0, tile_l, tile_k + split.begin * span]
                     a_up = weight[1, tile_l, tile_k + split.begin * span]
                     b = x[tile_r, tile_k + split.begin * span]
-                gate = added(gate, a_gate, b)
-                up = added(up, a_up, b)
+                gate = dot(a_gate, b.T, gate)
+                up = dot(a_up, b.T, up)
             else:
                 if ragged:
                     inside = (index < depth)[None, :]
@@ -122,8 +122,8 @@ def scaled_mm_silu_and_mul(
                     a = x[tile_l, tile_k + split.begin * span]
                     b_gate = weight[0, tile_r, tile_k + split.begin * span]
                     b_up = weight[1, tile_r, tile_k + split.begin * span]
-                gate = added(gate, a, b_gate)
-                up = added(up, a, b_up)
+                gate = dot(a, b_gate.T, gate)
+                up = dot(a, b_up.T, up)
         if split_k > 1:
             parts[0, split.begin, tile_l, tile_r] = gate  # type: ignore[index]
             parts[1, split.begin, tile_l, tile_r] = up  # type: ignore[index]
@@ -146,14 +146,6 @@ def scaled_mm_silu_and_mul(
             y = silu_times(own_gate, own_up).to(activated.dtype)
             activated[tile_l, tile_r] = y
             _store_amax(y, amax, tile_l, tile_r, block_l, block_r, amax_columns, swap_ab)
-
-
-def added(sums: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """sums [R, C] + a [R, K] @ b [C, K].T, in the dtype of the sums; Helion traces into it."""
-    if interpreting():
-        # hl.dot is interpreted by torch functions that CPUs have not.
-        return sums + a.to(sums.dtype) @ b.to(sums.dtype).T
-    return hl.dot(a, b.T, acc=sums)
 
 
 def _store_amax(
