@@ -2,7 +2,7 @@
 
 Each part stands alone: one that fails is reported with its message and the others go on.
 
-    python benchmarks/h100_engine.py [--only parity,fp8,graphs,smollm2,speed,serve] [--smollm2 FILE] [--output FILE]
+    python benchmarks/h100_engine.py [--only parity,fp8,graphs,pack,smollm2,speed,serve] [--output FILE]
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.engine.load import load_model
 from parhelion.engine.score import prompt_logits
+from parhelion.ops.registry import op_names
 from parhelion.platform.ceilings import measure_ceilings
 from parhelion.platform.device import device_name
 from parhelion.types import RequestOutput, TokensPrompt
@@ -149,6 +150,60 @@ def graphs_against_eager(folder: Path, device: str) -> list[dict[str, Any]]:
     ]
 
 
+def pack_against_references(folder: Path, device: str, pack: str, shapes: dict[str, Shape]) -> Iterator[dict[str, Any]]:
+    """Greedy steps of a quantized model as a pack serves it, beside the ops' references, each launched by itself.
+
+    A deep model of random weights doubles every rounding: two ways of launching the references, which differ in a
+    rounding here and there, set the bar. Compared are the log-probabilities of tokens, as far as both chose the same.
+    """
+    references = tuple(f"{name}=reference" for name in op_names())
+    ways: dict[str, dict[str, Any]] = {
+        plan: {"pack": "off", "kernels": references, "fusion": plan, "graphs": "off"} for plan in ("plain", "fused")
+    }
+    ways["pack"] = {"pack": pack}
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, logprobs=0)
+    for name, shape in shapes.items():
+        where = write_config(shape, folder / f"pack-{name}", FP8_PER_TOKEN_CONFIG)
+        generator = torch.Generator().manual_seed(9)
+        lengths = (300, 1, 7, 33, 130, 64, 200, 16) * 6
+        prompts = [
+            TokensPrompt(prompt_token_ids=torch.randint(2, 1000, (length,), generator=generator).tolist())
+            for length in lengths
+        ]
+        found: dict[str, list[RequestOutput]] = {}
+        served: tuple[str, ...] = ()
+        for way, options in ways.items():
+            limits: dict[str, Any] = {"kv_cache_memory": 1 << 30, "max_model_len": 512, "max_num_seqs": 64}
+            with LLM(str(where), device=device, load_format="dummy", **options, **limits) as llm:
+                found[way] = [*llm.generate(prompts[:1], params), *llm.generate(prompts, params)]
+                served = tuple(llm.info.kernels)
+        (same, error), (bar_same, bar_error) = (agreement(found[way], found["plain"]) for way in ("pack", "fused"))
+        yield {
+            "model": name,
+            "pack": pack,
+            "tokens": sum(len(output.outputs[0].token_ids) for output in found["plain"]),
+            "same": same,
+            "logprob_error": error,
+            "same_of_references": bar_same,
+            "logprob_error_of_references": bar_error,
+            "kernels": served,
+            "passed": same >= bar_same / 2 and error <= 2 * bar_error,
+        }
+
+
+def agreement(outputs: list[RequestOutput], others: list[RequestOutput]) -> tuple[int, float]:
+    """Tokens before the first one that differs, and the median difference of their log-probabilities."""
+    differences = []
+    for output, other in zip(outputs, others, strict=True):
+        ours, theirs = output.outputs[0], other.outputs[0]
+        assert ours.logprobs is not None
+        assert theirs.logprobs is not None
+        common = common_prefix(ours.token_ids, theirs.token_ids)
+        for token, one, another in zip(ours.token_ids[:common], ours.logprobs, theirs.logprobs, strict=False):
+            differences.append(abs(one[token].logprob - another[token].logprob))
+    return len(differences), statistics.median(differences) if differences else float("inf")
+
+
 def smollm2_text(path: Path, device: str) -> list[dict[str, Any]]:
     """SmolLM2's greedy text here beside a CPU's in float32."""
     questions = (
@@ -189,7 +244,8 @@ def speed(
             cold_start_s = time.monotonic() - started
             for batch in batches:
                 floor_ms = step_bytes(shape, batch, 512 + 64) / bandwidth * 1e3
-                yield measure_batch(llm, name, batch) | {"floor_ms": floor_ms, "cold_start_s": cold_start_s}
+                about = {"floor_ms": floor_ms, "cold_start_s": cold_start_s, "pack": llm.info.pack}
+                yield measure_batch(llm, name, batch) | about
             info, stats = llm.info, llm.stats()
             yield {
                 "model": name,
@@ -313,7 +369,7 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="parity,fp8,graphs,smollm2,speed,serve")
+    parser.add_argument("--only", default="parity,fp8,graphs,pack,smollm2,speed,serve")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batches", default="1,16,64,256")
     parser.add_argument("--models", default=",".join(SHAPES), help="of the speed, separated by commas")
@@ -324,11 +380,13 @@ def main() -> None:
     batches = tuple(int(batch) for batch in args.batches.split(","))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        shapes = {name: SHAPES[name] for name in args.models.split(",")} if args.device != "cpu" else {"tiny": TINY}
         served = QWEN3_8B if args.device.startswith("cuda") else TINY
         parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "parity": lambda: parity_with_transformers(folder, args.device),
             "fp8": lambda: fp8_against_dequantized(folder, args.device),
             "graphs": lambda: graphs_against_eager(folder, args.device),
+            "pack": lambda: pack_against_references(folder, args.device, args.pack, shapes),
             "speed": lambda: speed(folder, args.device, batches, args.pack, tuple(args.models.split(","))),
             "serve": lambda: serve(folder, args.device, served, args.pack),
         }

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/step_trace.py --model qwen3-8b --pack h100 --batches 1,16,64,256 [--output FILE]
 
-Dummy FP8 weights, 512 tokens in, greedy; the last steps of a generation are traced by torch's profiler, which slows the
+Dummy FP8 weights, 512 tokens in, greedy; steps of all requests together, traced by torch's profiler, which slows the
 host, so what counts is the kernels' times and, with large batches, whether the device waits at all.
 """
 
@@ -32,10 +32,15 @@ from parhelion.types import TokensPrompt
 RESULT = Path(__file__).parent / "results" / "step_trace.json"
 
 STEPS = 8
-"""Steps that are looked at, the last ones but one of a generation."""
+"""Steps that are looked at, with all requests answering."""
 
-LAST_KERNEL = "argmax"
-"""What a greedy step ends with, as part of its kernel's name."""
+LAST_KERNEL = "argmax_chunks"
+"""What a greedy step ends with, or nearly so, as part of its kernel's name."""
+
+PROMPT = 512
+
+PROMPT_STEP = 4096
+"""Tokens of prompts that a step takes at most."""
 
 LONG_GAP_US = 3.0
 """Gaps from here on are listed."""
@@ -79,16 +84,16 @@ def device_events(trace: dict[str, Any]) -> list[Event]:
     return sorted(found, key=lambda event: event.start)
 
 
-def last_steps(events: list[Event], steps: int) -> StepTrace:
-    """The last steps but one.
+def steps_after(events: list[Event], first: int, steps: int) -> StepTrace:
+    """So many steps behind the ``first`` ones.
 
     Raises:
         ValueError: there are not so many.
     """
     ends = [event.end for event in events if LAST_KERNEL in event.name]
-    if len(ends) < steps + 2:
-        raise ValueError(f"{len(ends)} steps were traced, {steps + 2} are needed")
-    begin, end = ends[-steps - 2], ends[-2]
+    if len(ends) <= first + steps:
+        raise ValueError(f"{len(ends)} steps were traced, {first + steps + 1} are needed")
+    begin, end = ends[first], ends[first + steps]
     inside = [event for event in events if begin < event.end <= end]
     times: dict[str, list[float]] = defaultdict(list)
     gaps: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -118,18 +123,21 @@ def traced(llm: LLM, batch: int) -> StepTrace:
     generator = torch.Generator().manual_seed(8)
 
     def run(tokens: int) -> None:
-        ids = [torch.randint(2, 100000, (512,), generator=generator).tolist() for _ in range(batch)]
+        ids = [torch.randint(2, 100000, (PROMPT,), generator=generator).tolist() for _ in range(batch)]
         prompts = [TokensPrompt(prompt_token_ids=each) for each in ids]
         llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True))
 
-    run(16)
+    # The first request must still answer when the last one's prompt has been read, and for as long as is looked at.
+    prompt_steps = -(-batch * PROMPT // (PROMPT_STEP - batch))
+    tokens = prompt_steps + 2 * STEPS
+    run(tokens)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        run(2 * STEPS + 4)
+        run(tokens)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        return last_steps(device_events(json.loads(path.read_text())), STEPS)
+        return steps_after(device_events(json.loads(path.read_text())), prompt_steps + STEPS // 2, STEPS)
 
 
 def main() -> None:

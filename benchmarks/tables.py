@@ -8,14 +8,17 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, w
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ahead_tables import cold_start_table, corners_table, tune_table
 
 from parhelion.bench.report import format_figure
 from parhelion.ops.registry import Op, ops
@@ -223,19 +226,24 @@ def engine_table(content: bytes) -> str:
 def speed_table(content: bytes) -> str:
     """Decoding and prefill on a GPU, beside the floor."""
     result = msgspec.json.decode(content)["parts"]
-    lines = ["| model | batch | prefill (ms) | TPOT (ms) | floor (ms) | of the floor | output tokens/s |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    lines = ["| model | kernels | batch | prefill (ms) | TPOT (ms) | floor (ms) | of the floor | output tokens/s |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in result["speed"]:
         if "tpot_ms" in row:
             floor = row["floor_ms"]
             times = sorted(row["tpot_ms_all"])
             lines.append(
-                f"| {row['model']} | {row['batch']} | {row['prefill_ms']:.1f} | {row['tpot_ms']:.2f} "
+                f"| {row['model']} | {_kernels(row)} | {row['batch']} | {row['prefill_ms']:.1f} | {row['tpot_ms']:.2f} "
                 f"({times[0]:.2f} to {times[-1]:.2f}) | {floor:.2f} | {100 * floor / row['tpot_ms']:.0f}% "
                 f"| {row['output_tokens_per_s']:,.0f} |"
             )
     said = "FP8 weights and activations, 512 tokens in, 128 out, greedy; median and range of three rounds. "
     return "\n".join([*lines, "", said + engine_note(result)])
+
+
+def _kernels(row: dict[str, Any]) -> str:
+    """Where a run's kernels came from."""
+    return f"pack {row['pack']}" if row.get("pack") else "untuned"
 
 
 def engine_note(result: dict[str, Any]) -> str:
@@ -280,101 +288,6 @@ def footnote(circumstances: Circumstances) -> str:
     )
 
 
-class TuneRow(msgspec.Struct):
-    """What serves one contract and M, as ``h100_tune.py`` writes it."""
-
-    op: str
-    m: int
-    provider: str
-    time_us: float
-    untuned_us: float
-    floor_us: float
-    rivals: dict[str, float]
-
-    def of(self, provider: str) -> float | None:
-        """Microseconds of a provider; None if it was not measured."""
-        return self.time_us if provider == self.provider else self.rivals.get(provider)
-
-
-class FullEffort(msgspec.Struct):
-    """One matrix product beside Helion's own search."""
-
-    m: int
-    k: int
-    n: int
-    found_us: float | None
-    full_us: float | None
-    full_s: float
-
-
-class TuneResult(msgspec.Struct):
-    """What ``h100_tune.py`` writes."""
-
-    device: str
-    versions: dict[str, str]
-    command: str
-    measured_at: str
-    model: str
-    quantization: str
-    tune_s: float
-    rows: list[TuneRow]
-    full_effort: list[FullEffort]
-
-
-TOKENS = ((1, 32), (64, 256), (512, 8192))
-"""Sizes of M that matrix products are summed up over, from and to."""
-
-
-def tune_table(content: bytes) -> str:
-    """What tuning a model took and what came of it."""
-    result = msgspec.json.decode(content, type=TuneResult)
-    lines = [
-        "| op | rows | served by its tile program | tuned over untuned | of the floor |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for op in dict.fromkeys(row.op for row in result.rows):
-        rows = [row for row in result.rows if row.op == op]
-        own = sum(row.provider == "helion" for row in rows)
-        gains = [row.untuned_us / row.time_us for row in rows if row.untuned_us > 0]
-        floors = [row.floor_us / row.time_us for row in rows]
-        lines.append(f"| `{op}` | {len(rows)} | {own} | {_mean_and_lowest(gains)} | {_mean(floors):.0%} |")
-    lines += ["", "| FP8 `scaled_mm`, M | served, over cuBLASLt | its tile program, over cuBLASLt |", "|---|---:|---:|"]
-    for first, last in TOKENS:
-        rows = [row for row in result.rows if row.op == "scaled_mm" and first <= row.m <= last]
-        served, tiles = ([], [])  # type: tuple[list[float], list[float]]
-        for row in rows:
-            torch_us, own_us = row.of("torch"), row.of("helion")
-            if torch_us is not None:
-                served.append(torch_us / row.time_us)
-                tiles += [torch_us / own_us] if own_us is not None else []
-        lines.append(f"| {first} to {last} | {_mean_and_lowest(served)} | {_mean_and_lowest(tiles)} |")
-    compared = [each for each in result.full_effort if each.found_us is not None and each.full_us is not None]
-    if compared:
-        lines += ["", "| K x N, M | tuner us | Helion's search us | the search took | found / searched |"]
-        lines.append("|---|---:|---:|---:|---:|")
-        for each in compared:
-            assert each.found_us is not None
-            assert each.full_us is not None
-            ratio = each.found_us / each.full_us
-            figures = f"{each.found_us:.2f} | {each.full_us:.2f} | {each.full_s:.0f} s | {ratio:.2f}"
-            lines.append(f"| {each.k} x {each.n}, {each.m} | {figures} |")
-    versions = ", ".join(f"{name} {result.versions[name]}" for name in ("torch", "triton", "helion"))
-    note = (
-        f"{result.model} {result.quantization}: {len(result.rows)} rows in {result.tune_s:.0f} s. Ratios are geometric "
-        f"means (lowest in brackets). {result.device}, {versions}, {result.measured_at[:10]}; "
-        f"{_by(result.command, 'h100_tune')}."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
-
-
-def _mean_and_lowest(values: Sequence[float]) -> str:
-    return f"{_mean(values):.2f}x ({min(values):.2f})" if values else "-"
-
-
 TABLES: Mapping[str, Callable[[bytes], str]] = {
     "cpu_vs_transformers": comparison_table,
     "scheduler_overhead": plain_table,
@@ -385,12 +298,15 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_speed": speed_table,
     "h100_launchers": plain_table,
     "h100_tune": tune_table,
+    "cold_start": cold_start_table,
+    "three_corners": lambda content: corners_table(content, RESULTS),
     "ops_and_targets": providers_table,
 }
 
 SOURCES: Mapping[str, Path] = {
     "ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json",
     "h100_speed": RESULTS / "h100_engine.json",
+    "three_corners": RESULTS / "h100_tune.json",
 }
 """Files of tables that are not made of a benchmark's result."""
 

@@ -51,7 +51,8 @@ def package_versions() -> tuple[PackageVersion, ...]:
 
 
 def command_line(argv: list[str]) -> str:
-    """How a process was started, without what differs from machine to machine: folders, and where the result went."""
+    """How a process was started, without what differs from machine to machine: where the result went, and the folders
+    of files that are named by absolute paths."""
     program = Path(argv[0])
     is_script = program.suffix == ".py" and program.stem != "__main__"
     shown = f"python benchmarks/{program.name}" if is_script else "parhelion"
@@ -59,7 +60,8 @@ def command_line(argv: list[str]) -> str:
     if "--output" in options:
         at = options.index("--output")
         del options[at : at + 2]
-    return " ".join([shown, *map(shlex.quote, options)])
+    named = (Path(option).name if option.startswith("/") else option for option in options)
+    return " ".join([shown, *map(shlex.quote, named)])
 
 
 def installed_version(name: str) -> str | None:

@@ -20,15 +20,16 @@ class DeviceSampler:
 
     Args:
         vocab_size: of the model.
+        dtype: of the logits as the model computes them.
         resolver: finds the providers.
     """
 
-    def __init__(self, vocab_size: int, resolver: Resolver) -> None:
-        self._argmax = resolver.launcher(Argmax(vocab_size))
+    def __init__(self, vocab_size: int, dtype: torch.dtype, resolver: Resolver) -> None:
+        self._argmax = resolver.launcher(Argmax(vocab_size, dtype))
         self._sample = resolver.launcher(TopKTopPSampling(vocab_size))
 
     def greedy(self, logits: torch.Tensor) -> torch.Tensor:
-        """[num_rows, vocab_size] float32 to the likeliest ids, [num_rows] int64."""
+        """[num_rows, vocab_size] of ``dtype`` to the likeliest ids, [num_rows] int64."""
         ids: torch.Tensor = self._argmax(logits)
         return ids
 

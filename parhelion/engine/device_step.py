@@ -30,7 +30,7 @@ class StepOutputs:
 
     Attributes:
         token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
-        logits: [num_rows, vocab_size] float32.
+        logits: [num_rows, vocab_size], in the activations' dtype.
         hidden: [num_tokens, hidden_size].
     """
 
@@ -73,7 +73,7 @@ class DeviceStep:
         if mode is Mode.HOST:
             return StepOutputs(ints.row_slot.long(), logits, hidden)
         greedy = mode is Mode.GREEDY
-        token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits, ints, self._state)
+        token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits.float(), ints, self._state)
         self._store(ints, token_ids)
         return StepOutputs(token_ids, logits, hidden)
 

@@ -72,7 +72,11 @@ class DeviceWorker:
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device)
         self._step = DeviceStep(
-            model, kv_cache, self._state, DeviceSampler(model.config.vocab_size, resolver), options.block_size
+            model,
+            kv_cache,
+            self._state,
+            DeviceSampler(model.config.vocab_size, model.dtype, resolver),
+            options.block_size,
         )
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
@@ -162,7 +166,7 @@ class DeviceWorker:
             chosen = outputs.token_ids.cpu().numpy()[sampling]
             self._host_sampler.note(rows, sampling, chosen, self._host_sampler.stays(rows))
             return StepResult(chosen.tolist(), [None] * len(chosen), prompt)
-        logits = outputs.logits[torch.from_numpy(sampling).to(self._device)].cpu()
+        logits = outputs.logits[torch.from_numpy(sampling).to(self._device)].float().cpu()
         chosen, logprobs = self._host_sampler.sample(logits, rows, sampling)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[torch.from_numpy(sampling)] = torch.from_numpy(chosen)

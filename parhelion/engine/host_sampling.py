@@ -85,7 +85,7 @@ class HostSampler:
             for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
                 end = min(stop, start + PROMPT_LOGPROB_ROWS)
                 first = first_token + start - row.start
-                distribution = self._model.compute_logits(hidden[first : first + end - start]).log_softmax(-1)
+                distribution = self._model.compute_logits(hidden[first : first + end - start]).float().log_softmax(-1)
                 predicted = self.tokens[row.slot, start + 1 : end + 1].astype(np.int64)
                 logprobs += gather_logprobs(distribution.cpu(), predicted, np.full(end - start, wanted))
             results.append(PromptLogprobs(row.request_id, row.start + 1, logprobs))

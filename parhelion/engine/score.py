@@ -41,4 +41,4 @@ def prompt_logits(model: DecoderModel, token_ids: Sequence[int], block_size: int
     ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
     with torch.inference_mode():
         hidden = model.forward(StepBatch(ids, positions, positions, attention), kv_cache)
-        return model.compute_logits(hidden)
+        return model.compute_logits(hidden).float()

@@ -85,7 +85,7 @@ class Worker:
             sampling = np.flatnonzero(rows.samples)
             if not len(sampling):
                 return StepResult([], [], prompt_logprobs)
-            logits = self._model.compute_logits(hidden[torch.from_numpy(ends[sampling] - 1)])
+            logits = self._model.compute_logits(hidden[torch.from_numpy(ends[sampling] - 1)]).float()
             chosen, logprobs = self._sampler.sample(logits, rows, sampling)
             return StepResult(chosen.tolist(), logprobs, prompt_logprobs)
 

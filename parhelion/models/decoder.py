@@ -194,10 +194,11 @@ class DecoderModel:
         return plan.decodes
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_rows, hidden_size] to [num_rows, vocab_size] float32."""
+        """[num_rows, hidden_size] to [num_rows, vocab_size], in the activations' dtype: who computes with logits widens
+        them first, and who only compares them need not."""
         values: list[Any] = [hidden, None]
         self._lm_head(values)
-        logits: torch.Tensor = values[1].float()
+        logits: torch.Tensor = values[1]
         return logits
 
 

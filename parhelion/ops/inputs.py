@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from parhelion.ops.contract import Contract, Tensors
+
+
+@runtime_checkable
+class RelatedInputs(Protocol):
+    """A contract of which one input says something of another, so that not any numbers will do."""
+
+    def related(self, *inputs: torch.Tensor) -> Tensors:
+        """The inputs with those made anew that follow from others."""
+        ...
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

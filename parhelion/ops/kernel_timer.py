@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from parhelion.ops.contract import Contract, Launcher, Tensors
-from parhelion.ops.inputs import empty_inputs, map_tensors, tensors_in
+from parhelion.ops.inputs import RelatedInputs, empty_inputs, map_tensors, tensors_in
 from parhelion.platform.ceilings import Ceilings, l2_bytes
 from parhelion.platform.measure import Summary, summarize, time_rounds
 
@@ -89,7 +89,8 @@ def random_inputs(contract: Contract, num_tokens: int, device: torch.device) -> 
     if not all(isinstance(value, torch.Tensor) and _may_be_anything(value.dtype) for value in shapes):
         return contract.sample_inputs(num_tokens, device, torch.Generator().manual_seed(0))
     generator = torch.Generator(device).manual_seed(0)
-    return tuple(_random_like(value, device, generator) for value in shapes)
+    made = tuple(_random_like(value, device, generator) for value in shapes)
+    return contract.related(*made) if isinstance(contract, RelatedInputs) else made
 
 
 def _replay_seconds(launch: Launcher, sets: Sequence[Tensors], device: torch.device, timing: Timing) -> list[float]:

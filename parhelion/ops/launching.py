@@ -11,6 +11,7 @@ An op of which inputs decide beside M which programs are launched, and how, also
 
     def build_inputs(contract, bucket)                a list of empty inputs that between them launch all there are
     def timed_inputs(contract, bucket)                likewise those that a measured step of M = ``bucket`` launches
+    def timed_programs(bucket, config)                a bucket and a config that launch the same then, one for many
 
 An op that is a GEMM with more before or behind it has
 

@@ -81,9 +81,11 @@ class PackKernels:
         return _program_key(contract.key()) in self._rows
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
-        """Microseconds of one launch of whom the pack names for M = ``num_tokens``; None if nobody measured it."""
+        """Microseconds of one launch of whom the pack names for M = ``num_tokens``; None if nobody measured it, as
+        where M is larger than that of all rows."""
         table = self._table(contract)
-        return None if table is None else table.row(num_tokens).best.time_us or None
+        row = None if table is None else table.row(num_tokens)
+        return None if row is None or num_tokens > row.num_tokens else row.best.time_us or None
 
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
         """What computes a contract, all its inputs given; None if the pack has no rows for it.

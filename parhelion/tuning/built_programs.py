@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from parhelion.errors import PackError
@@ -32,6 +33,7 @@ class BuiltPrograms:
         self._target = target
         self._elapsed = elapsed
         self._begun: dict[Request, Future[Results]] = {}
+        self._prepared: dict[Request, Future[Results]] = {}
         self._programs: dict[Request, tuple[Program, ...]] = {}
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -53,6 +55,23 @@ class BuiltPrograms:
                 del self._begun[request]
                 self._take(request, built, seconds)
 
+    def first_finished(self, several: Sequence[Sequence[Request]], timeout_s: float) -> int:
+        """Which of several lists of requests that were begun has none left that is open.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            waiting: set[Future[Results]] = set()
+            for number, requests in enumerate(several):
+                futures = {self._begun[each] for each in requests if each in self._begun}
+                if all(future.done() for future in futures):
+                    return number
+                waiting |= {future for future in futures if not future.done()}
+            if not wait(waiting, max(0.0, end - time.monotonic()), FIRST_COMPLETED).done:
+                raise TimeoutError
+
     def problem(self, request: Request, spilling: bool) -> str | None:
         """Why a finished request is not worth timing; None if it is.
 
@@ -64,6 +83,11 @@ class BuiltPrograms:
         if known.problem is None and known.stack_bytes and not spilling:
             return f"it spills {known.stack_bytes} bytes a thread"
         return known.problem
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Have what will be asked for built meanwhile, whatever is known of it; what was let go too."""
+        missing = [each for each in requests if each not in self._programs and each not in self._prepared]
+        self._prepared |= dict.fromkeys(missing, self._ahead.submit(missing))
 
     def programs(self, requests: Sequence[Request]) -> dict[Request, tuple[Program, ...]]:
         """The programs of requests that have no problem, built again where they were let go.
@@ -80,9 +104,12 @@ class BuiltPrograms:
 
     def attempted(self, requests: Sequence[Request]) -> dict[Request, tuple[Program, ...] | str]:
         """The programs of requests, or why they cannot be built."""
-        missing = [each for each in requests if each not in self._programs]
+        self.prepare(requests)
         failed: dict[Request, str] = {}
-        for request, (built, _) in self._ahead.submit(missing).result().items():
+        for request in dict.fromkeys(requests):
+            if request in self._programs:
+                continue
+            built, _ = self._prepared.pop(request).result()[request]
             if isinstance(built, str):
                 failed[request] = built
             else:
@@ -98,6 +125,7 @@ class BuiltPrograms:
         """Give up what was begun and is not finished."""
         self._ahead.cancel()
         self._begun.clear()
+        self._prepared.clear()
 
     def _known(self, request: Request) -> Compiled | None:
         contract, bucket, named = request

@@ -16,7 +16,7 @@ from parhelion.platform.ceilings import Ceilings, measure_ceilings
 from parhelion.platform.driver import load_function
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.step_tuning import StepJob, StepResult, tune_step
-from parhelion.tuning.timing_jobs import TrialTimer, TrialWork
+from parhelion.tuning.timing_jobs import LaunchWork, TrialTimer, TrialWork
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Answer:
     """What the process on the device says.
 
     Attributes:
-        result: ``DeviceFacts``, None for a ``Begin`` without measuring, an ``Outcome`` or a ``StepResult``.
+        result: ``DeviceFacts``, None for a ``Begin`` without measuring, an ``Outcome``, a ``StepResult``
+            or microseconds.
         problem: why there is no result; None if there is.
         device: whether it still works in the process, or the process is gone.
     """
@@ -59,7 +60,7 @@ class Answer:
 
 
 Work = Callable[[Any], Answer]
-"""What the process does with a ``Begin``, a ``TrialWork`` or a ``StepJob``; it is sent to the process."""
+"""What the process does with a ``Begin``, a ``TrialWork``, a ``LaunchWork`` or a ``StepJob``; it is sent to it."""
 
 
 class DeviceWork:
@@ -86,16 +87,18 @@ class DeviceWork:
             return Answer(result, device="broken")
         return Answer(result)
 
-    def _done(self, item: Any) -> DeviceFacts | Outcome | StepResult | None:
+    def _done(self, item: Any) -> DeviceFacts | Outcome | StepResult | float | None:
         if isinstance(item, Begin):
             return self._begin(item)
         if isinstance(item, StepJob):
             # What the trials before it have on the device goes first.
             self._timer = None
             return tune_step(item, self._device, self._load)
-        assert isinstance(item, TrialWork)
         if self._timer is None:
             self._timer = TrialTimer(self._device, self._load)
+        if isinstance(item, LaunchWork):
+            return self._timer.launch_us(item)
+        assert isinstance(item, TrialWork)
         return self._timer.outcome(item)
 
     def _begin(self, item: Begin) -> DeviceFacts | None:

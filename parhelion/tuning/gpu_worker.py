@@ -22,9 +22,9 @@ from parhelion.ops.kernel_timer import floor_us
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.ceilings import Ceilings
 from parhelion.tuning.device_work import Answer, Begin, DeviceFacts, DeviceWork, Work
-from parhelion.tuning.jobs import Outcome, TimingJob
+from parhelion.tuning.jobs import Outcome, TimingJob, Trial
 from parhelion.tuning.step_tuning import StepJob, StepResult
-from parhelion.tuning.timing_jobs import TrialWork
+from parhelion.tuning.timing_jobs import LaunchWork, TrialWork
 from parhelion.tuning.workers import Worker
 
 _POLL_S = 0.2
@@ -124,6 +124,16 @@ class GpuTimer:
                 yield index, answer.result
             else:
                 yield index, Outcome(trial.provider, trial.config, None, problem=answer.problem)
+
+    def launch_us(self, contract: Contract, num_tokens: int, trial: Trial) -> float | None:
+        """See ``Timer``."""
+        self._begin()
+        self._case = contract, num_tokens
+        limits = self._limits
+        found: float | None = self._ask(
+            LaunchWork(contract, num_tokens, trial), limits.trial_s + limits.inputs_s
+        ).result
+        return found
 
     def tune_step(self, job: StepJob) -> StepResult | str:
         """Choose among shortlists in a step of the model; why not, if that fails."""

@@ -77,6 +77,10 @@ class Timer(Protocol):
         """Microseconds that the device needs at least."""
         ...
 
+    def launch_us(self, contract: Contract, num_tokens: int, trial: Trial) -> float | None:
+        """Microseconds of Python for one launch outside of a graph, outputs included; None if it fails."""
+        ...
+
 
 Request = tuple[Contract, int, Any]
 """A contract, a bucket of M and a config: all programs that serve there, or only those for ``Timed``."""

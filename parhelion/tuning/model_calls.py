@@ -125,7 +125,7 @@ def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tu
     """
     shape = model.shape
     head = Linear(shape.hidden_size, shape.vocab_size, dtype)
-    behind = [head, Argmax(shape.vocab_size), TopKTopPSampling(shape.vocab_size)]
+    behind = [head, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size)]
     return [Embedding(shape.vocab_size, shape.hidden_size, dtype)], behind
 
 

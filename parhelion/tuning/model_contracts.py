@@ -69,12 +69,14 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
     return list(found)
 
 
-def served_contracts(shape: ModelShape, quantization: QuantScheme, target: GemmTarget) -> list[Contract]:
+def served_contracts(
+    shape: ModelShape, quantization: QuantScheme, target: GemmTarget, dtype: torch.dtype = torch.bfloat16
+) -> list[Contract]:
     """What an engine calls that serves the model on a target: layers, embedding, output head and samplers."""
-    found = contracts_of(shape, quantization)
+    found = contracts_of(shape, quantization, dtype)
     if target.float8:
         found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
-    return [*found, Argmax(shape.vocab_size), TopKTopPSampling(shape.vocab_size)]
+    return [*found, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size)]
 
 
 def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:

@@ -27,11 +27,12 @@ _MOST_SUMS = 256
 
 def neighbours(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
     """The configs that are one step away: of a GEMM by its own rules, else those among the op's candidates that differ
-    in one field."""
+    in one field, launched as programmatically as this one."""
     shape = gemm_of(contract, target)
     if shape is None or not isinstance(config, GemmConfig):
-        found = launch_module(contract.name).candidates(contract, bucket, target)
-        return [each for each in found if _differing_fields(each, config) == 1]
+        overlap = {name: getattr(config, name) for name in ("programmatic", "ahead") if hasattr(config, name)}
+        found = [replace(each, **overlap) for each in launch_module(contract.name).candidates(contract, bucket, target)]
+        return [each for each in dict.fromkeys(found) if _differing_fields(each, config) == 1]
     moved = (normal(each, shape) for each in _moves(config, bucket))
     return [each for each in dict.fromkeys(moved) if each != config and fits(each, shape, target)]
 

@@ -13,7 +13,7 @@ from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import BUCKETS
 from parhelion.tuning.built_programs import BuiltPrograms
-from parhelion.tuning.jobs import Outcome
+from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, grouped, program_bucket
@@ -56,7 +56,7 @@ class Effort:
         return self.others if gemm_of(contract, target) is None else self.gemms
 
 
-EFFORTS = {"quick": Effort(12, 6, 1), "normal": Effort(40, 12, 4), "full": Effort(160, 160, 8)}
+EFFORTS = {"quick": Effort(12, 6, 1), "normal": Effort(40, 20, 4), "full": Effort(160, 160, 8)}
 
 
 class Passes:
@@ -113,7 +113,7 @@ class Passes:
         order = sorted(
             self._groups, key=lambda group: -sum(each.floor_us * each.weight / total[each.bucket] for each in group)
         )
-        self._work(order, self._first_configs, work)
+        self._work(order, self._first_configs, work, in_order=False)
 
     def compare(self) -> None:
         """Those who compile at their first call and may serve nowhere."""
@@ -160,32 +160,39 @@ class Passes:
         groups: Sequence[Group],
         configs_of: Callable[[Group], list[Any]],
         work: Callable[[RowState, list[Any]], None],
+        in_order: bool = True,
     ) -> None:
         """Groups in order, while the programs of the next ones are built.
 
         What is asked for depends on what was found so far, and on nothing that is a matter of time: so a tuner that
         goes on from its journal asks for the same.
+
+        Args:
+            in_order: what is asked for depends on the groups before it. Else all is begun at once, and whatever is
+                built first is worked on first.
         """
-        waiting, begun, ahead = deque(groups), deque[tuple[Group, list[Any]]](), 0
+        waiting, begun, ahead = deque(groups), list[tuple[Group, list[Any]]](), 0
         while (waiting or begun) and not self._is_over():
-            while waiting and (len(begun) < 2 or ahead < LOOK_AHEAD):
+            while waiting and (len(begun) < 2 or ahead < LOOK_AHEAD or not in_order):
                 group = waiting.popleft()
                 configs = configs_of(group)
-                self._programs.begin([group[0].request(config) for config in configs])
+                self._programs.begin(_requests(group, configs))
                 begun.append((group, configs))
                 ahead += len(configs)
-            group, configs = begun.popleft()
-            ahead -= len(configs)
             try:
                 left_s = self.deadline_s - self._elapsed()
-                self._programs.finish([group[0].request(config) for config in configs], left_s)
+                first = 0 if in_order else self._programs.first_finished([_requests(*each) for each in begun], left_s)
+                self._programs.finish(_requests(*begun[first]), self.deadline_s - self._elapsed())
             except (TimeoutError, CancelledError):
                 break
+            group, configs = begun.pop(first)
+            ahead -= len(configs)
             for row in reversed(group):
                 if not self._is_over():
                     work(row, self._usable(row, configs))
             keep = {row.request(each.config) for row in group for each in shortlist(row) if each.provider == HELION}
-            self._programs.let_go([group[0].request(config) for row in group for config in row.tried], keep)
+            if not group[0].shares_programs:
+                self._programs.let_go([group[0].request(config) for row in group for config in row.tried], keep)
         if waiting or begun:
             self._programs.cancel()
 
@@ -273,6 +280,10 @@ class Passes:
         others = [row for row in self._rows if row not in group and row.best_config is not None]
         others.sort(key=lambda row: BUCKETS.index(row.bucket))
         return [Winner(row.contract, row.bucket, row.best_config) for row in others]
+
+
+def _requests(group: Group, configs: Sequence[Any]) -> list[Request]:
+    return [group[0].request(config) for config in configs]
 
 
 def shortlist(row: RowState) -> list[Outcome]:

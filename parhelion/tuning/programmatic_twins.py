@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.fused_rope_attention.launch import AHEAD, RopeAttentionConfig
 from parhelion.ops.gemm.candidates import SMALL_BUCKET
 from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig, GemmShape
 from parhelion.ops.gemm.target import GemmTarget
@@ -18,7 +19,6 @@ MOST_TOKENS = 256
 _AHEAD = (1, 2)
 """Steps of K that a GEMM may read of its weight before it waits."""
 
-
 _SPANS = (256, 512, 1024)
 """Bytes of a row of the weight that a program may read before it waits, all there are for it."""
 
@@ -27,10 +27,12 @@ _THREAD_BYTES = 512
 
 
 def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
-    """A config's programmatic versions: of a GEMM with as much read ahead as there is, and with nothing."""
+    """A config's programmatic versions: of a GEMM and of attention some that read ahead, and one that does not."""
     if not target.programmatic or bucket > MOST_TOKENS or not hasattr(config, "programmatic"):
         return []
     twin = dataclasses.replace(config, programmatic=True)
+    if isinstance(twin, RopeAttentionConfig):
+        return [twin, *(dataclasses.replace(twin, ahead=keys) for keys in AHEAD)]
     if not isinstance(twin, GemmConfig):
         return [twin]
     found = [twin, *(dataclasses.replace(twin, ahead=steps) for steps in _AHEAD)]

@@ -10,7 +10,8 @@ from parhelion.ops.contract import Contract
 from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.plan import HELION, PlannedRow, program_bucket
-from parhelion.tuning.timed_config import timed
+from parhelion.tuning.programmatic_twins import is_programmatic
+from parhelion.tuning.timed_config import timed_request
 
 Choice = tuple[str, Any]
 """A provider and, of a tile program, its config."""
@@ -66,13 +67,24 @@ class RowState:
         """Whether nothing was even tried."""
         return not self._final and not self.problems
 
+    @property
+    def shares_programs(self) -> bool:
+        """Whether rows of other groups ask for the same programs to be timed."""
+        return timed_request(self.contract, self.bucket, self.untuned) is not None
+
     def request(self, config: Any) -> Request:
         """What builds a config to be timed."""
-        return self.contract, program_bucket(self.contract, self.bucket), timed(self.contract, config)
+        return timed_request(self.contract, self.bucket, config) or self.whole_request(config)
 
     def whole_request(self, config: Any) -> Request:
         """What builds a config to serve the row."""
         return self.contract, program_bucket(self.contract, self.bucket), config
+
+    def likely_to_serve(self) -> list[Request]:
+        """What builds the tile program to serve, if it is the fastest; and the fastest that is programmatic."""
+        ranking = self.ranking()
+        likely = [*ranking[:1], *[each for each in ranking if is_programmatic(each.config)][:1]]
+        return [self.whole_request(each.config) for each in likely if each.provider == HELION]
 
     def met(self, choice: Choice, outcome: Outcome, seconds: float, is_final: bool) -> None:
         """Take in an outcome.

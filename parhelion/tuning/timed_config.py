@@ -20,9 +20,15 @@ class Timed:
     config: Any
 
 
-def timed(contract: Contract, config: Any) -> Any:
-    """What a request names, to have a config's programs timed."""
-    return Timed(config) if hasattr(launch_module(contract.name), "timed_inputs") else config
+def timed_request(contract: Contract, bucket: int, config: Any) -> tuple[Contract, int, Any] | None:
+    """The ``Request`` that builds a config to be timed, the same for all rows and configs that then launch the same
+    programs; None if these are what serves.
+    """
+    of_op = getattr(launch_module(contract.name), "timed_programs", None)
+    if of_op is None:
+        return None
+    shared_bucket, shared_config = of_op(bucket, config)
+    return contract, shared_bucket, Timed(shared_config)
 
 
 def config_of(named: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,9 @@ from parhelion.tuning.jobs import Outcome, Trial
 
 HELION = "helion"
 
+LAUNCHES, LAUNCH_ROUNDS = 100, 21
+"""So few at a time that the device's queue takes them all."""
+
 
 @dataclass(frozen=True)
 class TrialWork:
@@ -33,6 +38,15 @@ class TrialWork:
     num_tokens: int
     timing: Timing
     check: bool
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class LaunchWork:
+    """Asks what Python takes to launch a trial."""
+
+    contract: Contract
+    num_tokens: int
     trial: Trial
 
 
@@ -58,6 +72,20 @@ class TrialTimer:
         finally:
             if self._device.type == "cuda":
                 make_room(self._device)
+
+    def launch_us(self, work: LaunchWork) -> float:
+        """Microseconds of the host for one launch: the median of some rounds, between which the device catches up."""
+        inputs = self._case_of(work.contract, work.num_tokens).sets[0]
+        launch = launcher_of(work.contract, work.trial, self._device, self._load)
+        rounds = []
+        for _ in range(LAUNCH_ROUNDS):
+            begin = time.perf_counter()
+            for _ in range(LAUNCHES):
+                launch(*inputs)
+            rounds.append((time.perf_counter() - begin) / LAUNCHES)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        return 1e6 * statistics.median(rounds)
 
     def _tried(self, work: TrialWork) -> Outcome:
         case = self._case_of(work.contract, work.num_tokens)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.compile_ahead import CompileAhead
-from parhelion.tuning.jobs import Compiler, Timer
+from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.passes import EFFORTS, Passes
@@ -25,7 +27,7 @@ from parhelion.tuning.step_choices import StepChoices, StepTuner
 from parhelion.tuning.target import Target
 from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
 
-REFINE_SHARE = 0.9
+REFINE_SHARE = 0.82
 """Of the budget, until when rows are tuned by themselves; the rest is for tuning steps."""
 
 SEARCH_SHARE = 0.7
@@ -110,7 +112,7 @@ def tune(
     progress: Callable[[TuneProgress], None] = lambda progress: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
-    """Tune the rows of a plan and write the pack, first as soon as every row has been measured once.
+    """Tune the rows of a plan and write the pack.
 
     An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
     from the journal.
@@ -148,7 +150,8 @@ def tune(
                 served, own = _built_to_serve(rows, programs)
                 if not served:
                     return None
-                made = tuned_pack(pack_name(options.output), facts, served, own, _ledger(journal))
+                ledger = msgspec.structs.replace(_ledger(journal), launch_us=_launch_us(timer, own))
+                made = tuned_pack(pack_name(options.output), facts, served, own, ledger)
                 return write(made, before, options.output)
 
             return _Session(plan, rows, programs, journal, options, progress, elapsed, save).run(timer, step_tuner)
@@ -179,6 +182,16 @@ def _built_to_serve(
                 own[row] = built
         if not failed:
             return list(served), own
+
+
+def _launch_us(timer: Timer, own: Mapping[RowState, tuple[Program, ...]]) -> float:
+    """What Python takes for one launch of the shortest row that a tile program serves; 0 if it cannot be told."""
+    if not own:
+        return 0.0
+    row = min(own, key=lambda each: each.floor_us)
+    assert row.serving is not None
+    found = timer.launch_us(row.contract, row.bucket, Trial(HELION, row.serving.config, own[row]))
+    return 0.0 if found is None else round(found, 2)
 
 
 class _Session:
@@ -237,7 +250,6 @@ class _Session:
         )
         self._begin("first pass")
         passes.cover(self._cover)
-        self._save()
         self._begin("search")
         passes.search()
         passes.deadline_s = refined_s
@@ -246,7 +258,8 @@ class _Session:
             passes.overlap()
         self._begin("refinement")
         passes.refine()
-        self._save()
+        # What will serve is known but for what steps choose: most of it is built while they are measured.
+        self._programs.prepare([request for row in self._rows for request in row.likely_to_serve()])
         if step_tuner is not None:
             self._begin("steps")
             choices = StepChoices(

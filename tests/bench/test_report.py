@@ -70,6 +70,7 @@ def test_prompts_that_cannot_be_drawn_are_refused() -> None:
 def test_a_command_line_holds_no_folder() -> None:
     assert command_line(["/somewhere/benchmarks/memory.py", "--quick"]) == "python benchmarks/memory.py --quick"
     assert command_line(["/x/bin/parhelion", "bench", "latency"]) == "parhelion bench latency"
+    assert command_line(["m.py", "--pack", "/x/h100.zip"]) == "python benchmarks/m.py --pack h100.zip"
     assert command_line(["m.py", "--output", "/x/y.json", "--quick"]) == "python benchmarks/m.py --quick"
     assert command_line(["/x/parhelion/cli/__main__.py", "a b"]) == "parhelion 'a b'"
 

@@ -125,6 +125,12 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(timer: G
     assert [outcome.provider for _, outcome in timer.run(job("b", "c"), 60.0)] == ["b", "c"]
 
 
+def test_the_cost_of_a_launch_is_measured_in_the_process_and_a_failure_is_no_figure():
+    with GpuTimer(CPU, limits=LIMITS) as timer:
+        assert 0 < (timer.launch_us(NORM, 4, Trial("torch", None)) or 0) < 1e6
+        assert timer.launch_us(NORM, 4, Trial("flashinfer", None)) is None
+
+
 def test_floors_come_from_what_the_process_measured(timer: GpuTimer):
     assert timer.ceilings == CEILINGS
     assert timer.fingerprint is None

@@ -27,7 +27,7 @@ from parhelion.tuning.cross_compile import BuildError
 from parhelion.tuning.programs import Program, distinct, plain, programs_of
 from parhelion.tuning.record import GeneratedCode
 from parhelion.tuning.target import target
-from parhelion.tuning.timed_config import Timed
+from parhelion.tuning.timed_config import Timed, timed_request
 from tests.tuning.test_host_recipe import evaluated
 
 SM_90 = target("sm_90")
@@ -122,6 +122,22 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
     assert find.launched
 
 
+@pytest.mark.parametrize("programs", [1, 128, 1024])
+@pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
+def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
+    contract, module = op(name).examples[1], launch_module(name)
+    requests = set()
+    for num_tokens in (1, 2, 5, 16, 31, 64, 256):
+        config = replace(module.default_config(contract, num_tokens, gemm_target("sm_90")), programs=programs)
+        request = timed_request(contract, bucket_of(num_tokens), config)
+        assert request is not None
+        requests.add(request)
+        find = Finder(programs_of(*request, target("sm_90"), code), "sm_90")
+        module.launch(contract, find, config, *empty_inputs(contract, num_tokens))
+        assert find.launched
+    assert len(requests) == 1
+
+
 def test_sizes_to_build_for_are_of_the_bucket_and_one_is_odd():
     for bucket in BUCKETS:
         sizes = build_sizes(bucket)
@@ -173,7 +189,7 @@ def step(num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int) -
 def test_attention_has_binaries_for_every_step_of_the_engines(bucket: int, num_tokens: int, code: GeneratedCode):
     programs = built(ATTENTION, bucket, code)
     found = set()
-    for max_seq_len in (62, 126, 2046, 40958):
+    for max_seq_len in (14, 30, 62, 126, 2046, 40958):
         decodes = step(num_tokens, num_tokens, 1, max_seq_len)
         found |= {binary.file for binary in launched(programs, ATTENTION, bucket, decodes)}
         # Rows are padded apart from tokens: there may be more of them.

@@ -26,7 +26,7 @@ from parhelion.tuning.search import FULL
 from parhelion.tuning.step_tuning import StepJob, StepResult
 from parhelion.tuning.target import target
 from tests.packs import sample
-from tests.tuning.tuner_fakes import SM_90, World, planted, steps_apart
+from tests.tuning.tuner_fakes import LAUNCH_US, SM_90, World, planted, steps_apart
 
 GEMM = ScaledMm(4096, 6144)
 ROW = PlannedRow(GEMM, 16, 36, ("torch",))
@@ -52,6 +52,7 @@ def assert_same(pack: Pack | None, other: Pack | None) -> None:
     assert plain(pack.binaries) == plain(other.binaries)
     assert pack.source_hashes == other.source_hashes
     assert pack.models == other.models
+    assert pack.ledger.launch_us == other.ledger.launch_us == LAUNCH_US
     for name in ("gpu_s", "compile_s", "num_compiled", "num_dropped", "num_timed", "tune_s"):
         # Seconds are rounded to tenths.
         assert getattr(pack.ledger, name) == pytest.approx(getattr(other.ledger, name), abs=0.11)

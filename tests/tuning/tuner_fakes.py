@@ -15,7 +15,7 @@ from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.measure import summarize
-from parhelion.tuning.jobs import Outcome, Request, TimingJob, no_more
+from parhelion.tuning.jobs import Outcome, Request, TimingJob, Trial, no_more
 from parhelion.tuning.model_calls import tuned_model
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
 from parhelion.tuning.programs import Program, plain
@@ -57,6 +57,9 @@ class FakeCompiler:
             waiting.extend(more())
 
 
+LAUNCH_US = 7.5
+
+
 @dataclass
 class FakeTimer:
     """Each trial takes ``trial_s`` of the clock. After ``interrupt_after`` trials the user has had enough."""
@@ -91,6 +94,10 @@ class FakeTimer:
 
     def floor_us(self, contract: Contract, num_tokens: int) -> float:
         return contract.traffic(num_tokens).bytes / 3e6
+
+    def launch_us(self, contract: Contract, num_tokens: int, trial: Trial) -> float:
+        assert trial.programs
+        return LAUNCH_US
 
     def configs(self) -> set[Any]:
         """That were timed, of all rows."""

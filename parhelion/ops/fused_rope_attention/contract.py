@@ -11,7 +11,7 @@ from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn
 from parhelion.ops.fused_qk_norm_rope.contract import FusedQkNormRope
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
-from parhelion.ops.paged_attention.sample import places, sample_rows, sampled_lens
+from parhelion.ops.paged_attention.sample import BOUND, places, sample_rows, sampled_lens
 from parhelion.ops.rope_and_cache.contract import RopeAndCache, rotary_table
 
 
@@ -76,7 +76,7 @@ class FusedRopeAttention(Contract):
         """The rows of ``PagedAttention``; the step's own tokens are not in the cache yet."""
         query_lens, seq_lens = sampled_lens(num_tokens)
         shape = (self.num_heads + 2 * self.num_kv_heads, self.num_kv_heads, self.head_dim, self.block_size)
-        qkv, kv_cache, batch = sample_rows(query_lens, seq_lens, shape, self.dtype, device, generator)
+        qkv, kv_cache, batch = sample_rows(query_lens, seq_lens, shape, self.dtype, device, generator, BOUND)
         positions, slots = places(batch, num_tokens, self.block_size)
         table = rotary_table(self.max_position, self.head_dim).to(device)
         weights = [randn((self.head_dim,), self.dtype, device, generator) for _ in range(self.num_weights - 1)]

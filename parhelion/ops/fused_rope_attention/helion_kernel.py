@@ -56,6 +56,7 @@ def rope_attention_decode(
     soft_cap: hl.constexpr,
     is_split: hl.constexpr,
     programmatic: hl.constexpr,
+    ahead: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Split s of row r, which is token r.
@@ -73,6 +74,8 @@ def rope_attention_decode(
             head_dim].
         lse: float32 [M, splits, num_kv_heads, group], the base-2 logarithms of the sums; written if ``is_split``.
         arrivals: a counter for each row and key head; see ``ops/arrivals.py``. None unless ``is_split``.
+        ahead: of a split's keys, how many are read, with their values, before it waits for its predecessor; a power of
+            two, or 0. What earlier steps left in the cache changes no more.
         kv_tile: keys of a tile; None leaves it to the config.
     """
     num_rows, num_splits, num_kv_heads, group = lse.size()
@@ -98,12 +101,18 @@ def rope_attention_decode(
         first = seq_len * 0
         if window is not None:
             first = torch.maximum(seq_len - window, first)
-        share = (seq_len - first + num_splits * 64 - 1) // (num_splits * 64) * 64
+        share = (seq_len - first + num_splits * 16 - 1) // (num_splits * 16) * 16
         begin = first + split * share
         end = torch.maximum(torch.minimum(begin + share, seq_len), begin)
         # The row's own token comes from qkv, whoever stores it and when.
         owns = (end == seq_len) & (begin < seq_len)
         old_end = torch.where(owns, end - 1, end)
+        if ahead > 0:
+            early = begin + hl.arange(ahead)
+            early_block = hl.load(block_table, [row, early // block_size], extra_mask=early < old_end).to(torch.int64)
+            early_place = (early_block * block_size + early % block_size) * (2 * num_kv_heads) + kv_head
+            early_key = hl.load(kv_cache, [early_place, dim], extra_mask=(early < old_end)[:, None])
+            early_value = hl.load(kv_cache, [early_place + num_kv_heads, dim], extra_mask=(early < old_end)[:, None])
         wait_for_predecessor(programmatic)
         heads = kv_head * group + tile_g.index
         key_head = num_kv_heads * group + kv_head
@@ -128,7 +137,16 @@ def rope_attention_decode(
         m = hl.full([tile_g], -3.0e38, dtype=torch.float32)
         l = hl.zeros([tile_g], dtype=torch.float32)
         acc = hl.zeros([tile_g, 2 * half], dtype=torch.float32)
-        for tile_t in hl.tile(begin, old_end, block_size=kv_tile):
+        later = begin
+        if ahead > 0:
+            early_scores = exponents(dot(query, early_key.transpose(0, 1)), scale, soft_cap)
+            early_scores = torch.where((early < old_end)[None, :], early_scores, float("-inf"))
+            m = torch.maximum(m, torch.amax(early_scores, -1))
+            early_p = torch.exp2(early_scores - m[:, None])
+            l = torch.sum(early_p, -1)
+            acc = dot(early_p.to(early_value.dtype), early_value)
+            later = torch.minimum(begin + ahead, old_end)
+        for tile_t in hl.tile(later, old_end, block_size=kv_tile):
             block = block_table[row, tile_t.index // block_size].to(torch.int64)
             old = (block * block_size + tile_t.index % block_size) * (2 * num_kv_heads) + kv_head
             old_key = hl.load(kv_cache, [old, dim])

@@ -16,10 +16,11 @@ from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.heads_config import heads_config, in_halves
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
-from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.launch import build_inputs as build_attention_inputs
 from parhelion.ops.paged_attention.launch import launch as launch_attention
 from parhelion.ops.paged_attention.launch import timed_inputs as timed_attention_inputs
+from parhelion.ops.paged_attention.launch import timed_programs as timed_attention_programs
 from parhelion.ops.paged_attention.tiling import (
     AttentionConfig,
     attention_candidates,
@@ -35,14 +36,20 @@ class RopeAttentionConfig(AttentionConfig):
     """The choices of ``AttentionConfig``; its program for single tokens is this op's.
 
     Attributes:
+        ahead: keys and values that a program for single tokens reads before it waits for its predecessor; a power of
+            two, or 0.
         rope_heads, rope_warps: of the first half where it is launched by itself: heads and warps of a program.
     """
 
+    ahead: int = 0
     rope_heads: int = 8
     rope_warps: int = 2
 
 
 Config = RopeAttentionConfig
+
+AHEAD = (32, 64)
+"""Keys that are worth reading before waiting."""
 
 
 def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> RopeAttentionConfig:
@@ -63,6 +70,13 @@ def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, .
 def timed_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
     """The steps of ``paged_attention``."""
     return [_as_own(contract, *each) for each in timed_attention_inputs(contract.attention, bucket)]
+
+
+def timed_programs(bucket: int, config: RopeAttentionConfig) -> tuple[int, AttentionConfig]:
+    """As of ``paged_attention``."""
+    # A step of single tokens does not launch the first half by itself.
+    single = replace(config, rope_heads=1, rope_warps=1)
+    return timed_attention_programs(bucket, config if bucket > MOST_DECODES else single)
 
 
 def launch(
@@ -154,6 +168,7 @@ def _decode(
         c.soft_cap,
         is_split,
         config.programmatic,
+        config.ahead,
         None,
     )
     return out

@@ -9,7 +9,7 @@ import torch
 
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic, rounded, wide
 from parhelion.ops.paged_attention.batch import AttentionBatch
-from parhelion.ops.paged_attention.sample import sample_rows, sampled_lens
+from parhelion.ops.paged_attention.sample import BOUND, sample_rows, sampled_lens
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class PagedAttention(Contract):
             self.dtype,
             device,
             generator,
+            BOUND,
         )
         return cast(Tensors, inputs)
 

@@ -80,7 +80,7 @@ def paged_attention_decode(
         first = seq_len * 0
         if window is not None:
             first = torch.maximum(seq_len - window, first)
-        share = (seq_len - first + num_splits * 64 - 1) // (num_splits * 64) * 64
+        share = (seq_len - first + num_splits * 16 - 1) // (num_splits * 16) * 16
         begin = first + split * share
         end = torch.maximum(torch.minimum(begin + share, seq_len), begin)
         if query_len == 1:

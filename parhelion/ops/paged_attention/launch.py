@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from parhelion.ops.launching import Runner, build_sizes
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
+    MOST_SPLITS,
     SPLIT,
     AttentionConfig,
     attention_candidates,
@@ -53,15 +55,25 @@ def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tens
 
 
 def timed_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tensor, torch.Tensor, AttentionBatch]]:
-    """Steps of single tokens, with keys for one split and for several; beyond ``MOST_DECODES`` steps of prompts."""
+    """Steps of single tokens, beyond ``MOST_DECODES`` of prompts; with keys for one split and for several."""
     found = []
     for num_tokens in build_sizes(bucket):
         if bucket <= MOST_DECODES:
             lens = (SPLIT, 2 * SPLIT, 64 * SPLIT)
             found += [_empty_step(contract, num_tokens, num_tokens, 1, each) for each in lens]
         else:
-            found += [_empty_step(contract, num_tokens, rows, bucket, 64 * SPLIT) for rows in (2, 3, 1)]
+            sizes = itertools.product((2 * SPLIT, 64 * SPLIT), (2, 3, 1))
+            found += [_empty_step(contract, num_tokens, rows, bucket, each) for each, rows in sizes]
     return found
+
+
+def timed_programs(bucket: int, config: AttentionConfig) -> tuple[int, AttentionConfig]:
+    """A bucket and a config whose ``timed_inputs`` launch what is launched with these: the same for all steps of single
+    tokens, whatever their keys are divided into.
+    """
+    if bucket > MOST_DECODES:
+        return bucket, config
+    return MOST_DECODES, replace(config, programs=MOST_SPLITS * MOST_DECODES)
 
 
 def launch(

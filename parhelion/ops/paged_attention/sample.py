@@ -12,6 +12,9 @@ from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 CONTEXT = 576
 """Tokens in the cache of a sampled decode row: 512 of a prompt and half of 128 answered."""
 
+BOUND = 4096
+"""Of the lengths of sampled rows, as an engine has one that no step exceeds."""
+
 PROMPT = 1024
 """Tokens of a sampled prompt."""
 
@@ -33,11 +36,13 @@ def sample_rows(
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator,
+    bound: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
     """Query, cache and batch for rows of these lengths.
 
     Args:
         shape: num_heads, num_kv_heads, head_dim, block_size.
+        bound: of the sequences' lengths, if it is not the longest.
     """
     num_heads, num_kv_heads, head_dim, block_size = shape
     needed = [-(-seq_len // block_size) for seq_len in seq_lens]
@@ -53,7 +58,7 @@ def sample_rows(
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32).to(device),
         query_start_loc=torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32).to(device),
         max_query_len=max(query_lens),
-        max_seq_len=max(seq_lens),
+        max_seq_len=max(bound, *seq_lens),
     )
     query = randn((sum(query_lens), num_heads * head_dim), dtype, device, generator)
     kv_cache = randn((num_blocks, block_size, 2 * num_kv_heads, head_dim), dtype, device, generator)

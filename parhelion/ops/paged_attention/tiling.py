@@ -14,14 +14,19 @@ from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.paged_attention.batch import MOST_DECODES
 from parhelion.ops.paged_attention.contract import PagedAttention
 
-PROGRAMS = 512
-"""Programs that a decode step should have at least: about four for each of an H100's 132 processors."""
+PROGRAMS = 256
+"""Programs that a decode step should have at least: about two for each of an H100's 132 processors."""
 
 MOST_SPLITS = 64
 """Programs among which the keys of a row and a key head are divided, at most."""
 
-SPLIT = 64
+SPLIT = 16
 """A split's tokens are a multiple of this; the tile program has it as a literal."""
+
+_STAGES = (2, 3, 5, 7)
+"""Of the program for single tokens. Keys are found by way of the block table, and Triton gives each of the two loads a
+part of the pipeline: two stages more are one more tile of keys on its way.
+"""
 
 MOST_PACKED = 128
 """Query tokens times heads of a group that a program of the varlen kernel takes, at most."""
@@ -70,10 +75,10 @@ def attention_candidates(c: PagedAttention, bucket: int, target: GemmTarget) -> 
             max(16, each) for each in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2)
         )
         choices = {
-            "programs": (256, 512, 1024, 2048),
+            "programs": (128, 256, 512, 1024),
             "decode_tokens": tokens,
             "decode_warps": (2, 4, 8),
-            "decode_stages": (2, 3, 4),
+            "decode_stages": _STAGES,
         }
     found = []
     for values in itertools.product(*choices.values()):

@@ -48,6 +48,12 @@ class ScaledMmOfActivations(Contract):
             random_scales((n, 1), k, self.quant_dtype, device, generator),
         )
 
+    def related(
+        self, x: torch.Tensor, amax: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor
+    ) -> Tensors:
+        """amax is x's."""
+        return x, column_amax(x), weight, weight_scales
+
     def reference(
         self, x: torch.Tensor, amax: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor
     ) -> torch.Tensor:

@@ -73,10 +73,12 @@ def test_mixed_rows_agree_with_the_reference(contract: FusedRopeAttention, query
     assert_agrees(contract, poisoned(contract, query_lens, seq_lens))
 
 
+@pytest.mark.parametrize("ahead", [0, 32, 64])
 @pytest.mark.parametrize("programs", [1, 64])
 @pytest.mark.parametrize("contract", [SMALL, VARIANTS[2], VARIANTS[4]], ids=str)
-def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, programs: int):
-    config = replace(launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90")), programs=programs)
+def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, programs: int, ahead: int):
+    usual = launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90"))
+    config = replace(usual, programs=programs, ahead=ahead)
 
     def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
         return interpret(kernel, config, *arguments[:-1], 16)
