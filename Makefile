@@ -53,6 +53,7 @@ bench: setup ## measure the figures that README.md shows (minutes; leave the mac
 	$(BIN)/python benchmarks/scheduler_overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/inductor.py
+	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/tables.py
 
 tables: setup ## write the tables of README.md and docs/ again from benchmarks/results/

@@ -148,6 +148,19 @@ def plain_table(content: bytes) -> str:
     return "\n".join([*lines, "", gpu + footnote(result.circumstances)])
 
 
+def speculation_table(content: bytes) -> str:
+    """Speed with guesses over that without, a line for each kind of prompt and batch."""
+    report = msgspec.json.decode(content, type=PlainReport)
+    quantities = list(dict.fromkeys(row.quantity for row in report.measurements))
+    units = {row.quantity: row.unit for row in report.measurements}
+    lines = ["| | " + " | ".join(f"{each} ({units[each]})" for each in quantities) + " |"]
+    lines.append("|---|" + "---:|" * len(quantities))
+    for case in dict.fromkeys(row.case for row in report.measurements):
+        found = {row.quantity: row.summary for row in report.measurements if row.case == case}
+        lines.append(f"| {case} | " + " | ".join(spread(found.get(each)) for each in quantities) + " |")
+    return "\n".join([*lines, "", footnote(report.circumstances)])
+
+
 def ops_table(content: bytes) -> str:
     """One row an op: whose results are right, and how fast the tile program is."""
     result = msgspec.json.decode(content, type=OpsResult)
@@ -293,6 +306,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "scheduler_overhead": plain_table,
     "memory": plain_table,
     "inductor": plain_table,
+    "speculation": speculation_table,
     "h100_ops": ops_table,
     "h100_engine": engine_table,
     "h100_speed": speed_table,

@@ -13,6 +13,7 @@ from parhelion.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "dummy"]
+Speculate = Literal["off", "auto", "ngram"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
@@ -52,6 +53,10 @@ class EngineConfig:
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
+        speculate: guess tokens ahead and check several in one step; the text stays the same. ``ngram`` guesses what
+            followed the last time that the same few tokens stood in the request's own text; ``auto`` does so as far as
+            it pays, by what was measured. CPUs only so far.
+        num_speculative_tokens: most tokens that are guessed for a request at once.
         threads: intra-op CPU threads; None takes the cores this process may use.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
@@ -78,12 +83,14 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     overlap: bool = True
+    speculate: Speculate = "off"
+    num_speculative_tokens: int = 5
     threads: int | None = None
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_queue_len"):
+        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory", "threads"):

@@ -192,6 +192,7 @@ class EngineStats:
         preemptions_total: times a running request gave up its blocks.
         prompt_tokens_total, generation_tokens_total: tokens taken in and sampled.
         steps_total: steps executed.
+        guessed_tokens_total, accepted_tokens_total: tokens that were guessed ahead, and those guessed right.
         num_graphs, graph_bytes: CUDA graphs captured so far, and the device memory that they take.
     """
 
@@ -206,5 +207,7 @@ class EngineStats:
     prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
     steps_total: int = 0
+    guessed_tokens_total: int = 0
+    accepted_tokens_total: int = 0
     num_graphs: int = 0
     graph_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Protocol
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
+from parhelion.speculative import Speculation
 from parhelion.types import EngineStats
 
 
@@ -29,7 +31,8 @@ class EngineCore:
     Args:
         scheduler_config: limits.
         worker: runs the steps, on a thread of its own.
-        overlap: plan a step ahead.
+        overlap: plan a step ahead; not while guesses are made, which follow what the last step sampled.
+        speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
     """
 
@@ -39,13 +42,16 @@ class EngineCore:
         worker: StepExecutor,
         *,
         overlap: bool = True,
+        speculation: Speculation | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        self._scheduler = Scheduler(scheduler_config)
+        self._scheduler = Scheduler(scheduler_config, speculation)
+        self._speculation = speculation
         self._worker = worker
         self._requests: dict[str, AddRequest] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
-        self._in_flight: deque[tuple[StepPlan, Future[PendingStep]]] = deque()
+        self._in_flight: deque[tuple[StepPlan, Future[PendingStep], float]] = deque()
+        self._last_done = 0.0
         self._max_in_flight = 2 if overlap else 1
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="worker")
 
@@ -85,24 +91,32 @@ class EngineCore:
         Raises:
             Exception: whatever the worker raised; the core is of no use after that.
         """
-        while len(self._in_flight) < self._max_in_flight:
+        speculation = self._speculation
+        while len(self._in_flight) < (self._max_in_flight if speculation is None or speculation.is_resting else 1):
             plan = self._scheduler.schedule()
             if plan is None:
                 break
             admitted = [self._requests[admission.request_id] for admission in plan.admissions]
-            self._in_flight.append((plan, self._thread.submit(self._worker.execute, plan, admitted)))
+            began = time.perf_counter()
+            self._in_flight.append((plan, self._thread.submit(self._worker.execute, plan, admitted), began))
         if not self._in_flight:
             return []
-        plan, future = self._in_flight.popleft()
-        return self._outputs(plan, future.result().wait())
+        plan, future, began = self._in_flight.popleft()
+        result = future.result().wait()
+        if speculation is not None:
+            self._note_pace(speculation, plan, began)
+        return self._outputs(plan, result)
+
+    def _note_pace(self, speculation: Speculation, plan: StepPlan, began: float) -> None:
+        """Tell what a step took that only decoded, from when it was handed over or the one before it ended."""
+        done = time.perf_counter()
+        if speculation.pace is not None and not plan.admissions and all(row.samples for row in plan.rows):
+            speculation.pace.observe(plan.num_tokens, done - max(began, self._last_done))
+        self._last_done = done
 
     def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         self._collect_prompt_logprobs(result)
         updates = self._scheduler.update(plan, result.token_ids)
-        logprobs = {}
-        if any(item is not None for item in result.logprobs):
-            sampled = (row.request_id for row in plan.rows if row.samples)
-            logprobs = dict(zip(sampled, result.logprobs, strict=True))
         outputs = []
         for update in updates:
             prompt_logprobs = self._prompt_logprobs.pop(update.request_id, None)
@@ -112,7 +126,7 @@ class EngineCore:
                     update.token_id,
                     update.finish_reason,
                     update.stop_token_id,
-                    logprobs.get(update.request_id),
+                    result.logprobs[update.sample],
                     [item for item in prompt_logprobs if item is not None] if prompt_logprobs else None,
                     update.num_cached_tokens,
                 )

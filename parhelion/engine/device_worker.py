@@ -20,7 +20,17 @@ from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
-from parhelion.engine.step_layout import Bucket, Ints, StepRows, buckets_up_to, num_ints, pack, pad_to, rows_of
+from parhelion.engine.step_layout import (
+    Bucket,
+    Ints,
+    StepRows,
+    buckets_up_to,
+    num_ints,
+    pack,
+    pad_to,
+    rows_of,
+    samples_of,
+)
 from parhelion.engine.step_result import PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
 from parhelion.ops.resolve import Resolver
@@ -164,10 +174,10 @@ class DeviceWorker:
         sampling = np.flatnonzero(rows.samples)
         if mode is not Mode.HOST:
             chosen = outputs.token_ids.cpu().numpy()[sampling]
-            self._host_sampler.note(rows, sampling, chosen, self._host_sampler.stays(rows))
+            self._host_sampler.note(samples_of(rows), chosen, self._host_sampler.stays(rows))
             return StepResult(chosen.tolist(), [None] * len(chosen), prompt)
         logits = outputs.logits[torch.from_numpy(sampling).to(self._device)].float().cpu()
-        chosen, logprobs = self._host_sampler.sample(logits, rows, sampling)
+        chosen, logprobs = self._host_sampler.sample(logits, samples_of(rows), self._host_sampler.stays(rows))
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[torch.from_numpy(sampling)] = torch.from_numpy(chosen)
         self._step.store(self._ints, bucket, ids.to(self._device))
@@ -255,6 +265,6 @@ class _Pending:
         if self._result is None:
             self._done.synchronize()
             chosen = self._ids.numpy()[self._sampling].astype(np.int64)
-            self._host.note(self._rows, self._sampling, chosen, self._stays)
+            self._host.note(samples_of(self._rows), chosen, self._stays)
             self._result = StepResult(chosen.tolist(), [None] * len(chosen), [])
         return self._result

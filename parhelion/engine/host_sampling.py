@@ -10,7 +10,7 @@ import torch
 from parhelion.engine.messages import TokenLogprob
 from parhelion.engine.sampler import gather_logprobs, sample
 from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
-from parhelion.engine.step_layout import Ints, StepRows
+from parhelion.engine.step_layout import Ints, Samples, StepRows
 from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
 from parhelion.scheduler import Row
@@ -46,23 +46,32 @@ class HostSampler:
         """Which stay in its slot each row belongs to; a later request's is another."""
         return self._stays[rows.slots]
 
-    def note(self, rows: StepRows, sampling: Ints, chosen: Ints, stays: Ints) -> None:
+    def guess(self, rows: Sequence[Row]) -> None:
+        """Take the rows' guesses for known, until the step's samples take their places."""
+        for row in rows:
+            if row.guesses:
+                self.tokens[row.slot, row.start + 1 : row.start + 1 + len(row.guesses)] = row.guesses
+
+    def note(self, samples: Samples, chosen: Ints, stays: Ints) -> None:
         """Remember the tokens that a step sampled, except those of rows whose slot has been taken since.
 
-        Args:
-            sampling: indices of the rows that sampled.
-            chosen: their tokens.
-            stays: as they were when the step was handed to the device.
-        """
-        current = self._stays[rows.slots[sampling]] == stays[sampling]
-        sampling, chosen = sampling[current], chosen[current]
-        self.tokens[rows.slots[sampling], (rows.starts + rows.counts)[sampling]] = chosen
+        What was sampled behind a wrong guess is remembered as well, and overwritten before it is read.
 
-    def sample(self, logits: torch.Tensor, rows: StepRows, sampling: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
-        """Choose and remember a token for each row of logits [len(sampling), vocab_size] float32 on the CPU."""
-        slots = rows.slots[sampling]
-        chosen, logprobs = sample(logits, slots, rows.output_indices[sampling], self.tokens, self._sampling)
-        self.note(rows, sampling, chosen, self.stays(rows))
+        Args:
+            chosen: the tokens.
+            stays: of the step's rows, as they were when it was handed to the device.
+        """
+        current = self._stays[samples.slots] == stays[samples.rows]
+        self.tokens[samples.slots[current], samples.positions[current]] = chosen[current]
+
+    def sample(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
+        """Choose and remember a token for each row of logits [len(samples), vocab_size] float32 on the CPU.
+
+        Args:
+            stays: of the step's rows.
+        """
+        chosen, logprobs = sample(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
+        self.note(samples, chosen, stays)
         return chosen, logprobs
 
     def prompt_logprobs(

@@ -31,6 +31,7 @@ from parhelion.platform.device import choose_device, device_name, free_memory
 from parhelion.platform.memory import peak_resident_memory
 from parhelion.quantization import QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
+from parhelion.speculative import NgramProposer, Pace, Speculation
 
 Progress = Callable[[int, int], None]
 
@@ -121,6 +122,8 @@ def _load(
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
+    if on_gpu and config.speculate != "off":
+        raise ConfigError(f"speculate is {config.speculate!r}, and steps on a GPU check no guesses yet: leave it off")
     size = plan_kv_cache(config, model.config, model.dtype, free_memory(device), on_gpu)
     worker: Worker | DeviceWorker
     if on_gpu:
@@ -138,7 +141,13 @@ def _load(
         worker.capture_all()
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
-    core = EngineCore(_scheduler_config(config, size, on_gpu), worker, overlap=config.overlap, thread=thread)
+    core = EngineCore(
+        _scheduler_config(config, size, on_gpu),
+        worker,
+        overlap=config.overlap,
+        speculation=speculation_of(config),
+        thread=thread,
+    )
     info = EngineInfo(
         model_name=model_name,
         architecture=model.config.architecture,
@@ -217,6 +226,13 @@ def _build(
         compile_one_token=config.compile,
     )
     return model_class(found.architecture)(found, weights, options)
+
+
+def speculation_of(config: EngineConfig) -> Speculation | None:
+    """Who guesses tokens ahead, if anyone does."""
+    if config.speculate == "off":
+        return None
+    return Speculation(NgramProposer(), config.num_speculative_tokens, Pace() if config.speculate == "auto" else None)
 
 
 def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> SchedulerConfig:

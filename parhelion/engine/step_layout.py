@@ -81,8 +81,8 @@ class StepRows:
         slots: of the workers' tensors.
         starts: tokens in the cache before the step.
         counts: new tokens.
-        samples: whether the row samples (0 or 1).
-        output_indices: of the sampled token among its request's outputs.
+        samples: how many tokens the row samples, one behind each of its last ones.
+        output_indices: of the first of them among its request's outputs.
     """
 
     slots: Ints
@@ -95,9 +95,45 @@ class StepRows:
 def rows_of(plan: StepPlan) -> StepRows:
     """A plan's rows as arrays."""
     table = np.array(
-        [(row.slot, row.start, row.num_tokens, row.samples, row.output_index) for row in plan.rows], np.int64
+        [(row.slot, row.start, row.num_tokens, row.num_samples, row.output_index) for row in plan.rows], np.int64
     ).reshape(-1, 5)
     return StepRows(*table.T.copy())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The tokens that a step samples, each an int64 array over them, in the order of the rows.
+
+    Attributes:
+        rows: whose they are.
+        slots: of the rows.
+        tokens: among the step's tokens, those whose hidden states predict them.
+        positions: where they go in their requests.
+        output_indices: among their requests' outputs.
+    """
+
+    rows: Ints
+    slots: Ints
+    tokens: Ints
+    positions: Ints
+    output_indices: Ints
+
+
+def samples_of(rows: StepRows) -> Samples:
+    """What the rows sample."""
+    counts = rows.samples
+    of = np.repeat(np.arange(len(counts)), counts)
+    # Number among its row's samples, and how many come behind it.
+    number = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    behind = counts[of] - 1 - number
+    ends = np.cumsum(rows.counts)
+    return Samples(
+        of,
+        rows.slots[of],
+        ends[of] - 1 - behind,
+        (rows.starts + rows.counts)[of] - behind,
+        rows.output_indices[of] + number,
+    )
 
 
 def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_slot: int, spare_position: int) -> int:

@@ -14,7 +14,7 @@ from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampling_state import SamplingState
-from parhelion.engine.step_layout import Ints, StepRows, rows_of
+from parhelion.engine.step_layout import Ints, StepRows, rows_of, samples_of
 from parhelion.engine.step_result import StepResult
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel
@@ -78,15 +78,15 @@ class Worker:
         """
         with torch.inference_mode():
             self._take_admissions(plan, admitted)
+            self._sampler.guess(plan.rows)
             rows = rows_of(plan)
             hidden = self._forward(rows)
-            ends = np.cumsum(rows.counts)
-            prompt_logprobs = self._sampler.prompt_logprobs(plan.rows, ends - rows.counts, hidden)
-            sampling = np.flatnonzero(rows.samples)
-            if not len(sampling):
+            prompt_logprobs = self._sampler.prompt_logprobs(plan.rows, np.cumsum(rows.counts) - rows.counts, hidden)
+            samples = samples_of(rows)
+            if not len(samples.rows):
                 return StepResult([], [], prompt_logprobs)
-            logits = self._model.compute_logits(hidden[torch.from_numpy(ends[sampling] - 1)]).float()
-            chosen, logprobs = self._sampler.sample(logits, rows, sampling)
+            logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
+            chosen, logprobs = self._sampler.sample(logits, samples, self._sampler.stays(rows))
             return StepResult(chosen.tolist(), logprobs, prompt_logprobs)
 
     def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:

@@ -22,6 +22,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         samples: the last of them is the request's last known token, so the step samples the next one.
         output_index: index of the sampled token among the request's outputs (0 is the first); meaningless
             unless ``samples``.
+        guesses: the tokens behind the first one, which nobody knows yet: the step samples after each of them as well,
+            and those are kept that were guessed right, with the one sampled behind them.
     """
 
     request_id: str
@@ -30,6 +32,12 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     num_tokens: int
     samples: bool
     output_index: int
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens that the step samples for it."""
+        return self.samples + len(self.guesses)
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -71,13 +79,14 @@ class StepPlan(msgspec.Struct, frozen=True):
 
 
 class RequestUpdate(msgspec.Struct, frozen=True, gc=False):
-    """What a finished step means for one request that sampled a token in it.
+    """What a finished step means for one request: a token that it sampled. With guesses there are several.
 
     Attributes:
         token_id: the sampled token.
         finish_reason: set on the request's last update.
         stop_token_id: the end-of-sequence or stop id that ended it, if one did.
         num_cached_tokens: prompt tokens taken from the prefix cache at first admission.
+        sample: which of the step's samples it is.
     """
 
     request_id: str
@@ -85,3 +94,4 @@ class RequestUpdate(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    sample: int = 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from parhelion.errors import InvalidRequestError, QueueFullError
 from parhelion.scheduler.config import SchedulerConfig
+from parhelion.scheduler.guesser import Guesser
 from parhelion.scheduler.integrity import check_blocks, check_queues, check_running
 from parhelion.scheduler.kv_blocks import KVBlocks
 from parhelion.scheduler.plan import Admission, NewBlocks, RequestUpdate, Row, StepPlan
@@ -46,16 +47,24 @@ class _Totals:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
     """Plans steps (``schedule``) and learns from them (``update``), any number of steps apart.
 
     Not thread-safe: one loop calls it.
+
+    Args:
+        config: limits.
+        guesser: guesses what requests will say, for rows that check several tokens at once. A request's guesses
+            follow its known tokens, so it is not planned again before they are back. None: no guesses.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, guesser: Guesser | None = None) -> None:
         self.config = config
+        self._guesser = guesser
         self._kv = KVBlocks(config.num_blocks, config.block_size, config.enable_prefix_caching)
         self._unfinished: dict[str, Request] = {}
         self._waiting: list[Request] = []
@@ -152,6 +161,11 @@ class Scheduler:
         block_size = self.config.block_size
         prefills: list[Request] = []
         rows, requests = draft.rows, draft.requests
+        if self._guesser is not None:
+            self._guesser.begin_step(
+                sum(request.num_computed >= request.num_prompt_tokens for request in self._running)
+            )
+        spare = draft.budget - len(self._running)
         for request in self._running:
             position = request.num_computed
             length = request.length
@@ -164,17 +178,38 @@ class Scheduler:
             if length >= request.max_length:
                 continue
             # Blocks are taken just as they are needed: at a block's end, all that it holds are full.
-            if position % block_size == 0:
+            if position == len(request.blocks) * block_size:
                 if not self._make_room(draft, request):
                     continue
                 draft.new_blocks.append(NewBlocks(request.slot, self._kv.grow(request, length)))
-            rows.append(Row(request.request_id, request.slot, position, 1, True, length - request.num_prompt_tokens))
+            output_index = length - request.num_prompt_tokens
+            guesses: tuple[int, ...] = ()
+            if self._guesser is not None and not request.num_pending:
+                guesses = self._guesses(self._guesser, draft, request, spare)
+                length += len(guesses)
+                spare -= len(guesses)
+            rows.append(Row(request.request_id, request.slot, position, 1 + len(guesses), True, output_index, guesses))
             requests.append(request)
             request.num_computed = length
             request.length = length + 1
             request.planned_step = step
-        draft.budget -= len(rows)
+            draft.budget -= 1 + len(guesses)
         return prefills
+
+    def _guesses(self, guesser: Guesser, draft: _Draft, request: Request, spare: int) -> tuple[int, ...]:
+        """Guesses of what follows a request's tokens, as far as its length, the step's budget and free blocks allow:
+        nobody gives up blocks for a guess, and one stays for each request that runs.
+        """
+        block_size = self.config.block_size
+        room = len(request.blocks) + max(0, self._kv.pool.num_free - len(self._running))
+        most = min(request.max_length - request.length - 1, spare, room * block_size - request.length)
+        if most < 1:
+            return ()
+        guesses = tuple(guesser.guesses(request.request_id, request.token_ids, most))
+        added = self._kv.grow(request, request.length + len(guesses))
+        if added:
+            draft.new_blocks.append(NewBlocks(request.slot, added))
+        return guesses
 
     def _plan_prefills(self, draft: _Draft, prefills: list[Request]) -> None:
         """Go on with prompts that are partly computed, as far as budget and blocks allow."""
@@ -307,7 +342,9 @@ class Scheduler:
     # Learning
 
     def update(self, plan: StepPlan, sampled: Sequence[int]) -> list[RequestUpdate]:
-        """Take in what a step sampled: one id for each row that samples, in the order of the rows.
+        """Take in what a step sampled: the ids of each row that samples, in the order of the rows.
+
+        Of a row with guesses those count that were sampled as they were guessed, and the first one that was not.
 
         Steps come back in the order of their planning. Requests that ended since the step was planned, by a stop id or
         by ``abort``, get no update.
@@ -317,34 +354,41 @@ class Scheduler:
         """
         requests = self._take_from_flight(plan, sampled)
         self._totals.steps += 1
-        ids = iter(sampled)
+        first = 0
         updates: list[RequestUpdate] = []
         any_finished = False
         for row, request in zip(plan.rows, requests, strict=True):
-            num_computed = row.start + row.num_tokens
-            # A request preempted since then has other blocks now, or none.
-            if num_computed >= request.next_registration and request.admitted_step <= plan.step:
-                self._kv.register_computed(request, num_computed)
-            if not row.samples:
-                continue
-            token_id = next(ids)
+            own, first = range(first, first + row.num_samples), first + row.num_samples
             if request.status is RequestStatus.FINISHED:
                 continue
-            request.token_ids.append(token_id)
-            reason: FinishReason | None = None
-            if token_id in request.stop_token_ids:
-                reason = "stop"
-            elif len(request.token_ids) >= request.max_length:
-                reason = "length"
-            updates.append(
-                RequestUpdate(
-                    request.request_id,
-                    token_id,
-                    reason,
-                    token_id if reason == "stop" else None,
-                    request.num_cached_tokens,
-                )
+            is_same_stay = request.slot != NO_SLOT and request.admitted_step <= plan.step
+            rejected = (
+                self._rejected(row, request, [sampled[sample] for sample in own], is_same_stay) if row.guesses else 0
             )
+            reason: FinishReason | None = None
+            for sample in own[: len(own) - rejected]:
+                token_id = sampled[sample]
+                request.token_ids.append(token_id)
+                if token_id in request.stop_token_ids:
+                    reason = "stop"
+                elif len(request.token_ids) >= request.max_length:
+                    reason = "length"
+                updates.append(
+                    RequestUpdate(
+                        request.request_id,
+                        token_id,
+                        reason,
+                        token_id if reason == "stop" else None,
+                        request.num_cached_tokens,
+                        sample,
+                    )
+                )
+                if reason is not None:
+                    break
+            num_computed = min(row.start + row.num_tokens - rejected, len(request.token_ids))
+            # A request preempted since then has other blocks now, or none.
+            if is_same_stay and num_computed >= request.next_registration:
+                self._kv.register_computed(request, num_computed)
             if reason is not None:
                 self._finish(request)
                 any_finished = True
@@ -353,14 +397,28 @@ class Scheduler:
         self._totals.generation_tokens += len(updates)
         return updates
 
+    def _rejected(self, row: Row, request: Request, sampled: Sequence[int], is_same_stay: bool) -> int:
+        """How many of a row's guesses were wrong; the request goes on behind the others."""
+        wrong = (number for number, guess in enumerate(row.guesses) if sampled[number] != guess)
+        accepted = next(wrong, len(row.guesses))
+        rejected = len(row.guesses) - accepted
+        self._totals.guessed_tokens += len(row.guesses)
+        self._totals.accepted_tokens += accepted
+        if self._guesser is not None:
+            self._guesser.learn(row.request_id, len(row.guesses), accepted)
+        request.length -= rejected
+        if is_same_stay:
+            request.num_computed -= rejected
+        return rejected
+
     def _take_from_flight(self, plan: StepPlan, sampled: Sequence[int]) -> list[Request]:
         """The requests of the plan's rows."""
         if not self._in_flight or self._in_flight[0][0] is not plan:
             oldest = f"step {self._in_flight[0][0].step}" if self._in_flight else "none"
             raise ValueError(f"step {plan.step} came back and the oldest step in flight is {oldest}: keep the order")
-        num_sampling = sum(row.samples for row in plan.rows)
-        if len(sampled) != num_sampling:
-            raise ValueError(f"step {plan.step} has {num_sampling} rows that sample, and {len(sampled)} ids came back")
+        num_samples = sum(row.num_samples for row in plan.rows)
+        if len(sampled) != num_samples:
+            raise ValueError(f"step {plan.step} samples {num_samples} tokens, and {len(sampled)} ids came back")
         return self._in_flight.popleft()[1]
 
     def _finish(self, request: Request) -> None:
@@ -371,6 +429,8 @@ class Scheduler:
             remove_in_order(self._waiting, request)
         request.status = RequestStatus.FINISHED
         del self._unfinished[request.request_id]
+        if self._guesser is not None:
+            self._guesser.forget(request.request_id)
 
     # Looking in from outside
 
@@ -395,6 +455,8 @@ class Scheduler:
             prompt_tokens_total=totals.prompt_tokens,
             generation_tokens_total=totals.generation_tokens,
             steps_total=totals.steps,
+            guessed_tokens_total=totals.guessed_tokens,
+            accepted_tokens_total=totals.accepted_tokens,
         )
 
     def check_integrity(self) -> None:

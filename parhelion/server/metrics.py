@@ -94,6 +94,8 @@ class _EngineCollector(Collector):
         yield _counter("preemptions", "Times a running request gave up its blocks.", stats.preemptions_total)
         yield _counter("prompt_tokens", "Prompt tokens taken in.", stats.prompt_tokens_total)
         yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens_total)
+        yield _counter("guessed_tokens", "Tokens that were guessed ahead.", stats.guessed_tokens_total)
+        yield _counter("accepted_tokens", "Tokens that were guessed right.", stats.accepted_tokens_total)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -59,6 +59,15 @@ def alone(make_llm: Callable[..., LLM]) -> list[Tokens]:
         pytest.param({"block_size": 1}, id="blocks of one token"),
         pytest.param({"max_num_seqs": 2}, id="two at a time"),
         pytest.param({"scheduling_policy": "priority"}, id="priority policy"),
+        pytest.param({"speculate": "ngram"}, id="guesses"),
+        pytest.param({"speculate": "auto"}, id="guesses that pay"),
+        pytest.param(
+            {"speculate": "ngram", "block_size": 1, "num_speculative_tokens": 9}, id="many guesses, small blocks"
+        ),
+        pytest.param(
+            {"speculate": "ngram", "max_num_batched_tokens": 13, "max_num_seqs": 6},
+            id="guesses beside chunks of prompts",
+        ),
     ],
 )
 def test_a_batch_changes_nothing(options: dict[str, int], alone: list[Tokens], make_llm: Callable[..., LLM]) -> None:

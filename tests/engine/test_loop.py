@@ -174,7 +174,7 @@ class ForgetfulExecutor(NoOpExecutor):
 
 def test_a_worker_that_breaks_its_contract_ends_the_engine_and_not_just_one_request() -> None:
     channel = ScriptedChannel([add_request("a/0")])
-    with pytest.raises(ValueError, match="1 rows that sample, and 0 ids came back"):
+    with pytest.raises(ValueError, match="samples 1 tokens, and 0 ids came back"):
         run_loop(make_core(ForgetfulExecutor()), channel)
     assert isinstance(channel.sent[-1], EngineFailed)
 

@@ -81,7 +81,7 @@ def test_steps_must_come_back_in_order():
     first, second = simulation.schedule(), simulation.schedule()
     with pytest.raises(ValueError, match="step 1 came back and the oldest step in flight is step 0"):
         simulation.scheduler.update(second, [1])
-    with pytest.raises(ValueError, match="1 rows that sample, and 2 ids came back"):
+    with pytest.raises(ValueError, match="samples 1 tokens, and 2 ids came back"):
         simulation.scheduler.update(first, [1, 2])
     simulation.run_to_end(depth=2)
     with pytest.raises(ValueError, match="oldest step in flight is none"):

@@ -1,0 +1,8 @@
+"""Guessing the next tokens of a request, so that one step can check several at once. Ids only, no torch."""
+
+from parhelion.speculative.ngram import NgramProposer
+from parhelion.speculative.pace import Pace
+from parhelion.speculative.proposer import Proposer
+from parhelion.speculative.speculation import Speculation
+
+__all__ = ["NgramProposer", "Pace", "Proposer", "Speculation"]

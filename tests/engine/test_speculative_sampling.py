@@ -1,0 +1,179 @@
+"""What is drawn with guesses is distributed as what is drawn without: a chain whose distributions are known.
+
+The scheduler, the guesses' check and the sampler are the engine's; the model is a table of logits for each last token.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parhelion.engine.core import EngineCore
+from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.messages import AddRequest
+from parhelion.engine.sampling_state import SamplingState
+from parhelion.engine.step_layout import rows_of, samples_of
+from parhelion.engine.step_result import StepResult
+from parhelion.scheduler import SchedulerConfig, StepPlan
+from parhelion.speculative import Speculation
+from parhelion.types import SamplingParams
+
+VOCAB = 12
+SLOTS = 64
+LENGTH = 260
+REQUESTS = 96
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 1.0},
+    "cooler": {"temperature": 0.7},
+    "top-k": {"temperature": 1.0, "top_k": 4},
+    "top-p": {"temperature": 1.0, "top_p": 0.8},
+    "min-p": {"temperature": 1.0, "min_p": 0.1},
+    "all of them": {"temperature": 1.3, "top_k": 9, "top_p": 0.95, "min_p": 0.02},
+}
+
+
+class Chain:
+    """A worker whose model is a table: what follows a token depends on that token alone."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self._table = table
+        self._sampling = SamplingState(SLOTS)
+        unused: Any = None
+        self._sampler = HostSampler(unused, self._sampling, SLOTS, LENGTH + 8)
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
+        for admission, request in zip(plan.admissions, admitted, strict=True):
+            self._sampler.admit(admission.slot, np.array(admission.token_ids, np.int64))
+            self._sampling.set(admission.slot, request)
+        self._sampler.guess(plan.rows)
+        rows = rows_of(plan)
+        samples = samples_of(rows)
+        last = self._sampler.tokens[samples.slots, samples.positions - 1].astype(np.int64)
+        chosen, logprobs = self._sampler.sample(self._table[torch.from_numpy(last)], samples, self._sampler.stays(rows))
+        return StepResult(chosen.tolist(), logprobs, [])
+
+
+class Likeliest:
+    """Guesses that every token is followed by the likeliest one."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self._next = table.argmax(-1).tolist()
+        self._last: dict[str, int] = {}
+
+    def start(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self._last[request_id] = token_ids[-1]
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self._last[request_id] = token_ids[-1]
+
+    def propose(self, request_id: str, count: int) -> list[int]:
+        token, guesses = self._last[request_id], []
+        for _ in range(count):
+            token = self._next[token]
+            guesses.append(token)
+        return guesses
+
+    def forget(self, request_id: str) -> None:
+        self._last.pop(request_id, None)
+
+
+def table_of(share: float) -> torch.Tensor:
+    """Logits under which the likeliest token has about this probability."""
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn((VOCAB, VOCAB), generator=generator)
+    likeliest = table.argmax(-1, keepdim=True)
+    others = table.scatter(1, likeliest, -math.inf).logsumexp(-1, keepdim=True)
+    # For the likeliest of the rest to stay behind it, as far as the share allows.
+    return table.scatter(1, likeliest, others + math.log(share / (1 - share)))
+
+
+def drawn(table: torch.Tensor, params: dict[str, Any], guessing: bool) -> tuple[list[list[int]], float]:
+    """The tokens of all requests, the first one given, and the share of guesses that was right."""
+    config = SchedulerConfig(
+        num_blocks=SLOTS * (LENGTH + 8) // 16 + SLOTS,
+        block_size=16,
+        max_num_seqs=SLOTS,
+        max_num_batched_tokens=1024,
+        max_model_len=LENGTH + 4,
+        enable_prefix_caching=False,
+    )
+    core = EngineCore(config, Chain(table), speculation=Speculation(Likeliest(table), 4) if guessing else None)
+    texts: dict[str, list[int]] = {}
+    try:
+        for number in range(REQUESTS):
+            name = f"r{number}/0"
+            texts[name] = [number % VOCAB]
+            core.add(
+                AddRequest(
+                    request_id=name,
+                    prompt_token_ids=[number % VOCAB],
+                    params=SamplingParams(max_tokens=LENGTH, ignore_eos=True, **params),
+                    max_tokens=LENGTH,
+                    stop_token_ids=[],
+                    seed=1000 + number,
+                    priority=0,
+                    arrival=float(number),
+                )
+            )
+        while core.has_work:
+            for token in core.step():
+                texts[token.request_id].append(token.token_id)
+        core.check_integrity()
+        stats = core.stats()
+    finally:
+        core.close()
+    return list(texts.values()), stats.accepted_tokens_total / max(1, stats.guessed_tokens_total)
+
+
+def exact(logits: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+    """The distribution behind one token, written from the definitions of the filters."""
+    p = (logits.double() / params["temperature"]).softmax(-1)
+    order = p.argsort(descending=True).tolist()
+    kept = order[: params.get("top_k") or VOCAB]
+    total = sum(float(p[token]) for token in kept)
+    within, before = [], 0.0
+    for token in kept:
+        if before < params.get("top_p", 1.0) * total:
+            within.append(token)
+        before += float(p[token])
+    least = params.get("min_p", 0.0) * float(p.max())
+    weights = torch.zeros(VOCAB, dtype=torch.float64)
+    for token in within:
+        if p[token] >= least:
+            weights[token] = p[token]
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("params", SETTINGS.values(), ids=SETTINGS.keys())
+def test_draws_with_guesses_are_those_without_and_follow_the_distribution(params: dict[str, Any], share: float) -> None:
+    table = table_of(share)
+    texts, accepted = drawn(table, params, guessing=True)
+    assert texts == drawn(table, params, guessing=False)[0]
+    # Of four guesses in a row the first is right with about that probability, and the others only if it is.
+    assert accepted > share / 4
+    counts = torch.zeros((VOCAB, VOCAB), dtype=torch.float64)
+    for text in texts:
+        for last, token in itertools.pairwise(text):
+            counts[last, token] += 1
+    assert counts.sum() >= 20_000
+    statistic, freedom = 0.0, 0
+    for last in range(VOCAB):
+        expected = exact(table[last], params) * counts[last].sum()
+        assert not counts[last][expected == 0].any()
+        tested = expected >= 5
+        # What is too rare to be tested alone is tested together.
+        observed = torch.cat((counts[last][tested], counts[last][~tested].sum()[None]))
+        wanted = torch.cat((expected[tested], expected[~tested].sum()[None]))
+        observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+        statistic += float(((observed - wanted) ** 2 / wanted).sum())
+        freedom += len(wanted) - 1
+    # Of a chi-square's deviations, five: less than once in a million.
+    assert statistic < freedom + 5 * math.sqrt(2 * max(1, freedom))

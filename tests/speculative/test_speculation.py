@@ -1,0 +1,129 @@
+"""How many guesses are asked for: all that there are, or only those that pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from parhelion.speculative import NgramProposer, Pace, Speculation
+
+
+class Endless:
+    """Guesses zeros, and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, list[int]]] = []
+
+    def start(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self.told.append(("start", request_id, list(token_ids)))
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self.told.append(("extend", request_id, list(token_ids)))
+
+    def propose(self, request_id: str, count: int) -> list[int]:
+        return [0] * count
+
+    def forget(self, request_id: str) -> None:
+        self.told.append(("forget", request_id, []))
+
+
+def paced(seconds: dict[int, float]) -> Pace:
+    pace = Pace()
+    for num_tokens, each in seconds.items():
+        pace.observe(num_tokens, each)
+    return pace
+
+
+def test_a_proposer_is_told_of_known_tokens_once_and_of_the_end() -> None:
+    proposer = Endless()
+    speculation = Speculation(proposer, 3)
+    speculation.begin_step(1)
+    assert speculation.guesses("a", [1, 2], 9) == [0, 0, 0]
+    assert speculation.guesses("a", [1, 2], 2) == [0, 0]
+    speculation.guesses("a", [1, 2, 3, 4], 9)
+    speculation.forget("a")
+    speculation.guesses("a", [5], 9)
+    assert proposer.told == [
+        ("start", "a", [1, 2]), ("extend", "a", [3, 4]), ("forget", "a", []), ("start", "a", [5])
+    ]  # fmt: skip
+
+
+def test_without_a_pace_there_are_as_many_guesses_as_there_is_room_for() -> None:
+    speculation = Speculation(NgramProposer(), 4)
+    speculation.begin_step(1)
+    text = [1, 2, 3, 1, 2, 3, 1, 2]
+    assert speculation.guesses("a", text, 9) == [3, 1, 2, 3]
+    assert speculation.guesses("a", text, 2) == [3, 1]
+    assert speculation.guesses("b", [1, 2, 3], 9) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "right", "guesses"),
+    [
+        pytest.param({1: 1.0, 6: 1.0}, True, 5, id="tokens that cost nothing"),
+        pytest.param({1: 1.0, 6: 6.0}, True, 0, id="tokens that cost a step each"),
+        pytest.param({1: 1.0, 6: 6.0}, False, 0, id="and are wrong"),
+        pytest.param({1: 1.0, 6: 1.0}, False, 0, id="wrong ones"),
+        pytest.param({1: 1.0, 2: 2.5, 6: 2.6}, True, 5, id="only the first one is dear"),
+    ],
+)
+def test_with_a_pace_only_what_pays_is_guessed(seconds: dict[int, float], right: bool, guesses: int) -> None:
+    speculation = Speculation(Endless(), 5, paced(seconds))
+    for _ in range(60):
+        speculation.learn("a", 5, 5 if right else 0)
+    speculation.begin_step(1)
+    assert len(speculation.guesses("a", [1], 9)) == guesses
+
+
+def test_one_row_of_many_pays_for_itself_alone() -> None:
+    # In a batch a token more costs little, and one row's guesses must pay for that.
+    speculation = Speculation(Endless(), 5, paced({8: 1.0, 16: 1.1, 48: 1.5}))
+    for _ in range(60):
+        speculation.learn("good", 5, 5)
+        speculation.learn("bad", 5, 0)
+    speculation.begin_step(8)
+    assert len(speculation.guesses("good", [1], 9)) == 5
+    assert speculation.guesses("bad", [1], 9) == []
+
+
+def test_who_guessed_wrong_may_try_again_now_and_then() -> None:
+    speculation = Speculation(Endless(), 5, paced({1: 1.0, 6: 2.0}))
+    for _ in range(60):
+        speculation.learn("a", 5, 0)
+    counts = []
+    for _ in range(64):
+        speculation.begin_step(1)
+        counts.append(len(speculation.guesses("a", [1], 9)))
+    assert 0 < sum(counts) < 4
+    assert max(counts) == 1
+
+
+def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
+    proposer = Endless()
+    speculation = Speculation(proposer, 5, paced({1: 1.0, 6: 6.0}))
+    resting = []
+    for step in range(40):
+        speculation.begin_step(1)
+        resting.append(speculation.is_resting)
+        assert speculation.guesses("a", list(range(step + 1)), 9) == []
+    assert resting == [False] + [True] * 16 + [False] + [True] * 16 + [False] + [True] * 5
+    told = [tokens for _, _, tokens in proposer.told]
+    assert [token for tokens in told for token in tokens] == list(range(35))
+
+
+def test_a_pace_is_a_line_between_what_was_measured() -> None:
+    pace = paced({1: 1.0, 5: 2.0, 9: 2.0})
+    assert [pace.seconds(n) for n in (1, 3, 5, 7, 9)] == [1.0, 1.5, 2.0, 2.0, 2.0]
+    assert pace.seconds(15) == pytest.approx(2.0)
+    assert paced({4: 1.0}).seconds(5) == pytest.approx(1.02)
+    assert Pace().seconds(2) > Pace().seconds(1)
+
+
+def test_a_pace_follows_what_is_measured_and_no_single_hiccup() -> None:
+    pace = paced({1: 1.0})
+    pace.observe(1, 100.0)
+    assert pace.seconds(1) < 1.3
+    for _ in range(40):
+        pace.observe(1, 2.0)
+    assert pace.seconds(1) == pytest.approx(2.0, rel=0.01)
