@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from parhelion.errors import ConfigError
 
@@ -99,6 +99,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out")
         if self.kv_cache_fraction is not None and not 0.0 < self.kv_cache_fraction <= 0.95:
             raise ConfigError(f"kv_cache_fraction is {self.kv_cache_fraction}; it must lie in (0, 0.95]")
+        if self.speculate not in get_args(Speculate):
+            raise ConfigError(f"speculate is {self.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         budget = self.max_num_batched_tokens

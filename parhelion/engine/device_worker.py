@@ -23,6 +23,7 @@ from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
     Ints,
+    Samples,
     StepRows,
     buckets_up_to,
     num_ints,
@@ -155,7 +156,8 @@ class DeviceWorker:
             return self._finish_on_host(plan, rows, bucket, outputs, mode)
         ids = pinned(bucket.num_rows, self._device)
         ids.copy_(outputs.token_ids, non_blocking=True)
-        self._last = _Pending(ids, np.flatnonzero(rows.samples), record_event(self._device), rows, self._host_sampler)
+        done = record_event(self._device)
+        self._last = _Pending(ids, samples_of(rows), done, self._host_sampler.stays(rows), self._host_sampler)
         return self._last
 
     def _compute(self, bucket: Bucket, mode: Mode) -> StepOutputs:
@@ -171,15 +173,16 @@ class DeviceWorker:
             self._last.wait()
         ends = np.cumsum(rows.counts)
         prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, ends - rows.counts, outputs.hidden)
-        sampling = np.flatnonzero(rows.samples)
+        samples, stays = samples_of(rows), self._host_sampler.stays(rows)
         if mode is not Mode.HOST:
-            chosen = outputs.token_ids.cpu().numpy()[sampling]
-            self._host_sampler.note(samples_of(rows), chosen, self._host_sampler.stays(rows))
+            chosen = outputs.token_ids.cpu().numpy()[samples.rows]
+            self._host_sampler.note(samples, chosen, stays)
             return StepResult(chosen.tolist(), [None] * len(chosen), prompt)
-        logits = outputs.logits[torch.from_numpy(sampling).to(self._device)].float().cpu()
-        chosen, logprobs = self._host_sampler.sample(logits, samples_of(rows), self._host_sampler.stays(rows))
+        sampling = torch.from_numpy(samples.rows)
+        logits = outputs.logits[sampling.to(self._device)].float().cpu()
+        chosen, logprobs = self._host_sampler.sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
-        ids[torch.from_numpy(sampling)] = torch.from_numpy(chosen)
+        ids[sampling] = torch.from_numpy(chosen)
         self._step.store(self._ints, bucket, ids.to(self._device))
         return StepResult(chosen.tolist(), logprobs, prompt)
 
@@ -251,20 +254,19 @@ class DeviceWorker:
 class _Pending:
     """A step on its way; ``wait`` blocks until the device has got there."""
 
-    def __init__(self, ids: torch.Tensor, sampling: Ints, done: Event, rows: StepRows, host: HostSampler) -> None:
+    def __init__(self, ids: torch.Tensor, samples: Samples, done: Event, stays: Ints, host: HostSampler) -> None:
         self._ids = ids
-        self._sampling = sampling
+        self._samples = samples
         self._done = done
-        self._rows = rows
+        self._stays = stays
         self._host = host
-        self._stays = host.stays(rows)
         self._result: StepResult | None = None
 
     def wait(self) -> StepResult:
         """The step's result."""
         if self._result is None:
             self._done.synchronize()
-            chosen = self._ids.numpy()[self._sampling].astype(np.int64)
-            self._host.note(samples_of(self._rows), chosen, self._stays)
+            chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
+            self._host.note(self._samples, chosen, self._stays)
             self._result = StepResult(chosen.tolist(), [None] * len(chosen), [])
         return self._result

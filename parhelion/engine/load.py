@@ -118,12 +118,12 @@ def _load(
     imports_s: float,
 ) -> LoadedEngine:
     started = time.monotonic()
+    if config.speculate != "off" and choose_device(config.device).type != "cpu":
+        raise ConfigError(f"speculate is {config.speculate!r}, and steps on a GPU check no guesses yet: leave it off")
     loaded = load_model(config, model_path, progress)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
-    if on_gpu and config.speculate != "off":
-        raise ConfigError(f"speculate is {config.speculate!r}, and steps on a GPU check no guesses yet: leave it off")
     size = plan_kv_cache(config, model.config, model.dtype, free_memory(device), on_gpu)
     worker: Worker | DeviceWorker
     if on_gpu:

@@ -6,9 +6,11 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from parhelion import LLM, SamplingParams
 from parhelion.engine import load
+from parhelion.errors import ConfigError
 from tests.e2e.test_identical_output import PARAMS, PROMPTS, Tokens, tokens_of
 
 
@@ -88,6 +90,19 @@ def test_guesses_change_no_token(
         assert stats.steps_total < stats.generation_tokens_total
     elif "speculate" not in options:
         assert 0 < accepted < guessed
+
+
+def test_a_way_that_does_not_exist_is_refused_before_anything_is_loaded(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(ConfigError, match=r"speculate is 'draft'; it must be one of off, auto, ngram"):
+        make_llm(speculate="draft")
+
+
+def test_on_a_gpu_it_is_refused_before_anything_is_loaded(
+    make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "choose_device", lambda name: torch.device("cuda"))
+    with pytest.raises(ConfigError, match="steps on a GPU check no guesses yet: leave it off"):
+        make_llm(speculate="ngram")
 
 
 def test_preemption_under_guesses_changes_nothing(alone: list[Tokens], make_llm: Callable[..., LLM]) -> None:
