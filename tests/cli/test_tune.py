@@ -86,7 +86,7 @@ def test_a_pack_is_made_and_lies_where_packs_are_looked_for(timer: FakeTimer, tm
     assert [(model.name, model.quantization) for model in pack.models] == [("qwen3-0.6b", "fp8_per_token")]
     assert pack.command.startswith("parhelion tune qwen3-0.6b --quantization fp8_per_token --budget 10m")
     # Not a terminal: lines.
-    assert re.search(r"^first pass: 0 of 10 rows measured; 600 s left$", result.output, re.MULTILINE)
+    assert re.search(r"^first pass: 0 of 10 rows measured; [0-9]+ s left$", result.output, re.MULTILINE)
     before = len(timer.trials)
     again = json.loads(invoke(*ARGUMENTS, "--effort", "quick", "--json").stdout)
     assert again["num_rows"] == 10
