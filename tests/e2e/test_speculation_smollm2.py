@@ -26,4 +26,5 @@ def test_the_real_model_says_the_same(way: str, smollm2_path: Path) -> None:
             texts.append([output.outputs[0].token_ids for output in outputs])
             accepted = llm.stats().accepted_tokens_total
     assert texts[0] == texts[1]
-    assert accepted > 0
+    # Whether any guess pays is up to the machine; "ngram" makes them whether they pay or not.
+    assert accepted > 0 or way == "auto"
