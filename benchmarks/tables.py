@@ -19,6 +19,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ahead_tables import cold_start_table, corners_table, tune_table
+from plan_check import plan_check_table
 
 from parhelion.bench.report import format_figure
 from parhelion.ops.registry import Op, ops
@@ -313,6 +314,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_launchers": plain_table,
     "h100_tune": tune_table,
     "cold_start": cold_start_table,
+    "plan_check": plan_check_table,
     "three_corners": lambda content: corners_table(content, RESULTS),
     "ops_and_targets": providers_table,
 }

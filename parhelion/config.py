@@ -13,7 +13,7 @@ from parhelion.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "dummy"]
-Speculate = Literal["off", "auto", "ngram"]
+Speculate = Literal["off", "auto", "ngram", "draft"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
@@ -54,8 +54,10 @@ class EngineConfig:
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
         speculate: guess tokens ahead and check several in one step; the text stays the same. ``ngram`` guesses what
-            followed the last time that the same few tokens stood in the request's own text; ``auto`` does so as far as
-            it pays, by what was measured. CPUs only so far.
+            followed the last time that the same few tokens stood in the request's own text; ``draft`` lets
+            ``draft_model`` guess; ``auto`` does the one or the other as far as it pays, by what was measured. CPUs only
+            so far.
+        draft_model: who guesses, named as ``model`` is: a smaller model with the same vocabulary.
         num_speculative_tokens: most tokens that are guessed for a request at once.
         threads: intra-op CPU threads; None takes the cores this process may use.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
@@ -84,6 +86,7 @@ class EngineConfig:
     scheduling_policy: SchedulingPolicy = "fcfs"
     overlap: bool = True
     speculate: Speculate = "off"
+    draft_model: str | None = None
     num_speculative_tokens: int = 5
     threads: int | None = None
     compile: bool = False
@@ -101,6 +104,13 @@ class EngineConfig:
             raise ConfigError(f"kv_cache_fraction is {self.kv_cache_fraction}; it must lie in (0, 0.95]")
         if self.speculate not in get_args(Speculate):
             raise ConfigError(f"speculate is {self.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
+        if self.speculate == "draft" and self.draft_model is None:
+            raise ConfigError("speculate is 'draft' and there is no draft_model: name one, or choose ngram")
+        if self.speculate == "ngram" and self.draft_model is not None:
+            raise ConfigError(
+                f"speculate is 'ngram', which needs no draft_model, and that is {self.draft_model!r}: "
+                "leave it out, or choose draft or auto"
+            )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         budget = self.max_num_batched_tokens

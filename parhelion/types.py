@@ -193,6 +193,8 @@ class EngineStats:
         prompt_tokens_total, generation_tokens_total: tokens taken in and sampled.
         steps_total: steps executed.
         guessed_tokens_total, accepted_tokens_total: tokens that were guessed ahead, and those guessed right.
+        checked_rows_total: times that a request's guesses were checked, all of them at once.
+        speculation_gain: tokens a second of late with guesses over those without; 1 where none were made.
         num_graphs, graph_bytes: CUDA graphs captured so far, and the device memory that they take.
     """
 
@@ -209,5 +211,19 @@ class EngineStats:
     steps_total: int = 0
     guessed_tokens_total: int = 0
     accepted_tokens_total: int = 0
+    checked_rows_total: int = 0
+    speculation_gain: float = 1.0
     num_graphs: int = 0
     graph_bytes: int = 0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the guessed tokens that were right; None if there were none."""
+        return self.accepted_tokens_total / self.guessed_tokens_total if self.guessed_tokens_total else None
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens that a request gained at a time when its guesses were checked, the one sampled behind the right ones
+        included; None if none were.
+        """
+        return 1 + self.accepted_tokens_total / self.checked_rows_total if self.checked_rows_total else None

@@ -16,6 +16,7 @@ from parhelion.cli.doctor import doctor
 from parhelion.cli.generate import generate
 from parhelion.cli.output import print_error
 from parhelion.cli.pack import pack_app
+from parhelion.cli.plan import plan
 from parhelion.cli.pull import pull
 from parhelion.cli.report import report
 from parhelion.cli.serve import serve
@@ -69,7 +70,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for command in (pull, serve, generate, chat, doctor, build, tune, report):
+    for command in (pull, serve, generate, chat, doctor, build, tune, report, plan):
         app.command()(command)
     app.add_typer(bench_app())
     app.add_typer(pack_app())

@@ -12,7 +12,7 @@ from typing import Protocol
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
-from parhelion.speculative import Speculation
+from parhelion.speculative import Speculator
 from parhelion.types import EngineStats
 
 
@@ -42,7 +42,7 @@ class EngineCore:
         worker: StepExecutor,
         *,
         overlap: bool = True,
-        speculation: Speculation | None = None,
+        speculation: Speculator | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._scheduler = Scheduler(scheduler_config, speculation)
@@ -103,20 +103,22 @@ class EngineCore:
             return []
         plan, future, began = self._in_flight.popleft()
         result = future.result().wait()
-        if speculation is not None:
-            self._note_pace(speculation, plan, began)
-        return self._outputs(plan, result)
-
-    def _note_pace(self, speculation: Speculation, plan: StepPlan, began: float) -> None:
-        """Tell what a step took that only decoded, from when it was handed over or the one before it ended."""
         done = time.perf_counter()
-        if speculation.pace is not None and not plan.admissions and all(row.samples for row in plan.rows):
-            speculation.pace.observe(plan.num_tokens, done - max(began, self._last_done))
-        self._last_done = done
+        outputs = self._outputs(plan, result)
+        if speculation is not None:
+            # What a step took: from when it was handed over, or when the one before it ended.
+            seconds = done - max(began, self._last_done)
+            self._last_done = done
+            if not plan.admissions and all(row.samples for row in plan.rows):
+                made = result.drafted
+                drafted = (made.num_tokens, made.seconds) if made is not None else None
+                speculation.observe(len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted)
+        return outputs
 
     def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         self._collect_prompt_logprobs(result)
-        updates = self._scheduler.update(plan, result.token_ids)
+        drafted = result.drafted.token_ids if result.drafted is not None else ()
+        updates = self._scheduler.update(plan, result.token_ids, drafted)
         outputs = []
         for update in updates:
             prompt_logprobs = self._prompt_logprobs.pop(update.request_id, None)
@@ -148,8 +150,10 @@ class EngineCore:
         self._prompt_logprobs.pop(request_id, None)
 
     def stats(self) -> EngineStats:
-        """The scheduler's counts, and the graphs of a worker that has any."""
+        """The scheduler's counts, what guesses gain, and the graphs of a worker that has any."""
         stats = self._scheduler.stats()
+        if self._speculation is not None:
+            stats = replace(stats, speculation_gain=self._speculation.gain)
         graphs = getattr(self._worker, "graphs", None)
         if graphs is None:
             return stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from parhelion.engine.sampling_state import SamplingState
+from parhelion.scheduler import Row
 
 PARAMETERS = 6
 """Columns of the sampling table: temperature, top_p, min_p (bits of float32), top_k, and the seed's two halves."""
@@ -58,6 +60,14 @@ class DeviceState:
     def token_update(self, slot: int, token_ids: npt.NDArray[np.int64]) -> Update:
         """A slot's first tokens."""
         return Update(slot * self.tokens.shape[1] + np.arange(len(token_ids)), token_ids)
+
+    def guess_update(self, rows: Sequence[Row]) -> Update:
+        """The guesses of rows, behind their first tokens; what the step samples is written over them."""
+        width = self.tokens.shape[1]
+        entries = [
+            (row.slot * width + row.start + place, guess) for row in rows for place, guess in enumerate(row.guesses, 1)
+        ]
+        return Update(*np.array(entries, np.int64).reshape(-1, 2).T)
 
     def block_update(self, slot: int, first: int, block_ids: npt.NDArray[np.int64]) -> Update:
         """Blocks from index ``first`` of a slot on."""

@@ -95,7 +95,7 @@ class DeviceStep:
             block_table=self._state.block_table[slots],
             seq_lens=ints.seq_lens,
             query_start_loc=ints.query_start_loc,
-            max_query_len=1 if bucket.decodes else bucket.num_tokens,
+            max_query_len=bucket.max_query_len,
             max_seq_len=self._state.tokens.shape[1] - 2,
         )
         return StepBatch(self._state.tokens[slot_of_token, positions].long(), positions, slot_mapping, attention)

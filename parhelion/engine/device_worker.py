@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from parhelion.engine.buckets import Buckets
+from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
+from parhelion.engine.device_queue import DeviceQueue
 from parhelion.engine.device_sampling import DeviceSampler
-from parhelion.engine.device_state import DeviceState, Update, merged
+from parhelion.engine.device_state import DeviceState, Update
 from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
+from parhelion.engine.draft_progress import DraftProgress
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
@@ -25,10 +29,7 @@ from parhelion.engine.step_layout import (
     Ints,
     Samples,
     StepRows,
-    buckets_up_to,
-    num_ints,
-    pack,
-    pad_to,
+    guesses_apart,
     rows_of,
     samples_of,
 )
@@ -41,12 +42,6 @@ from parhelion.scheduler import StepPlan
 BUFFERS_IN_FLIGHT = 3
 """Host buffers that are used in turn: a step's own is not touched before the step after the next."""
 
-ROOM_FOR_UPDATES = 1 << 17
-"""Integers behind a step's own fields for the prompts, blocks and parameters of new requests; more go separately."""
-
-MIXED_ROWS = (1, 4, 16, 64)
-"""Rows that steps with prompts in them are padded to, below the most that may run."""
-
 
 @dataclass(frozen=True)
 class DeviceWorkerOptions:
@@ -55,26 +50,37 @@ class DeviceWorkerOptions:
     max_num_seqs: slots.
     max_num_batched_tokens: tokens of the largest step.
     use_graphs: replay captured CUDA graphs instead of launching kernel by kernel.
+    num_guesses: that a row may check; 0: nobody guesses.
     """
 
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
     use_graphs: bool
+    num_guesses: int = 0
 
 
 class DeviceWorker:
     """Executes plans in the order in which they were made, on one stream.
+
+    Of each way of sampling (``Mode``) there may be as many graphs as there are sizes of steps that only decode and, if
+    anybody guesses, of those that also check guesses, and one for each pair of sizes of steps with prompts.
 
     Args:
         model: with its weights on the device.
         size: of the KV cache.
         options: limits.
         resolver: finds the providers of sampling.
+        draft_model: guesses tokens for steps to check; None: nobody does, or the scheduler knows somebody.
     """
 
     def __init__(
-        self, model: DecoderModel, size: KVCacheSize, options: DeviceWorkerOptions, resolver: Resolver
+        self,
+        model: DecoderModel,
+        size: KVCacheSize,
+        options: DeviceWorkerOptions,
+        resolver: Resolver,
+        draft_model: DecoderModel | None = None,
     ) -> None:
         self._model = model
         self._options = options
@@ -82,29 +88,35 @@ class DeviceWorker:
         self._stream = work_stream(self._device)
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device)
-        self._step = DeviceStep(
-            model,
-            kv_cache,
-            self._state,
-            DeviceSampler(model.config.vocab_size, model.dtype, resolver),
-            options.block_size,
-        )
+        sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
+        self._step = DeviceStep(model, kv_cache, self._state, sampler, options.block_size)
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
-        self._decode_sizes = buckets_up_to(options.max_num_seqs)
-        self._mixed_rows = (*(rows for rows in MIXED_ROWS if rows < options.max_num_seqs), options.max_num_seqs)
-        self._token_sizes = tuple(size for size in buckets_up_to(options.max_num_batched_tokens) if size >= 8) or (
+        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
+        num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
+        self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
+        self._graphs = self._graphs_of(self._step)
+        self._drafter = self._drafter_of(draft_model, size, sampler) if draft_model is not None else None
+        self._last: _Pending | None = None
+
+    def _graphs_of(self, step: DeviceStep) -> GraphCache | None:
+        if not self._options.use_graphs:
+            return None
+        return GraphCache(step, self._queue.ints, self._stream, self._device)
+
+    def _drafter_of(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
+        options = self._options
+        kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
+        step = DeviceStep(model, kv_cache, self._state, sampler, options.block_size)
+        progress = DraftProgress(
+            options.max_num_seqs,
+            self._state.max_blocks,
+            size.num_blocks,
+            options.block_size,
             options.max_num_batched_tokens,
         )
-        largest = Bucket(options.max_num_seqs, options.max_num_batched_tokens)
-        room = num_ints(largest) + ROOM_FOR_UPDATES
-        self._host_buffers = [pinned(room, self._device) for _ in range(BUFFERS_IN_FLIGHT)]
-        self._copied: list[Event | None] = [None] * BUFFERS_IN_FLIGHT
-        self._ints = torch.zeros(room, dtype=torch.int32, device=self._device)
-        self._turn = 0
-        self._graphs = GraphCache(self._step, self._ints, self._stream, self._device) if options.use_graphs else None
-        self._last: _Pending | None = None
+        return DeviceDrafter(step, self._graphs_of(step), self._queue, self._buckets, progress, self._device)
 
     @property
     def graphs(self) -> GraphCache | None:
@@ -112,23 +124,31 @@ class DeviceWorker:
         return self._graphs
 
     def warm_up(self) -> None:
-        """Run a decode row and a prompt through the model, so that what compiles at first use has compiled."""
+        """Run a decode row, a prompt and a guess through the model, so that what compiles at first use has compiled."""
+        buckets = [self._buckets.decoding()[0], self._buckets.smallest_mixed(), *self._buckets.verifying()[:1]]
         with torch.inference_mode(), self._stream.activate():
-            for bucket in (Bucket.decoding(1), Bucket(self._mixed_rows[0], self._token_sizes[0])):
-                self._send_padding(bucket)
+            for bucket in buckets:
+                self._queue.send_padding(bucket)
                 for mode in (Mode.GREEDY, Mode.DRAW):
-                    self._step.run(self._ints, bucket, mode)
+                    self._step.run(self._queue.ints, bucket, mode)
+            if self._drafter is not None:
+                self._drafter.warm_up()
             self._stream.synchronize()
 
     def capture_all(self) -> None:
-        """Capture the greedy graphs of all decoding buckets, the largest first, so that the rest fit in its memory."""
+        """Capture the greedy graphs of all buckets without prompts, the largest first, so that the rest fit in its
+        memory.
+        """
         if self._graphs is None:
             return
+        buckets = [*self._buckets.decoding(), *self._buckets.verifying()]
+        buckets.sort(key=lambda bucket: bucket.num_rows, reverse=True)
         with torch.inference_mode(), self._stream.activate():
-            for rows in reversed(self._decode_sizes):
-                bucket = Bucket.decoding(rows)
-                self._send_padding(bucket)
+            for bucket in buckets:
+                self._queue.send_padding(bucket)
                 self._graphs.run(bucket, Mode.GREEDY)
+            if self._drafter is not None:
+                self._drafter.capture_all()
             self._stream.synchronize()
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
@@ -145,48 +165,74 @@ class DeviceWorker:
             return self._execute(plan, admitted)
 
     def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
-        updates = self._take_admissions(plan, admitted)
+        tokens, blocks, parameters = self._take_admissions(plan, admitted)
         rows = rows_of(plan)
-        bucket = self._bucket(rows)
         mode = self._mode(rows)
-        self._send(rows, bucket, updates)
+        draft = None
+        verifies = bool((rows.samples > 1).any())
+        if verifies:
+            self._check_num_guesses(rows)
+        if self._drafter is not None and plan.follows:
+            self._queue.write((tokens, blocks, parameters))
+            tokens, blocks, parameters = [], [], []
+            draft = self._drafter.draft(rows, mode)
+        elif verifies:
+            tokens.append(self._state.guess_update(plan.rows))
+        if verifies:
+            rows = guesses_apart(rows)
+        bucket = self._buckets.of(rows, verifies)
+        self._queue.send(rows, bucket, (tokens, blocks, parameters))
         outputs = self._compute(bucket, mode)
         wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
         if mode is Mode.HOST or wants_prompts:
-            return self._finish_on_host(plan, rows, bucket, outputs, mode)
+            return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
         ids = pinned(bucket.num_rows, self._device)
         ids.copy_(outputs.token_ids, non_blocking=True)
         done = record_event(self._device)
-        self._last = _Pending(ids, samples_of(rows), done, self._host_sampler.stays(rows), self._host_sampler)
+        stays = self._host_sampler.stays(rows)
+        self._last = _Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft)
         return self._last
 
     def _compute(self, bucket: Bucket, mode: Mode) -> StepOutputs:
         if self._graphs is None:
-            return self._step.run(self._ints, bucket, mode)
+            return self._step.run(self._queue.ints, bucket, mode)
         return self._graphs.run(bucket, mode)
 
     def _finish_on_host(
-        self, plan: StepPlan, rows: StepRows, bucket: Bucket, outputs: StepOutputs, mode: Mode
+        self,
+        plan: StepPlan,
+        rows: StepRows,
+        bucket: Bucket,
+        outputs: StepOutputs,
+        mode: Mode,
+        draft: PendingDraft | None,
     ) -> StepResult:
         """The rare step that needs the host: penalties, biases, log-probabilities. Waits for everything before it."""
         if self._last is not None:
             self._last.wait()
-        ends = np.cumsum(rows.counts)
-        prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, ends - rows.counts, outputs.hidden)
+        counts = np.array([row.num_tokens for row in plan.rows])
+        first_tokens = np.cumsum(counts) - counts
+        prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, first_tokens, outputs.hidden)
         samples, stays = samples_of(rows), self._host_sampler.stays(rows)
+        sampled = outputs.token_ids.cpu().numpy()[samples.rows]
+        drafted = draft.read() if draft is not None else None
         if mode is not Mode.HOST:
-            chosen = outputs.token_ids.cpu().numpy()[samples.rows]
-            self._host_sampler.note(samples, chosen, stays)
-            return StepResult(chosen.tolist(), [None] * len(chosen), prompt)
+            self._host_sampler.note(samples, sampled, stays)
+            return _settled(StepResult(sampled.tolist(), [None] * len(sampled), prompt, drafted), draft)
+        # Penalties of a row's later samples count its guesses.
+        self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
         sampling = torch.from_numpy(samples.rows)
         logits = outputs.logits[sampling.to(self._device)].float().cpu()
         chosen, logprobs = self._host_sampler.sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[sampling] = torch.from_numpy(chosen)
-        self._step.store(self._ints, bucket, ids.to(self._device))
-        return StepResult(chosen.tolist(), logprobs, prompt)
+        self._step.store(self._queue.ints, bucket, ids.to(self._device))
+        return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
 
-    def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> tuple[list[Update], ...]:
+    def _take_admissions(
+        self, plan: StepPlan, admitted: Sequence[AddRequest]
+    ) -> tuple[list[Update], list[Update], list[Update]]:
+        """What changes in the tables of tokens, blocks and parameters."""
         tokens, blocks, parameters = [], [], []
         for admission, request in zip(plan.admissions, admitted, strict=True):
             ids = np.array(admission.token_ids, np.int64)
@@ -195,21 +241,26 @@ class DeviceWorker:
             self._num_blocks[admission.slot] = 0
             tokens.append(self._state.token_update(admission.slot, ids))
             parameters.append(self._state.parameter_update(admission.slot, self._sampling))
-            blocks.append(self._append_blocks(admission.slot, admission.block_ids))
+            blocks.append(self._append_blocks(admission.slot, admission.block_ids, admission.num_cached_tokens))
         blocks += [self._append_blocks(new.slot, new.block_ids) for new in plan.new_blocks]
         return tokens, blocks, parameters
 
-    def _append_blocks(self, slot: int, block_ids: Sequence[int]) -> Update:
+    def _append_blocks(self, slot: int, block_ids: Sequence[int], num_cached_tokens: int | None = None) -> Update:
+        """Blocks of a slot; of a request that has just taken it, so many tokens of them come from the prefix cache."""
         first = int(self._num_blocks[slot])
         self._num_blocks[slot] += len(block_ids)
-        return self._state.block_update(slot, first, np.array(block_ids, np.int64))
+        ids = np.array(block_ids, np.int64)
+        if self._drafter is not None:
+            self._drafter.progress.append(slot, first, ids, num_cached_tokens)
+        return self._state.block_update(slot, first, ids)
 
-    def _bucket(self, rows: StepRows) -> Bucket:
-        num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
-        if num_rows == num_tokens:
-            size = pad_to(num_rows, self._decode_sizes)
-            return Bucket.decoding(size)
-        return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
+    def _check_num_guesses(self, rows: StepRows) -> None:
+        most, allowed = int(rows.samples.max()) - 1, self._options.num_guesses
+        if most > allowed:
+            raise ValueError(
+                f"a row has {most} guesses and the worker was made for num_guesses = {allowed}: "
+                "give the scheduler's guesser the same limit"
+            )
 
     def _mode(self, rows: StepRows) -> Mode:
         slots = rows.slots[rows.samples != 0]
@@ -217,49 +268,25 @@ class DeviceWorker:
             return Mode.HOST
         return Mode.GREEDY if not self._sampling.temperature[slots].any() else Mode.DRAW
 
-    def _send(self, rows: StepRows, bucket: Bucket, updates: tuple[list[Update], ...]) -> None:
-        """Copy a step's fields and the entries of changed tables to the device, and write the entries."""
-        tables = (self._state.tokens, self._state.block_table, self._state.parameters)
-        entries = [merged(each) for each in updates]
-        buffer = self._next_buffer()
-        host = buffer.numpy()
-        end = pack(rows, bucket, host, self._state.spare_slot, self._state.spare_position)
-        behind = np.concatenate([each.flat() for each in entries])
-        fits = end + len(behind) <= len(host)
-        if fits:
-            host[end : end + len(behind)] = behind
-            end += len(behind)
-        self._ints[:end].copy_(buffer[:end], non_blocking=True)
-        self._copied[self._turn] = record_event(self._device)
-        written = self._ints[end - len(behind) : end] if fits else torch.from_numpy(behind).to(self._device)
-        for table, each in zip(tables, entries, strict=True):
-            count = len(each.offsets)
-            if count:
-                table.view(-1)[written[:count].long()] = written[count : 2 * count]
-            written = written[2 * count :]
-
-    def _next_buffer(self) -> torch.Tensor:
-        """The host buffer whose turn it is, once the device has copied the step that was in it."""
-        self._turn = (self._turn + 1) % BUFFERS_IN_FLIGHT
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        return self._host_buffers[self._turn]
-
-    def _send_padding(self, bucket: Bucket) -> None:
-        none = np.zeros(0, np.int64)
-        self._send(StepRows(none, none, none, none, none), bucket, ([], [], []))
-
 
 class _Pending:
     """A step on its way; ``wait`` blocks until the device has got there."""
 
-    def __init__(self, ids: torch.Tensor, samples: Samples, done: Event, stays: Ints, host: HostSampler) -> None:
+    def __init__(
+        self,
+        ids: torch.Tensor,
+        samples: Samples,
+        done: Event,
+        stays: Ints,
+        host: HostSampler,
+        draft: PendingDraft | None,
+    ) -> None:
         self._ids = ids
         self._samples = samples
         self._done = done
         self._stays = stays
         self._host = host
+        self._draft = draft
         self._result: StepResult | None = None
 
     def wait(self) -> StepResult:
@@ -268,5 +295,13 @@ class _Pending:
             self._done.synchronize()
             chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
             self._host.note(self._samples, chosen, self._stays)
-            self._result = StepResult(chosen.tolist(), [None] * len(chosen), [])
+            drafted = self._draft.read() if self._draft is not None else None
+            self._result = _settled(StepResult(chosen.tolist(), [None] * len(chosen), [], drafted), self._draft)
         return self._result
+
+
+def _settled(result: StepResult, draft: PendingDraft | None) -> StepResult:
+    """A step's result, once the draft model knows which of its guesses were right."""
+    if draft is not None and result.drafted is not None:
+        draft.settle(result.drafted, np.array(result.token_ids, np.int64))
+    return result

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from parhelion.engine.messages import TokenLogprob
-from parhelion.engine.sampler import gather_logprobs, sample
+from parhelion.engine.sampler import choose, gather_logprobs, sample
 from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows
 from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
-from parhelion.scheduler import Row
+from parhelion.scheduler import DRAFTED, Row
 
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions whose logits over the whole vocabulary are held at once."""
@@ -46,11 +46,28 @@ class HostSampler:
         """Which stay in its slot each row belongs to; a later request's is another."""
         return self._stays[rows.slots]
 
-    def guess(self, rows: Sequence[Row]) -> None:
-        """Take the rows' guesses for known, until the step's samples take their places."""
+    def guess(self, rows: Sequence[Row], drafted: Sequence[int] = ()) -> None:
+        """Take the rows' guesses for known, until the step's samples take their places.
+
+        Args:
+            rows: the step's.
+            drafted: stand for guesses that are ``DRAFTED``, row after row; those are left alone if there are none.
+        """
+        drafts = iter(drafted)
         for row in rows:
-            if row.guesses:
-                self.tokens[row.slot, row.start + 1 : row.start + 1 + len(row.guesses)] = row.guesses
+            if row.guesses and (drafted or row.guesses[0] != DRAFTED):
+                guesses = [next(drafts) if guess == DRAFTED else guess for guess in row.guesses]
+                self.tokens[row.slot, row.start + 1 : row.start + 1 + len(guesses)] = guesses
+
+    def draft(self, logits: torch.Tensor, slots: Ints, positions: Ints, output_indices: Ints) -> None:
+        """Choose a guess for each row of logits [len(slots), vocab_size] float32, as its slot chooses tokens, and take
+        it for known.
+
+        Args:
+            positions: where the guesses go.
+            output_indices: among the outputs of their requests.
+        """
+        self.tokens[slots, positions] = choose(logits, slots, output_indices, self.tokens, self._sampling)
 
     def note(self, samples: Samples, chosen: Ints, stays: Ints) -> None:
         """Remember the tokens that a step sampled, except those of rows whose slot has been taken since.

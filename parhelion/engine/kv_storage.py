@@ -29,14 +29,29 @@ class KVCacheSize:
 
 
 def plan_kv_cache(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int, on_gpu: bool = False
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    free_bytes: int,
+    on_gpu: bool = False,
+    draft: ModelConfig | None = None,
 ) -> KVCacheSize:
     """Size the cache from ``kv_cache_memory`` or from a share of the free memory.
+
+    Args:
+        config: all options.
+        model: whose keys and values are kept.
+        dtype: of them.
+        free_bytes: of memory.
+        on_gpu: where that is.
+        draft: a model that guesses, whose keys and values lie in the same blocks.
 
     Raises:
         OutOfMemoryError: the blocks would not hold one request of the length asked for, or not one at all.
     """
-    block_bytes = model.kv_elements_per_token * dtype.itemsize * config.block_size
+    elements = model.kv_elements_per_token + (draft.kv_elements_per_token if draft is not None else 0)
+    block_bytes = elements * dtype.itemsize * config.block_size
+    whose = "" if draft is None else ", the draft model's included"
     if config.kv_cache_memory is not None:
         budget, origin = config.kv_cache_memory, "kv_cache_memory"
         if budget > free_bytes:
@@ -54,11 +69,11 @@ def plan_kv_cache(
     if config.max_model_len is not None and storable < model_len:
         raise OutOfMemoryError(
             f"max_model_len is {model_len} tokens, which take {_mib(-(-model_len // config.block_size) * block_bytes)} "
-            f"of KV cache; {origin} gives {_mib(budget)}: lower max_model_len or raise kv_cache_memory"
+            f"of KV cache{whose}; {origin} gives {_mib(budget)}: lower max_model_len or raise kv_cache_memory"
         )
     if affordable < 2:
         raise OutOfMemoryError(
-            f"{origin} gives {_mib(budget)} of KV cache, less than two blocks of {_mib(block_bytes)}: "
+            f"{origin} gives {_mib(budget)} of KV cache, less than two blocks of {_mib(block_bytes)}{whose}: "
             "raise kv_cache_memory or free some memory"
         )
     return KVCacheSize(num_blocks, block_bytes, min(model_len, storable))

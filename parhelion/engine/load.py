@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from parhelion.config import EngineConfig
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
 from parhelion.engine.messages import EngineInfo, Phase
 from parhelion.engine.worker import Worker
@@ -31,7 +32,6 @@ from parhelion.platform.device import choose_device, device_name, free_memory
 from parhelion.platform.memory import peak_resident_memory
 from parhelion.quantization import QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
-from parhelion.speculative import NgramProposer, Pace, Speculation
 
 Progress = Callable[[int, int], None]
 
@@ -118,21 +118,34 @@ def _load(
     imports_s: float,
 ) -> LoadedEngine:
     started = time.monotonic()
-    if config.speculate != "off" and choose_device(config.device).type != "cpu":
-        raise ConfigError(f"speculate is {config.speculate!r}, and steps on a GPU check no guesses yet: leave it off")
+    chosen = choose_draft(config, model_path)
     loaded = load_model(config, model_path, progress)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
-    size = plan_kv_cache(config, model.config, model.dtype, free_memory(device), on_gpu)
+    draft, draft_bytes = _load_draft(config, chosen, loaded)
+    size = plan_kv_cache(
+        config, model.config, model.dtype, free_memory(device), on_gpu, chosen.config if chosen else None
+    )
     worker: Worker | DeviceWorker
     if on_gpu:
         options = DeviceWorkerOptions(
-            config.block_size, config.max_num_seqs, config.token_budget(on_gpu), use_graphs=config.graphs != "off"
+            config.block_size,
+            config.max_num_seqs,
+            config.token_budget(on_gpu),
+            use_graphs=config.graphs != "off",
+            num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
         )
-        worker = DeviceWorker(model, size, options, resolver)
+        worker = DeviceWorker(model, size, options, resolver, draft)
     else:
-        worker = Worker(model, size, config.block_size, config.max_num_seqs)
+        worker = Worker(
+            model,
+            size,
+            config.block_size,
+            config.max_num_seqs,
+            draft,
+            max_num_batched_tokens=config.token_budget(False),
+        )
     warming = time.monotonic()
     worker.warm_up()
     warm_up_s = time.monotonic() - warming
@@ -145,7 +158,7 @@ def _load(
         _scheduler_config(config, size, on_gpu),
         worker,
         overlap=config.overlap,
-        speculation=speculation_of(config),
+        speculation=speculator(config, draft_bytes / loaded.weight_bytes if draft is not None else None),
         thread=thread,
     )
     info = EngineInfo(
@@ -183,6 +196,20 @@ def _load(
         ],
     )
     return LoadedEngine(core, info)
+
+
+def _load_draft(
+    config: EngineConfig, chosen: DraftChoice | None, target: LoadedModel
+) -> tuple[DecoderModel | None, int]:
+    """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights."""
+    if chosen is None:
+        return None, 0
+    length = config.max_model_len or target.model.config.max_position
+    options = replace(config, quantization=None, compile=False, max_model_len=length)
+    with torch.inference_mode():
+        loaded = _load_model(options, chosen.path, target.arithmetic, target.resolver, None)
+    release_freed_memory()
+    return loaded
 
 
 def _load_model(
@@ -226,13 +253,6 @@ def _build(
         compile_one_token=config.compile,
     )
     return model_class(found.architecture)(found, weights, options)
-
-
-def speculation_of(config: EngineConfig) -> Speculation | None:
-    """Who guesses tokens ahead, if anyone does."""
-    if config.speculate == "off":
-        return None
-    return Speculation(NgramProposer(), config.num_speculative_tokens, Pace() if config.speculate == "auto" else None)
 
 
 def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> SchedulerConfig:

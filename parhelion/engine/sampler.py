@@ -39,6 +39,21 @@ def sample(
     """
     with_logprobs = np.flatnonzero(state.logprobs[slots] != NO_LOGPROBS)
     logprobs = logits[torch.from_numpy(with_logprobs)].log_softmax(-1) if len(with_logprobs) else None
+    chosen = choose(logits, slots, output_indices, token_buffer, state)
+    results: list[TokenLogprob | None] = [None] * len(slots)
+    if logprobs is not None:
+        wanted = state.logprobs[slots[with_logprobs]]
+        for row, item in zip(
+            with_logprobs.tolist(), gather_logprobs(logprobs, chosen[with_logprobs], wanted), strict=True
+        ):
+            results[row] = item
+    return chosen, results
+
+
+def choose(
+    logits: torch.Tensor, slots: Ints, output_indices: Ints, token_buffer: npt.NDArray[np.int32], state: SamplingState
+) -> Ints:
+    """The token ids [num_rows] that ``sample`` chooses, without log-probabilities."""
     _apply_penalties(logits, slots, output_indices, token_buffer, state)
     if (added := state.added_logits(slots, output_indices)) is not None:
         where = (torch.from_numpy(added.rows), torch.from_numpy(added.token_ids))
@@ -52,14 +67,7 @@ def sample(
     drawn = np.flatnonzero(temperature != 0)
     if len(drawn):
         chosen[drawn] = _draw(logits, drawn, slots[drawn], output_indices[drawn], state)
-    results: list[TokenLogprob | None] = [None] * len(slots)
-    if logprobs is not None:
-        wanted = state.logprobs[slots[with_logprobs]]
-        for row, item in zip(
-            with_logprobs.tolist(), gather_logprobs(logprobs, chosen[with_logprobs], wanted), strict=True
-        ):
-            results[row] = item
-    return chosen, results
+    return chosen
 
 
 def gather_logprobs(logprobs: torch.Tensor, token_ids: Ints, num_top: Ints) -> list[TokenLogprob]:

@@ -1,7 +1,8 @@
 """The integers that a device needs for one step, packed so that a single copy brings them all.
 
 A step is padded to a bucket: ``num_rows`` rows and ``num_tokens`` tokens. Padding rows use a spare slot whose blocks
-are never read by anyone, padding tokens have row -1.
+are never read by anyone, padding tokens have row -1. A guess is a row of its own, of the slot of those before it, so
+that a row samples one token at most.
 """
 
 from __future__ import annotations
@@ -24,16 +25,33 @@ class Bucket:
     Attributes:
         num_rows, num_tokens: what rows and tokens are padded to.
         decodes: every row has one token. Equal sizes alone do not say so: both are padded.
+        verifies: and some of them are guesses, behind other rows of their slot.
     """
 
     num_rows: int
     num_tokens: int
     decodes: bool = False
+    verifies: bool = False
 
     @classmethod
     def decoding(cls, num_rows: int) -> Bucket:
-        """Of steps in which every row has one token."""
+        """Of steps in which every row has one token, and a slot of its own."""
         return cls(num_rows, num_rows, decodes=True)
+
+    @classmethod
+    def verifying(cls, num_rows: int) -> Bucket:
+        """Of steps in which every row has one token, and some are guesses."""
+        return cls(num_rows, num_rows, decodes=True, verifies=True)
+
+    @property
+    def max_query_len(self) -> int:
+        """A bound of a row's tokens, for attention.
+
+        1 lets a program write its row's token to the cache and attend to it in one launch. A guess also attends to
+        tokens that other rows of the step write, so there the bound is that of any other step of so many tokens, for
+        which packs hold programs.
+        """
+        return 1 if self.decodes and not self.verifies else self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -122,9 +140,8 @@ class Samples:
 def samples_of(rows: StepRows) -> Samples:
     """What the rows sample."""
     counts = rows.samples
-    of = np.repeat(np.arange(len(counts)), counts)
-    # Number among its row's samples, and how many come behind it.
-    number = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    of, number = _parts(counts)
+    # How many of its row's samples come behind it.
     behind = counts[of] - 1 - number
     ends = np.cumsum(rows.counts)
     return Samples(
@@ -134,6 +151,27 @@ def samples_of(rows: StepRows) -> Samples:
         (rows.starts + rows.counts)[of] - behind,
         rows.output_indices[of] + number,
     )
+
+
+def guesses_apart(rows: StepRows) -> StepRows:
+    """The same tokens in the same order, each guess in a row of its own; rows without guesses stay as they are."""
+    of, number = _parts(np.maximum(rows.samples, 1))
+    # Tokens that are known; each of the others is a guess, which the row samples behind as well.
+    known = rows.counts - np.maximum(rows.samples - 1, 0)
+    is_guess = number > 0
+    return StepRows(
+        rows.slots[of],
+        rows.starts[of] + np.where(is_guess, known[of] + number - 1, 0),
+        np.where(is_guess, 1, known[of]),
+        np.minimum(rows.samples, 1)[of],
+        rows.output_indices[of] + number,
+    )
+
+
+def _parts(counts: Ints) -> tuple[Ints, Ints]:
+    """Of things that each have ``counts`` parts: whose every part is, and its number among the parts of that."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    return of, np.arange(len(of)) - (np.cumsum(counts) - counts)[of]
 
 
 def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_slot: int, spare_position: int) -> int:

@@ -22,6 +22,21 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True)
+class Drafted:
+    """What a draft model guessed for a step.
+
+    Attributes:
+        token_ids: the guesses, row after row.
+        num_tokens: tokens that it computed, those that it caught up on included.
+        seconds: that it took.
+    """
+
+    token_ids: list[int]
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a step produced.
 
@@ -29,11 +44,13 @@ class StepResult:
         token_ids: sampled ids, one per row that samples, in the plan's order.
         logprobs: beside them, where asked for.
         prompt_logprobs: of prompt chunks, where asked for.
+        drafted: the guesses that a draft model made, if it took part.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: list[PromptLogprobs]
+    drafted: Drafted | None = None
 
     def wait(self) -> StepResult:
         """Itself: a finished step is its own pending one."""

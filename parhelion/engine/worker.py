@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.host_batches import HostBatches
+from parhelion.engine.host_drafter import HostDrafter, ModelDraft
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
-from parhelion.engine.messages import AddRequest
+from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
-from parhelion.engine.step_layout import Ints, StepRows, rows_of, samples_of
+from parhelion.engine.step_layout import StepRows, rows_of, samples_of
 from parhelion.engine.step_result import StepResult
-from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel
-from parhelion.ops.paged_attention.batch import AttentionBatch
-from parhelion.ops.paged_attention.cpu_batch import plan_cpu_attention
 from parhelion.scheduler import StepPlan
 
 WARM_UP_LENGTHS = (8, 5)
@@ -38,18 +38,34 @@ class Worker:
         size: of the KV cache.
         block_size: tokens of a block.
         max_num_seqs: number of slots.
+        draft_model: guesses tokens for steps to check; None: nobody does, or the scheduler knows somebody.
+        max_num_batched_tokens: of a pass of the draft model.
     """
 
-    def __init__(self, model: DecoderModel, size: KVCacheSize, block_size: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        model: DecoderModel,
+        size: KVCacheSize,
+        block_size: int,
+        max_num_seqs: int,
+        draft_model: DecoderModel | None = None,
+        max_num_batched_tokens: int = 1024,
+    ) -> None:
         self._model = model
         self._block_size = block_size
         self._kv_cache = allocate_kv_cache(size, model.config, block_size, model.dtype, model.device)
-        layers = range(model.config.num_layers)
-        self._windows = frozenset(model.config.sliding_window(layer) for layer in layers)
         self._block_table = np.zeros((max_num_seqs, -(-size.max_model_len // block_size)), np.int64)
         self._num_blocks = np.zeros(max_num_seqs, np.int64)
         self._sampling = SamplingState(max_num_seqs)
         self._sampler = HostSampler(model, self._sampling, max_num_seqs, size.max_model_len)
+        self._batches = HostBatches(model.config, model.dtype, self._sampler.tokens, self._block_table, block_size)
+        self._drafter: HostDrafter | None = None
+        if draft_model is not None:
+            draft = ModelDraft(draft_model, size, self._sampler, self._block_table, block_size)
+            progress = DraftProgress(
+                *self._block_table.shape, size.num_blocks, block_size, max_num_batched_tokens, draft.behind
+            )
+            self._drafter = HostDrafter(draft, progress, self._sampler)
 
     def warm_up(self) -> None:
         """Run decode rows and a prompt through the model, so that whatever compiles at first use has compiled.
@@ -80,59 +96,35 @@ class Worker:
             self._take_admissions(plan, admitted)
             self._sampler.guess(plan.rows)
             rows = rows_of(plan)
+            drafted = self._drafter.draft(rows) if self._drafter is not None and plan.follows else None
             hidden = self._forward(rows)
             prompt_logprobs = self._sampler.prompt_logprobs(plan.rows, np.cumsum(rows.counts) - rows.counts, hidden)
             samples = samples_of(rows)
-            if not len(samples.rows):
-                return StepResult([], [], prompt_logprobs)
-            logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
-            chosen, logprobs = self._sampler.sample(logits, samples, self._sampler.stays(rows))
-            return StepResult(chosen.tolist(), logprobs, prompt_logprobs)
+            chosen, logprobs = np.zeros(0, np.int64), list[TokenLogprob | None]()
+            if len(samples.rows):
+                logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
+                chosen, logprobs = self._sampler.sample(logits, samples, self._sampler.stays(rows))
+            if self._drafter is not None and drafted is not None:
+                self._drafter.progress.settle(rows, drafted.token_ids, chosen)
+            return StepResult(chosen.tolist(), logprobs, prompt_logprobs, drafted)
 
     def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         for admission, request in zip(plan.admissions, admitted, strict=True):
             self._sampler.admit(admission.slot, np.array(admission.token_ids, np.int64))
             self._num_blocks[admission.slot] = 0
-            self._append_blocks(admission.slot, admission.block_ids)
+            self._append_blocks(admission.slot, admission.block_ids, admission.num_cached_tokens)
             self._sampling.set(admission.slot, request)
         for new in plan.new_blocks:
             self._append_blocks(new.slot, new.block_ids)
 
-    def _append_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
-        first = self._num_blocks[slot]
-        self._block_table[slot, first : first + len(block_ids)] = block_ids
-        self._num_blocks[slot] += len(block_ids)
+    def _append_blocks(self, slot: int, block_ids: Sequence[int], num_cached_tokens: int | None = None) -> None:
+        """Blocks of a slot; of a request that has just taken it, so many tokens of them come from the prefix cache."""
+        first = int(self._num_blocks[slot])
+        ids = np.array(block_ids, np.int64)
+        self._block_table[slot, first : first + len(ids)] = ids
+        self._num_blocks[slot] += len(ids)
+        if self._drafter is not None:
+            self._drafter.progress.append(slot, first, ids, num_cached_tokens)
 
     def _forward(self, rows: StepRows) -> torch.Tensor:
-        ends = np.cumsum(rows.counts)
-        positions = np.arange(ends[-1]) - np.repeat(ends - rows.counts - rows.starts, rows.counts)
-        slot_of_token = np.repeat(rows.slots, rows.counts)
-        blocks = self._block_table[slot_of_token, positions // self._block_size]
-        slot_mapping = blocks * self._block_size + positions % self._block_size
-        token_ids = self._sampler.tokens[slot_of_token, positions].astype(np.int64)
-        batch = StepBatch(
-            torch.from_numpy(token_ids),
-            torch.from_numpy(positions),
-            torch.from_numpy(slot_mapping),
-            self._attention_batch(rows, ends),
-        )
-        return self._model.forward(batch, self._kv_cache)
-
-    def _attention_batch(self, rows: StepRows, ends: Ints) -> AttentionBatch:
-        block_table = self._block_table[rows.slots]
-        seq_lens = rows.starts + rows.counts
-        return AttentionBatch(
-            block_table=torch.from_numpy(block_table).int(),
-            seq_lens=torch.from_numpy(seq_lens).int(),
-            query_start_loc=torch.from_numpy(np.concatenate(([0], ends))).int(),
-            max_query_len=int(rows.counts.max()),
-            max_seq_len=int(seq_lens.max()),
-            cpu=plan_cpu_attention(
-                block_table,
-                rows.starts.tolist(),
-                rows.counts.tolist(),
-                self._block_size,
-                self._windows,
-                self._model.dtype,
-            ),
-        )
+        return self._model.forward(self._batches.batch(rows), self._kv_cache)

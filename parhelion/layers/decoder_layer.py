@@ -62,9 +62,13 @@ class LayerShape:
 
 def layer_calls(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor, is_first: bool) -> list[Call]:
     """The block's computation, one op a call, over ``STEP_VALUES``. Leaves hidden and residual for the next layer."""
+    return [_input_norm(shape, weights.input_norm, is_first), *calls_from_normed(shape, weights, cos_sin)]
+
+
+def calls_from_normed(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor) -> list[Call]:
+    """The block without its input norm, over ``STEP_VALUES`` and ``normed``, which is as wide as ``qkv`` takes it."""
     dtype = shape.dtype
     return [
-        _input_norm(shape, weights.input_norm, is_first),
         *linear_calls("normed", "qkv", weights.qkv, dtype),
         _rotate_and_store(shape, weights, cos_sin),
         Call(

@@ -79,9 +79,19 @@ class WeightLoader:
         """An embedding's or an output head's [vocab_size, hidden_size], as stored."""
         return self._weights.get(f"{name}.weight", self._config.vocab_size, self._config.hidden_size)
 
+    def shape(self, index: int) -> LayerShape:
+        """Static dimensions of block number ``index``."""
+        return _layer_shape(self._config, self._options, index)
+
     def layer(self, index: int) -> LayerWeights:
         """Block number ``index``."""
-        c, prefix = self._config, f"model.layers.{index}"
+        return self.block(f"model.layers.{index}", self._config.hidden_size)
+
+    def block(self, prefix: str, attention_in: int) -> LayerWeights:
+        """The block whose tensors' names begin with ``prefix``; its queries, keys and values are made of
+        ``attention_in`` features.
+        """
+        c = self._config
         q_rows, kv_rows = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         return LayerWeights(
@@ -90,7 +100,7 @@ class WeightLoader:
             qkv=self.linear(
                 [f"{attention}.{name}_proj" for name in "qkv"],
                 (q_rows, kv_rows, kv_rows),
-                c.hidden_size,
+                attention_in,
                 c.attention_bias,
             ),
             out=self.linear([f"{attention}.o_proj"], (c.hidden_size,), q_rows, c.attention_output_bias),

@@ -50,8 +50,8 @@ class _RopeJson(msgspec.Struct):
     sliding_attention: object = None
 
 
-class _ConfigJson(msgspec.Struct):
-    """The fields of config.json that are read; all others are ignored."""
+class ConfigJson(msgspec.Struct):
+    """The fields of a model's config.json that are read; all others are ignored."""
 
     vocab_size: _Size
     hidden_size: _Size
@@ -94,16 +94,32 @@ class _GenerationJson(msgspec.Struct):
 
 
 def read_hf_config(folder: Path) -> ModelConfig:
-    """The model configuration of a Hugging Face style folder.
+    """The model configuration of a Hugging Face style folder; of an EAGLE-3 draft head, that of its own layers.
 
     Raises:
         CheckpointError: no config.json, bad JSON, or something in it that is not supported.
     """
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {_CONFIG}: fetch the model's whole folder, or give another path")
-    config = _decode(path, _ConfigJson)
-    architecture = _architecture(path, config)
+    # The format of draft heads builds on this module, so it is imported when a folder is read.
+    from parhelion.models.eagle3_config import is_eagle3, read_eagle3_config
+
+    path = config_path(folder)
+    if is_eagle3(folder):
+        return read_eagle3_config(folder).layer
+    config = decode_json(path, ConfigJson)
+    return model_config(path, config, _architecture(path, config))
+
+
+def model_config(path: Path, config: ConfigJson, architecture: str) -> ModelConfig:
+    """What the fields mean under an architecture.
+
+    Args:
+        path: of the config.json; its folder may hold a generation_config.json.
+        config: the fields.
+        architecture: one of those supported.
+
+    Raises:
+        CheckpointError: something that is not supported.
+    """
     _check_supported(path, config)
     is_qwen = architecture.startswith("Qwen")
     bias = bool(config.attention_bias)
@@ -124,8 +140,8 @@ def read_hf_config(folder: Path) -> ModelConfig:
         attention_output_bias=False if architecture == "Qwen2ForCausalLM" else bias,
         mlp_bias=bool(config.mlp_bias),
         qk_norm=architecture == "Qwen3ForCausalLM",
-        sliding_windows=_qwen_windows(config) if is_qwen else _uniform_windows(architecture, config),
-        eos_token_ids=_eos_token_ids(folder, config.eos_token_id),
+        sliding_windows=windows_by_layer(config) if is_qwen else _uniform_windows(architecture, config),
+        eos_token_ids=_eos_token_ids(path.parent, config.eos_token_id),
         bos_token_id=_first(config.bos_token_id),
         hidden_act=config.hidden_act,
         quantization=_quantization(path, config),
@@ -135,7 +151,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
 def hf_eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Ids that end a text, from config.json and generation_config.json, as far as these exist."""
     path = folder / _CONFIG
-    return _eos_token_ids(folder, _decode(path, _GenerationJson).eos_token_id if path.is_file() else None)
+    return _eos_token_ids(folder, decode_json(path, _GenerationJson).eos_token_id if path.is_file() else None)
 
 
 def hf_vocab_size(folder: Path) -> int:
@@ -144,20 +160,34 @@ def hf_vocab_size(folder: Path) -> int:
     Raises:
         CheckpointError: no config.json, or a bad one.
     """
+    return decode_json(config_path(folder), _VocabJson).vocab_size
+
+
+def config_path(folder: Path) -> Path:
+    """The config.json of a folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     path = folder / _CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {_CONFIG}: fetch the model's whole folder, or give another path")
-    return _decode(path, _VocabJson).vocab_size
+    return path
 
 
-def _decode(path: Path, kind: type[_Json]) -> _Json:
+def decode_json(path: Path, kind: type[_Json]) -> _Json:
+    """The fields of a JSON file that ``kind`` has.
+
+    Raises:
+        CheckpointError: bad JSON, or a field that is missing or of another type.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.DecodeError, OSError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}): fetch it again or correct it") from error
 
 
-def _architecture(path: Path, config: _ConfigJson) -> str:
+def _architecture(path: Path, config: ConfigJson) -> str:
     named = config.architectures[0] if config.architectures else _BY_MODEL_TYPE.get(config.model_type or "")
     if named not in _ARCHITECTURES:
         raise CheckpointError(
@@ -166,12 +196,12 @@ def _architecture(path: Path, config: _ConfigJson) -> str:
     return named
 
 
-def _check_supported(path: Path, config: _ConfigJson) -> None:
+def _check_supported(path: Path, config: ConfigJson) -> None:
     if config.hidden_act != "silu":
         raise CheckpointError(f"{path}: hidden_act is {config.hidden_act!r}; only 'silu' is supported")
 
 
-def _quantization(path: Path, config: _ConfigJson) -> QuantScheme | None:
+def _quantization(path: Path, config: ConfigJson) -> QuantScheme | None:
     if config.quantization_config is None:
         return None
     # Imported here: it brings torch, which a process that only reads the ends of a text does without.
@@ -186,7 +216,7 @@ def _quantization(path: Path, config: _ConfigJson) -> QuantScheme | None:
     return scheme
 
 
-def _rope(path: Path, config: _ConfigJson) -> RopeConfig:
+def _rope(path: Path, config: ConfigJson) -> RopeConfig:
     parameters = config.rope_parameters or config.rope_scaling or _RopeJson()
     if parameters.full_attention is not None or parameters.sliding_attention is not None:
         raise CheckpointError(f"{path}: rope parameters that differ by kind of layer are not supported")
@@ -216,14 +246,14 @@ def _scaling(path: Path, parameters: _RopeJson) -> Literal["linear", "llama3"] |
     raise CheckpointError(f"{path}: rope scaling {kind!r} is not supported; supported are default, linear and llama3")
 
 
-def _uniform_windows(architecture: str, config: _ConfigJson) -> tuple[int | None, ...]:
+def _uniform_windows(architecture: str, config: ConfigJson) -> tuple[int | None, ...]:
     if architecture != "MistralForCausalLM" or not config.sliding_window:
         return ()
     return (config.sliding_window,) * config.num_hidden_layers
 
 
-def _qwen_windows(config: _ConfigJson) -> tuple[int | None, ...]:
-    """Qwen's windows: per layer by ``layer_types``, else from layer ``max_window_layers`` on."""
+def windows_by_layer(config: ConfigJson) -> tuple[int | None, ...]:
+    """Qwen's sliding windows: per layer by ``layer_types``, else from layer ``max_window_layers`` on."""
     if not config.use_sliding_window or not config.sliding_window:
         return ()
     if config.layer_types is not None:
@@ -236,7 +266,7 @@ def _qwen_windows(config: _ConfigJson) -> tuple[int | None, ...]:
 
 def _eos_token_ids(folder: Path, from_config: TokenIds) -> tuple[int, ...]:
     generation = folder / _GENERATION_CONFIG
-    from_generation = _decode(generation, _GenerationJson).eos_token_id if generation.is_file() else None
+    from_generation = decode_json(generation, _GenerationJson).eos_token_id if generation.is_file() else None
     return tuple(dict.fromkeys([*_listed(from_config), *_listed(from_generation)]))
 
 

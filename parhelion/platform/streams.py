@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -17,6 +18,14 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Block until the device has got there."""
+        ...
+
+
+class Mark(Protocol):
+    """A point in a stream's work whose time is taken."""
+
+    def seconds_until(self, later: Mark) -> float:
+        """Seconds from here to a later point, both of which the device has reached."""
         ...
 
 
@@ -43,6 +52,25 @@ class _CpuStream:
         return
 
 
+class _CpuMark:
+    def __init__(self) -> None:
+        self.time = time.perf_counter()
+
+    def seconds_until(self, later: Mark) -> float:
+        assert isinstance(later, _CpuMark)
+        return later.time - self.time
+
+
+class _GpuMark:
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def seconds_until(self, later: Mark) -> float:
+        assert isinstance(later, _GpuMark)
+        return float(self.event.elapsed_time(later.event)) / 1e3
+
+
 class _GpuStream:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -67,6 +95,11 @@ def record_event(device: torch.device) -> Event:
     event: Event = torch.cuda.Event()
     event.record()
     return event
+
+
+def mark(device: torch.device) -> Mark:
+    """A mark behind everything that the current stream was given so far."""
+    return _GpuMark() if device.type == "cuda" else _CpuMark()
 
 
 def pinned(size: int, device: torch.device) -> torch.Tensor:

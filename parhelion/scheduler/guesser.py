@@ -9,12 +9,17 @@ from typing import Protocol
 class Guesser(Protocol):
     """Guesses on behalf of all requests; see ``parhelion.speculative``."""
 
-    def begin_step(self, num_rows: int) -> None:
-        """A step is planned in which so many requests decode."""
+    @property
+    def follows(self) -> bool:
+        """The worker's draft model makes the guesses, and takes part in the step that is planned."""
+        ...
+
+    def begin_step(self, num_decoding: int, num_running: int) -> None:
+        """A step is planned in which so many requests decode, of so many that run: the others' prompts are computed."""
         ...
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
-        """What may follow a request's known tokens: at most so many."""
+        """What may follow a request's known tokens: at most so many, each an id or ``DRAFTED``."""
         ...
 
     def learn(self, request_id: str, guessed: int, accepted: int) -> None:

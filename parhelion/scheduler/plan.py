@@ -10,6 +10,9 @@ import msgspec
 
 from parhelion.types import FinishReason
 
+DRAFTED = -1
+"""Stands among a row's guesses for one that the worker's draft model makes, in the same step, before it is checked."""
+
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """The tokens of one request that a step computes.
@@ -23,7 +26,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         output_index: index of the sampled token among the request's outputs (0 is the first); meaningless
             unless ``samples``.
         guesses: the tokens behind the first one, which nobody knows yet: the step samples after each of them as well,
-            and those are kept that were guessed right, with the one sampled behind them.
+            and those are kept that were guessed right, with the one sampled behind them. All ``DRAFTED``, or none.
     """
 
     request_id: str
@@ -66,12 +69,18 @@ class NewBlocks(msgspec.Struct, frozen=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True):
-    """One step: decode rows first, then prefill chunks. Steps run in the order in which they were planned."""
+    """One step: decode rows first, then prefill chunks. Steps run in the order in which they were planned.
+
+    Attributes:
+        follows: the worker's draft model catches up on the tokens that earlier steps computed for the rows. Rows whose
+            guesses are ``DRAFTED`` need that; prompts in chunks had better be followed chunk by chunk.
+    """
 
     step: int
     rows: tuple[Row, ...]
     admissions: tuple[Admission, ...]
     new_blocks: tuple[NewBlocks, ...]
+    follows: bool = False
 
     @property
     def num_tokens(self) -> int:

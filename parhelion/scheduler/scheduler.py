@@ -18,7 +18,7 @@ from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.guesser import Guesser
 from parhelion.scheduler.integrity import check_blocks, check_queues, check_running
 from parhelion.scheduler.kv_blocks import KVBlocks
-from parhelion.scheduler.plan import Admission, NewBlocks, RequestUpdate, Row, StepPlan
+from parhelion.scheduler.plan import DRAFTED, Admission, NewBlocks, RequestUpdate, Row, StepPlan
 from parhelion.scheduler.policy import insert_in_order, order_of, remove_in_order
 from parhelion.scheduler.request import NO_SLOT, Request, RequestStatus
 from parhelion.types import EngineStats, FinishReason
@@ -49,6 +49,7 @@ class _Totals:
     steps: int = 0
     guessed_tokens: int = 0
     accepted_tokens: int = 0
+    checked_rows: int = 0
 
 
 class Scheduler:
@@ -150,7 +151,8 @@ class Scheduler:
             self._admit(draft)
         if not draft.rows:
             return None
-        plan = StepPlan(draft.step, tuple(draft.rows), tuple(draft.admissions), tuple(draft.new_blocks))
+        follows = self._guesser is not None and self._guesser.follows
+        plan = StepPlan(draft.step, tuple(draft.rows), tuple(draft.admissions), tuple(draft.new_blocks), follows)
         self._in_flight.append((plan, draft.requests))
         self._num_planned += 1
         return plan
@@ -163,7 +165,8 @@ class Scheduler:
         rows, requests = draft.rows, draft.requests
         if self._guesser is not None:
             self._guesser.begin_step(
-                sum(request.num_computed >= request.num_prompt_tokens for request in self._running)
+                sum(request.num_computed >= request.num_prompt_tokens for request in self._running),
+                len(self._running),
             )
         spare = draft.budget - len(self._running)
         for request in self._running:
@@ -341,10 +344,15 @@ class Scheduler:
 
     # Learning
 
-    def update(self, plan: StepPlan, sampled: Sequence[int]) -> list[RequestUpdate]:
+    def update(self, plan: StepPlan, sampled: Sequence[int], drafted: Sequence[int] = ()) -> list[RequestUpdate]:
         """Take in what a step sampled: the ids of each row that samples, in the order of the rows.
 
         Of a row with guesses those count that were sampled as they were guessed, and the first one that was not.
+
+        Args:
+            plan: the step.
+            sampled: ``num_samples`` ids for each row.
+            drafted: what the draft model guessed for the rows whose guesses are ``DRAFTED``, row after row.
 
         Steps come back in the order of their planning. Requests that ended since the step was planned, by a stop id or
         by ``abort``, get no update.
@@ -355,15 +363,17 @@ class Scheduler:
         requests = self._take_from_flight(plan, sampled)
         self._totals.steps += 1
         first = 0
+        drafts = iter(drafted)
         updates: list[RequestUpdate] = []
         any_finished = False
         for row, request in zip(plan.rows, requests, strict=True):
             own, first = range(first, first + row.num_samples), first + row.num_samples
+            guesses = [next(drafts) if guess == DRAFTED else guess for guess in row.guesses]
             if request.status is RequestStatus.FINISHED:
                 continue
             is_same_stay = request.slot != NO_SLOT and request.admitted_step <= plan.step
             rejected = (
-                self._rejected(row, request, [sampled[sample] for sample in own], is_same_stay) if row.guesses else 0
+                self._rejected(request, guesses, [sampled[sample] for sample in own], is_same_stay) if guesses else 0
             )
             reason: FinishReason | None = None
             for sample in own[: len(own) - rejected]:
@@ -397,15 +407,16 @@ class Scheduler:
         self._totals.generation_tokens += len(updates)
         return updates
 
-    def _rejected(self, row: Row, request: Request, sampled: Sequence[int], is_same_stay: bool) -> int:
+    def _rejected(self, request: Request, guesses: Sequence[int], sampled: Sequence[int], is_same_stay: bool) -> int:
         """How many of a row's guesses were wrong; the request goes on behind the others."""
-        wrong = (number for number, guess in enumerate(row.guesses) if sampled[number] != guess)
-        accepted = next(wrong, len(row.guesses))
-        rejected = len(row.guesses) - accepted
-        self._totals.guessed_tokens += len(row.guesses)
+        wrong = (number for number, guess in enumerate(guesses) if sampled[number] != guess)
+        accepted = next(wrong, len(guesses))
+        rejected = len(guesses) - accepted
+        self._totals.guessed_tokens += len(guesses)
         self._totals.accepted_tokens += accepted
+        self._totals.checked_rows += 1
         if self._guesser is not None:
-            self._guesser.learn(row.request_id, len(row.guesses), accepted)
+            self._guesser.learn(request.request_id, len(guesses), accepted)
         request.length -= rejected
         if is_same_stay:
             request.num_computed -= rejected
@@ -457,6 +468,7 @@ class Scheduler:
             steps_total=totals.steps,
             guessed_tokens_total=totals.guessed_tokens,
             accepted_tokens_total=totals.accepted_tokens,
+            checked_rows_total=totals.checked_rows,
         )
 
     def check_integrity(self) -> None:

@@ -30,6 +30,15 @@ class Pace:
             # A step that was held up says little: it may add no more than it takes at other times.
             self._seconds[size] = _MEMORY * before + (1 - _MEMORY) * min(seconds, 2 * before)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any step has been measured."""
+        return bool(self._sizes)
+
+    def knows(self, num_tokens: int) -> bool:
+        """Whether a step of so many tokens has been measured."""
+        return _rounded(num_tokens) in self._seconds
+
     def seconds(self, num_tokens: int) -> float:
         """What a step of so many tokens would take; any number before the first observation."""
         if not self._sizes:

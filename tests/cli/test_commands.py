@@ -25,6 +25,7 @@ COMMANDS = [
     "build",
     "tune",
     "report",
+    "plan",
     "pack ls",
     "pack show",
     "bench compare",

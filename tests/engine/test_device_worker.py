@@ -1,8 +1,10 @@
-"""The worker of GPUs, run on a CPU without graphs, hands out the same tokens as the worker of CPUs."""
+"""The worker of GPUs, run on a CPU without graphs, hands out the same tokens as the worker of CPUs, and the same with
+guesses as without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 from parhelion.config import EngineConfig
+from parhelion.engine import device_worker
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_sampling import uniform
+from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.kv_storage import plan_kv_cache
 from parhelion.engine.load import load_model
@@ -20,11 +24,14 @@ from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints
 from parhelion.engine.worker import Worker
-from parhelion.scheduler import SchedulerConfig
+from parhelion.scheduler import Row, SchedulerConfig, StepPlan
+from parhelion.speculative import Drafting, Proposer, Speculation, Speculator
+from tests.e2e.draft_models import leave_out_layers
 from tests.e2e.tiny_models import TINY_MODELS
 from tests.engine.requests import add_request
 
 BLOCK_SIZE, MAX_SEQS, MAX_LEN, BUDGET = 4, 5, 96, 24
+MOST_GUESSES = 4
 # On a CPU these have no provider for padded steps but the reference.
 KERNELS = ("paged_attention=reference", "rope_and_cache=reference")
 
@@ -36,7 +43,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int, max_num_seqs: int = MAX_SEQS) -> EngineCore:
+def _core(
+    folder: Path,
+    on_device: bool,
+    overlap: bool,
+    num_blocks: int,
+    max_num_seqs: int = MAX_SEQS,
+    proposer: Proposer | None = None,
+    use_graphs: bool = False,
+    draft: Path | None = None,
+) -> EngineCore:
     config = EngineConfig(
         model=str(folder),
         device="cpu",
@@ -51,12 +67,20 @@ def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int, max_num
     size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
     worker: Any
     if on_device:
-        worker = DeviceWorker(
-            loaded.model, size, DeviceWorkerOptions(BLOCK_SIZE, max_num_seqs, BUDGET, use_graphs=False), loaded.resolver
+        options = DeviceWorkerOptions(
+            BLOCK_SIZE,
+            max_num_seqs,
+            BUDGET,
+            use_graphs,
+            MOST_GUESSES if proposer is not None or draft is not None else 0,
         )
+        draft_model = load_model(config, draft).model if draft is not None else None
+        worker = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model)
     else:
         worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs)
     worker.warm_up()
+    if use_graphs:
+        worker.capture_all()
     limits = SchedulerConfig(
         num_blocks=min(num_blocks, size.num_blocks),
         block_size=BLOCK_SIZE,
@@ -67,7 +91,12 @@ def _core(folder: Path, on_device: bool, overlap: bool, num_blocks: int, max_num
         enable_prefix_caching=True,
         policy="fcfs",
     )
-    return EngineCore(limits, worker, overlap=overlap)
+    speculation: Speculator | None = None
+    if proposer is not None:
+        speculation = Speculation(proposer, MOST_GUESSES)
+    elif draft is not None:
+        speculation = Drafting(MOST_GUESSES, cost=0.5)
+    return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
 
 
 def _run(core: EngineCore, requests: Sequence[AddRequest]) -> dict[str, list[Any]]:
@@ -143,6 +172,212 @@ def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
         assert _run(_core(tiny_llama, True, False, 1000), [request])[request.request_id] == together[request.request_id]
 
 
+class Prophet:
+    """Knows what each request will say, and is wrong at some places.
+
+    Args:
+        texts: by request, prompts included.
+        is_wrong: of a request's index and a position in its text.
+    """
+
+    def __init__(self, texts: Mapping[str, list[int]], is_wrong: Callable[[int, int], bool]) -> None:
+        self._texts = texts
+        self._is_wrong = is_wrong
+        self._known: dict[str, int] = {}
+
+    def start(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self._known[request_id] = len(token_ids)
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        self._known[request_id] += len(token_ids)
+
+    def propose(self, request_id: str, count: int) -> list[int]:
+        first, index = self._known[request_id], list(self._texts).index(request_id)
+        guesses = self._texts[request_id][first : first + count]
+        return [
+            (token + 1) % 500 if self._is_wrong(index, first + place) else token for place, token in enumerate(guesses)
+        ]
+
+    def forget(self, request_id: str) -> None:
+        self._known.pop(request_id, None)
+
+
+QUALITIES: dict[str, Callable[[int, int], bool]] = {
+    "right": lambda index, position: False,
+    "wrong": lambda index, position: True,
+    "one in three wrong": lambda index, position: position % 3 == 0,
+    "some requests' right, some wrong, some mixed": lambda index, position: (
+        index % 3 == 1 or position % (2 + index) == 1
+    ),
+}
+
+
+def _texts(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -> dict[str, list[int]]:
+    return {
+        request.request_id: [*request.prompt_token_ids, *(token for token, _, _ in outputs[request.request_id])]
+        for request in requests
+    }
+
+
+def _greedy_and_drawn_requests() -> list[AddRequest]:
+    """With everything that the device does without the host."""
+    drawn: list[dict[str, Any]] = [
+        {"temperature": 0.8},
+        {"temperature": 1.0, "top_k": 20},
+        {"temperature": 1.2, "top_p": 0.9},
+        {"temperature": 0.9, "min_p": 0.05, "top_k": 50, "top_p": 0.95},
+    ]
+    return [
+        *_greedy_requests(),
+        *(
+            add_request(f"d{index}", _prompt(6 + 9 * index, index), seed=index, max_tokens=18 + index, **params)
+            for index, params in enumerate(drawn)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int):
+    """Prompts of up to 49 tokens come in chunks beside rows with guesses: a step has 24."""
+    requests = _greedy_and_drawn_requests()
+    expected = _run(_core(tiny_llama, True, True, 1000), requests)
+    core = _core(tiny_llama, True, True, num_blocks, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+    assert _run(core, requests) == expected
+    stats = core.stats()
+    assert stats.guessed_tokens_total > 100
+    assert (stats.accepted_tokens_total > 0) == (quality != "wrong")
+    assert (stats.accepted_tokens_total == stats.guessed_tokens_total) == (quality == "right")
+    assert (stats.preemptions_total > 0) == (num_blocks == 40)
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, quality: str):
+    """Penalties of a row's later samples count the guesses before them. Draws of the host and of the device differ, so
+    the drawn requests are among themselves.
+    """
+    drawn = {"temperature": 0.9, "seed": 3, "max_tokens": 16}
+    groups = [
+        [
+            add_request("r0", _prompt(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
+            add_request("r1", _prompt(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
+            add_request("r2", _prompt(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
+            add_request("r3", _prompt(5, 8), max_tokens=20, temperature=0.0, min_tokens=9, stop_token_ids=range(250)),
+            add_request("r4", _prompt(5, 9), max_tokens=20, temperature=0.0),
+        ],
+        [
+            add_request("d0", _prompt(7, 1), frequency_penalty=1.5, **drawn),
+            add_request("d1", _prompt(30, 2), presence_penalty=1.0, top_p=0.9, **drawn),
+            add_request("d2", _prompt(9, 3), repetition_penalty=1.2, top_k=30, logprobs=0, **drawn),
+        ],
+    ]
+    for requests in groups:
+        expected = _run(_core(tiny_llama, True, True, 1000), requests)
+        core = _core(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+        got = _run(core, requests)
+        assert core.stats().guessed_tokens_total > 20
+        for name, outputs in expected.items():
+            assert [token for token, _, _ in got[name]] == [token for token, _, _ in outputs], name
+            for (_, a, b), (_, c, d) in zip(got[name], outputs, strict=True):
+                assert (a is None, b is None) == (c is None, d is None)
+                if a is not None:
+                    assert a.top_ids == c.top_ids
+                    # float32 sums in another order
+                    assert a.logprob == pytest.approx(c.logprob, abs=1e-4)
+
+
+def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_llama: Path):
+    requests = _greedy_and_drawn_requests()
+    whole = _run(_core(tiny_llama, True, False, 1000), requests)
+    stops = {name: [tokens[5 + index % 3][0]] for index, (name, tokens) in enumerate(whole.items())}
+    stopping = [
+        add_request(
+            each.request_id,
+            each.prompt_token_ids,
+            seed=each.seed,
+            stop_token_ids=stops[each.request_id],
+            max_tokens=each.max_tokens,
+            temperature=each.params.temperature,
+            top_p=each.params.top_p,
+            top_k=each.params.top_k,
+            min_p=each.params.min_p,
+        )
+        for each in requests
+    ]
+    expected = _run(_core(tiny_llama, True, False, 1000), stopping)
+    assert all(len(expected[name]) < len(tokens) for name, tokens in whole.items())
+    # Guesses go on behind the stop.
+    core = _core(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, whole), QUALITIES["right"]))
+    for request in stopping:
+        core.add(request)
+    outputs: dict[str, list[Any]] = {request.request_id: [] for request in stopping}
+    while core.has_work:
+        for output in core.step():
+            outputs[output.request_id].append(output.token_id)
+        if len(outputs["r2"]) == 1:
+            core.abort("r2")
+    core.check_integrity()
+    core.close()
+    for name, tokens in outputs.items():
+        told = [token for token, _, _ in expected[name]]
+        assert tokens == (told[: len(tokens)] if name == "r2" else told), name
+    assert len(outputs["r2"]) < len(expected["r2"])
+
+
+class _Recorder:
+    """Stands in for ``GraphCache``: runs steps as they are, and remembers what would have been captured."""
+
+    def __init__(self, step: DeviceStep, ints: torch.Tensor, *unused: Any) -> None:
+        self.memory_bytes = 0
+        self.captured: set[tuple[Bucket, Mode]] = set()
+        self._step = step
+        self._ints = ints
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self.captured)
+
+    def run(self, bucket: Bucket, mode: Mode) -> StepOutputs:
+        self.captured.add((bucket, mode))
+        return self._step.run(self._ints, bucket, mode)
+
+
+def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_worker, "GraphCache", _Recorder)
+    requests = _greedy_requests()
+    plain = _core(tiny_llama, True, True, 1000, use_graphs=True)
+    recorder: Any = plain._worker.graphs
+    assert recorder.captured == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)}
+    expected = _run(plain, requests)
+    without = recorder.captured
+    core = _core(
+        tiny_llama,
+        True,
+        True,
+        1000,
+        proposer=Prophet(_texts(requests, expected), QUALITIES["one in three wrong"]),
+        use_graphs=True,
+    )
+    recorder = core._worker.graphs
+    # Five rows with four guesses each would be 25 tokens; a step has at most 24.
+    ahead = {(Bucket.verifying(size), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    assert recorder.captured == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)} | ahead
+    assert _run(core, requests) == expected
+    others = {bucket for bucket, _ in recorder.captured - without - ahead}
+    assert all(not bucket.decodes for bucket in others)
+    # Beside chunks of prompts: to one size of rows more than without guesses.
+    assert {bucket.num_rows for bucket, _ in recorder.captured if not bucket.decodes} <= {1, 4, 5, 24}
+    assert any(bucket.num_rows == 24 for bucket in others)
+
+
+def test_more_guesses_than_the_worker_was_made_for_are_refused_in_words(tiny_llama: Path):
+    core = _core(tiny_llama, True, False, 1000)
+    row = Row("r0", 0, 3, 3, True, 1, (7, 8))
+    with pytest.raises(ValueError, match=r"a row has 2 guesses and the worker was made for num_guesses = 0"):
+        core._worker.execute(StepPlan(0, (row,), (), ()), [])
+    core.close()
+
+
 def test_the_devices_random_numbers_are_the_hosts_to_float32s_last_bit():
     seeds = np.array([0, 1, 2**63 + 5, 2**64 - 1, 12345], np.uint64)
     counters = np.array([0, 1, 2, 1000, 7], np.int64)
@@ -185,3 +420,41 @@ def test_buckets_reach_the_limit_and_waste_at_most_an_eighth_beyond_sixteen(limi
         size = pad_to(count, sizes)
         assert count <= size
         assert size - count < max(8, size // 4)
+
+
+@pytest.fixture(scope="module")
+def shorter_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target without one of its three layers."""
+    return leave_out_layers(tiny_llama, {1}, tmp_path_factory.mktemp("shorter-llama"))
+
+
+@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("itself", [True, False], ids=["the target drafts", "a shorter one drafts"])
+def test_a_draft_model_changes_no_token(tiny_llama: Path, shorter_llama: Path, itself: bool, num_blocks: int):
+    requests = _greedy_and_drawn_requests()
+    expected = _run(_core(tiny_llama, True, True, 1000), requests)
+    core = _core(tiny_llama, True, True, num_blocks, draft=tiny_llama if itself else shorter_llama)
+    assert _run(core, requests) == expected
+    stats = core.stats()
+    assert stats.guessed_tokens_total > 100
+    assert (stats.preemptions_total > 0) == (num_blocks == 40)
+    if itself:
+        # The draft's draws are the target's, since they take the same numbers.
+        assert stats.accepted_tokens_total >= 0.98 * stats.guessed_tokens_total
+    else:
+        assert 0 < stats.accepted_tokens_total < stats.guessed_tokens_total
+
+
+def test_what_the_host_samples_is_the_same_with_a_draft_model(tiny_llama: Path, shorter_llama: Path):
+    requests = [
+        add_request("r0", _prompt(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
+        add_request("r1", _prompt(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
+        add_request("r2", _prompt(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
+    ]
+    expected = _run(_core(tiny_llama, True, True, 1000), requests)
+    core = _core(tiny_llama, True, True, 1000, draft=shorter_llama)
+    got = _run(core, requests)
+    assert core.stats().accepted_tokens_total > 0
+    assert {name: [token for token, _, _ in outputs] for name, outputs in got.items()} == {
+        name: [token for token, _, _ in outputs] for name, outputs in expected.items()
+    }

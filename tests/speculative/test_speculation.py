@@ -38,7 +38,7 @@ def paced(seconds: dict[int, float]) -> Pace:
 def test_a_proposer_is_told_of_known_tokens_once_and_of_the_end() -> None:
     proposer = Endless()
     speculation = Speculation(proposer, 3)
-    speculation.begin_step(1)
+    speculation.begin_step(1, 1)
     assert speculation.guesses("a", [1, 2], 9) == [0, 0, 0]
     assert speculation.guesses("a", [1, 2], 2) == [0, 0]
     speculation.guesses("a", [1, 2, 3, 4], 9)
@@ -51,7 +51,7 @@ def test_a_proposer_is_told_of_known_tokens_once_and_of_the_end() -> None:
 
 def test_without_a_pace_there_are_as_many_guesses_as_there_is_room_for() -> None:
     speculation = Speculation(NgramProposer(), 4)
-    speculation.begin_step(1)
+    speculation.begin_step(1, 1)
     text = [1, 2, 3, 1, 2, 3, 1, 2]
     assert speculation.guesses("a", text, 9) == [3, 1, 2, 3]
     assert speculation.guesses("a", text, 2) == [3, 1]
@@ -72,7 +72,7 @@ def test_with_a_pace_only_what_pays_is_guessed(seconds: dict[int, float], right:
     speculation = Speculation(Endless(), 5, paced(seconds))
     for _ in range(60):
         speculation.learn("a", 5, 5 if right else 0)
-    speculation.begin_step(1)
+    speculation.begin_step(1, 1)
     assert len(speculation.guesses("a", [1], 9)) == guesses
 
 
@@ -82,7 +82,7 @@ def test_one_row_of_many_pays_for_itself_alone() -> None:
     for _ in range(60):
         speculation.learn("good", 5, 5)
         speculation.learn("bad", 5, 0)
-    speculation.begin_step(8)
+    speculation.begin_step(8, 8)
     assert len(speculation.guesses("good", [1], 9)) == 5
     assert speculation.guesses("bad", [1], 9) == []
 
@@ -93,7 +93,7 @@ def test_who_guessed_wrong_may_try_again_now_and_then() -> None:
         speculation.learn("a", 5, 0)
     counts = []
     for _ in range(64):
-        speculation.begin_step(1)
+        speculation.begin_step(1, 1)
         counts.append(len(speculation.guesses("a", [1], 9)))
     assert 0 < sum(counts) < 4
     assert max(counts) == 1
@@ -104,7 +104,7 @@ def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
     speculation = Speculation(proposer, 5, paced({1: 1.0, 6: 6.0}))
     resting = []
     for step in range(40):
-        speculation.begin_step(1)
+        speculation.begin_step(1, 1)
         resting.append(speculation.is_resting)
         assert speculation.guesses("a", list(range(step + 1)), 9) == []
     assert resting == [False] + [True] * 16 + [False] + [True] * 16 + [False] + [True] * 5

@@ -1,0 +1,79 @@
+"""A model's dimensions, and what of them one rank of several has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from parhelion.quantization import QuantScheme
+
+ELEMENT = 2
+"""Bytes of an element of activations, keys, values and unquantized weights (bfloat16)."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A dense decoder's dimensions, under the names of ``config.json``.
+
+    Attributes:
+        tied: embedding and output head are one table.
+        quantization: of its linear layers.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+    quantization: QuantScheme
+
+    def shard(self, tp: int) -> ModelSize:
+        """What one of ``tp`` ranks holds of every layer and of the vocabulary.
+
+        With more ranks than KV heads each head is held by several ranks. The vocabulary is padded to a multiple.
+        """
+        return replace(
+            self,
+            num_heads=self.num_heads // tp,
+            num_kv_heads=max(1, self.num_kv_heads // tp),
+            intermediate_size=self.intermediate_size // tp,
+            vocab_size=-(-self.vocab_size // tp),
+        )
+
+    @property
+    def projections(self) -> tuple[tuple[int, int], ...]:
+        """(N, K) of a layer's linear maps: qkv, out, gate_up, down."""
+        attended = self.num_heads * self.head_dim
+        return (
+            (attended + 2 * self.num_kv_heads * self.head_dim, self.hidden_size),
+            (self.hidden_size, attended),
+            (2 * self.intermediate_size, self.hidden_size),
+            (self.hidden_size, self.intermediate_size),
+        )
+
+    @property
+    def layer_bytes(self) -> int:
+        """Weights, scales (float32) and norms of a layer."""
+        return sum(_linear_bytes(n, k, self.quantization) for n, k in self.projections) + ELEMENT * (
+            2 * self.hidden_size + 2 * self.head_dim
+        )
+
+    @property
+    def table_bytes(self) -> int:
+        """The embedding's or the output head's table, which no scheme quantizes."""
+        return ELEMENT * self.vocab_size * self.hidden_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of a token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * ELEMENT
+
+
+def _linear_bytes(n: int, k: int, scheme: QuantScheme) -> int:
+    if scheme.weight_dtype is None:
+        return ELEMENT * n * k
+    scales = n if scheme.block is None else -(-n // scheme.block) * -(-k // scheme.block)
+    return int(scheme.weight_dtype.itemsize) * n * k + 4 * scales

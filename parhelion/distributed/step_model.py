@@ -1,0 +1,224 @@
+"""How long a step takes on a rank and in a pipeline: kernels, collectives, and stages that wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+from parhelion.distributed.collectives import Fabric
+from parhelion.distributed.kernel_times import KernelTimes, StepRows
+from parhelion.distributed.layouts import Layout
+from parhelion.distributed.model_size import ELEMENT, ModelSize
+from parhelion.ops.contract import Contract
+
+CHUNKS = (512, 1024, 2048, 4096)
+"""Tokens of a prompt's steps that are tried where a pipeline has to be filled, beside the most that a step takes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds, by how they are known.
+
+    Attributes:
+        measured: a pack measured these kernels at this M.
+        scaled: a pack measured the op with other sizes, or on another device.
+        floor: the device's limits at a stated fraction.
+        links: collectives and hand-overs, by the links' model.
+    """
+
+    measured: float = 0.0
+    scaled: float = 0.0
+    floor: float = 0.0
+    links: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.kernels + self.links
+
+    @property
+    def kernels(self) -> float:
+        """What is computed."""
+        return self.measured + self.scaled + self.floor
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def times(self, factor: float) -> Cost:
+        """So many of them."""
+        return Cost(*(factor * getattr(self, each.name) for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class RankCalls:
+    """What one rank calls in a step, its layers' sizes divided.
+
+    Attributes:
+        ways: what all layers and the last norm call, with counts, under each set of fusions.
+        before: what stands before the layers and sees every token.
+        behind: what stands behind them and sees one token a request.
+    """
+
+    ways: tuple[Counter[Contract], ...]
+    before: tuple[Contract, ...]
+    behind: tuple[Contract, ...]
+
+
+CallsOf = Callable[[int], RankCalls]
+"""What a rank calls where so many share each layer."""
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """One step on the ranks of a pipeline.
+
+    Attributes:
+        layers: of all layers together, all-reduces included.
+        before, behind: of the first and the last stage beside their layers.
+        hand_overs: between the stages.
+    """
+
+    layers: Cost
+    before: Cost
+    behind: Cost
+    hand_overs: Cost
+    pp: int
+
+    @cached_property
+    def whole(self) -> Cost:
+        """A step from the first stage to the last."""
+        return self.layers + self.before + self.behind + self.hand_overs
+
+    @cached_property
+    def slowest(self) -> Cost:
+        """The stage that takes longest, and its hand-over."""
+        mine = self.layers.times(1 / self.pp)
+        if self.pp == 1:
+            return self.whole
+        edge = max(self.before, self.behind, key=lambda cost: cost.total)
+        return mine + edge + self.hand_overs.times(1 / (self.pp - 1))
+
+
+@dataclass(frozen=True)
+class PipelineTime:
+    """Attributes:
+    cost: until the step or steps are done.
+    bubble: share of that in which a stage waits, on average.
+    """
+
+    cost: Cost
+    bubble: float
+
+
+@dataclass
+class StepModel:
+    """Times of steps of a model in a layout.
+
+    Attributes:
+        model: whole.
+        calls_of: what a rank of it calls.
+        times: of kernels.
+        fabric: of links.
+    """
+
+    model: ModelSize
+    calls_of: CallsOf
+    times: KernelTimes
+    fabric: Fabric
+    _calls: dict[int, RankCalls] = field(default_factory=dict, init=False)
+    _stages: dict[tuple[int, int, StepRows, int], StageTimes] = field(default_factory=dict, init=False)
+
+    def tpot(self, layout: Layout, batch: int, context: int) -> PipelineTime:
+        """A token of each of a replica's requests.
+
+        A pipeline keeps as many groups of requests under way as it has stages, or as there are requests.
+
+        Args:
+            batch: requests of a replica.
+            context: tokens of each on average, the new one included.
+        """
+        groups = min(layout.pp, batch)
+        size = -(-batch // groups)
+        stages = self.stages(layout, StepRows((1,) * size, (context,) * size), size)
+        busy = stages.slowest.times(groups)
+        return _pipelined(max(stages.whole, busy, key=lambda cost: cost.total), stages, groups)
+
+    def prefill(self, layout: Layout, batch: int, input_len: int, max_tokens: int) -> PipelineTime:
+        """All prompts of a replica's requests, in steps of at most ``max_tokens``."""
+        sizes = {max_tokens} if layout.pp == 1 else {max_tokens, *(size for size in CHUNKS if size < max_tokens)}
+        found = [self._prefill(layout, batch, input_len, size) for size in sorted(sizes)]
+        return min(found, key=lambda each: each.cost.total)
+
+    def _prefill(self, layout: Layout, batch: int, input_len: int, max_tokens: int) -> PipelineTime:
+        full, rest = divmod(batch * input_len, max_tokens)
+        stages = [
+            self._prompt_stages(layout, size, input_len) for size in [max_tokens] * (full > 0) + [rest] * (rest > 0)
+        ]
+        counts = [full] * (full > 0) + [1] * (rest > 0)
+        cost = stages[0].whole
+        for number, (each, count) in enumerate(zip(stages, counts, strict=True)):
+            cost += each.slowest.times(count - (number == 0))
+        return _pipelined(cost, stages[0], full + (rest > 0))
+
+    def _prompt_stages(self, layout: Layout, num_tokens: int, input_len: int) -> StageTimes:
+        if num_tokens < input_len:
+            # On average over a prompt's steps; what attention does is linear in it.
+            rows = StepRows((num_tokens,), ((input_len + num_tokens) // 2,))
+            return self.stages(layout, rows, 1)
+        whole, rest = divmod(num_tokens, input_len)
+        lens = (input_len,) * whole + (rest,) * (rest > 0)
+        return self.stages(layout, StepRows(lens, lens), whole)
+
+    def stages(self, layout: Layout, rows: StepRows, num_sampled: int) -> StageTimes:
+        """A step of some rows, ``num_sampled`` of which are answered with a token."""
+        key = (layout.tp, layout.pp, rows, num_sampled)
+        if key not in self._stages:
+            self._stages[key] = self._stages_of(layout, rows, num_sampled)
+        return self._stages[key]
+
+    def _stages_of(self, layout: Layout, rows: StepRows, num_sampled: int) -> StageTimes:
+        if layout.tp not in self._calls:
+            self._calls[layout.tp] = self.calls_of(layout.tp)
+        calls, hidden = self._calls[layout.tp], rows.num_tokens * self.model.hidden_size * ELEMENT
+        reduce_us = self.fabric.all_reduce_us(hidden, layout.tp)
+        logits = num_sampled * self.model.vocab_size * ELEMENT
+        sampled = StepRows((1,) * num_sampled, (1,) * num_sampled)
+        # A layer's output comes as two tensors, hidden and residual.
+        sent = self.fabric.sends_us(2 * hidden, layout.tp, layout.pp)
+        return StageTimes(
+            layers=self._layers(calls, rows) + Cost(links=2 * self.model.num_layers * reduce_us),
+            before=self._cost(dict.fromkeys(calls.before, 1), rows) + Cost(links=reduce_us),
+            behind=self._cost(dict.fromkeys(calls.behind, 1), sampled)
+            + Cost(links=self.fabric.all_gather_us(logits, layout.tp)),
+            hand_overs=Cost(links=sent),
+            pp=layout.pp,
+        )
+
+    def _layers(self, calls: RankCalls, rows: StepRows) -> Cost:
+        """Under the quickest set of fusions: the first, or another of which the pack knows all that it calls."""
+        first, *others = calls.ways
+        known = [way for way in others if all(self.times.covers(contract, rows.num_tokens) for contract in way)]
+        return min((self._cost(way, rows) for way in (first, *known)), key=lambda cost: cost.total)
+
+    def _cost(self, counts: Mapping[Contract, int], rows: StepRows) -> Cost:
+        return summed(self._one(contract, rows).times(count) for contract, count in counts.items())
+
+    def _one(self, contract: Contract, rows: StepRows) -> Cost:
+        time = self.times.of(contract, rows)
+        return Cost(**{time.known: time.us})
+
+
+def summed(costs: Iterable[Cost]) -> Cost:
+    """All together."""
+    return sum(costs, Cost())
+
+
+def _pipelined(cost: Cost, stages: StageTimes, num_steps: int) -> PipelineTime:
+    """With the share of the time that a stage of average length does not work in.
+
+    Of what is on the way through the pipeline, a rank does its own part; the rest of the time it waits for others.
+    """
+    busy = num_steps * stages.whole.total / stages.pp
+    return PipelineTime(cost, max(0.0, 1 - busy / cost.total))

@@ -1,0 +1,60 @@
+"""Which sizes a device's steps are padded to."""
+
+from __future__ import annotations
+
+from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, pad_to
+
+MIXED_ROWS = (1, 4, 16, 64)
+"""Rows that steps with prompts in them are padded to, below the most that may run; with guesses there is one size more,
+of all that may run with all their guesses."""
+
+
+class Buckets:
+    """The buckets of a worker.
+
+    Args:
+        max_num_seqs: slots.
+        max_num_batched_tokens: tokens of the largest step.
+        num_guesses: that a row may check; 0: nobody guesses.
+
+    Attributes:
+        largest: no step needs more.
+    """
+
+    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int, num_guesses: int) -> None:
+        max_num_rows = max(max_num_seqs, min(max_num_seqs * (1 + num_guesses), max_num_batched_tokens))
+        self.largest = Bucket(max_num_rows, max_num_batched_tokens)
+        self._decode_sizes = buckets_up_to(max_num_seqs)
+        # A guess has another row before it.
+        self._verify_sizes = tuple(size for size in buckets_up_to(max_num_rows) if num_guesses and size > 1)
+        most_rows = sorted({max_num_seqs, max_num_rows})
+        self._mixed_rows = (*(rows for rows in MIXED_ROWS if rows < max_num_seqs), *most_rows)
+        self._token_sizes = tuple(size for size in buckets_up_to(max_num_batched_tokens) if size >= 8) or (
+            max_num_batched_tokens,
+        )
+
+    def of(self, rows: StepRows, verifies: bool = False) -> Bucket:
+        """The bucket of a step.
+
+        Args:
+            rows: of the step, guesses in rows of their own.
+            verifies: some are guesses.
+        """
+        num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
+        if num_rows == num_tokens:
+            if verifies:
+                return Bucket.verifying(pad_to(num_rows, self._verify_sizes))
+            return Bucket.decoding(pad_to(num_rows, self._decode_sizes))
+        return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
+
+    def decoding(self) -> list[Bucket]:
+        """All of steps in which every row has one known token, the smallest first."""
+        return [Bucket.decoding(size) for size in self._decode_sizes]
+
+    def verifying(self) -> list[Bucket]:
+        """All of steps that decode and check guesses, the smallest first."""
+        return [Bucket.verifying(size) for size in self._verify_sizes]
+
+    def smallest_mixed(self) -> Bucket:
+        """Of the smallest steps with prompts in them."""
+        return Bucket(self._mixed_rows[0], self._token_sizes[0])

@@ -1,0 +1,123 @@
+"""Guesses by a draft model on the device, handed over before the step that checks them and read back with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from parhelion.engine.buckets import Buckets
+from parhelion.engine.device_queue import DeviceQueue
+from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
+from parhelion.engine.draft_progress import DraftProgress, num_guesses
+from parhelion.engine.graphs import GraphCache
+from parhelion.engine.step_layout import Bucket, Ints, StepRows
+from parhelion.engine.step_result import Drafted
+from parhelion.platform.streams import Mark, mark, pinned
+
+
+class DeviceDrafter:
+    """Lets a draft model follow the requests and guess what they say next; nothing waits for the device.
+
+    The model reads the same tables as the target and writes its guesses into the table of tokens, where the step that
+    checks them finds them.
+
+    Args:
+        step: the draft model's.
+        graphs: of that; None launches kernel by kernel.
+        queue: brings its integers to the device.
+        buckets: sizes.
+        progress: what it has computed.
+        device: where.
+    """
+
+    def __init__(
+        self,
+        step: DeviceStep,
+        graphs: GraphCache | None,
+        queue: DeviceQueue,
+        buckets: Buckets,
+        progress: DraftProgress,
+        device: torch.device,
+    ) -> None:
+        self.progress = progress
+        self._step = step
+        self._graphs = graphs
+        self._queue = queue
+        self._buckets = buckets
+        self._device = device
+
+    def warm_up(self) -> None:
+        """Run a decode row and a prompt through the model, so that what compiles at first use has compiled."""
+        for bucket in (self._buckets.decoding()[0], self._buckets.smallest_mixed()):
+            self._queue.send_padding(bucket)
+            for mode in (Mode.GREEDY, Mode.DRAW):
+                self._step.run(self._queue.ints, bucket, mode)
+
+    def capture_all(self) -> None:
+        """Capture the greedy graphs of all decoding buckets, the largest first."""
+        if self._graphs is None:
+            return
+        for bucket in reversed(self._buckets.decoding()):
+            self._queue.send_padding(bucket)
+            self._graphs.run(bucket, Mode.GREEDY)
+
+    def draft(self, rows: StepRows, mode: Mode) -> PendingDraft:
+        """Catch up on a step's rows, and guess all that they sample but the last.
+
+        Args:
+            rows: the step's.
+            mode: how it samples; guesses are chosen on the device in any case.
+        """
+        began = mark(self._device)
+        num_tokens, guesses = 0, []
+        for each in self.progress.passes(rows):
+            bucket = self._buckets.of(each)
+            self._queue.send(each, bucket)
+            outputs = self._compute(bucket, Mode.DRAW if mode is Mode.HOST else mode)
+            num_tokens += int(each.counts.sum())
+            if each.samples.any():
+                ids = pinned(bucket.num_rows, self._device)
+                ids.copy_(outputs.token_ids, non_blocking=True)
+                guesses.append((each, ids))
+        return PendingDraft(rows, guesses, num_tokens, (began, mark(self._device)), self.progress)
+
+    def _compute(self, bucket: Bucket, mode: Mode) -> StepOutputs:
+        if self._graphs is None:
+            return self._step.run(self._queue.ints, bucket, mode)
+        return self._graphs.run(bucket, mode)
+
+
+class PendingDraft:
+    """Guesses on their way."""
+
+    def __init__(
+        self,
+        rows: StepRows,
+        guesses: list[tuple[StepRows, torch.Tensor]],
+        num_tokens: int,
+        marks: tuple[Mark, Mark],
+        progress: DraftProgress,
+    ) -> None:
+        self._rows = rows
+        self._guesses = guesses
+        self._num_tokens = num_tokens
+        self._marks = marks
+        self._progress = progress
+
+    def read(self) -> Drafted:
+        """What was guessed, once the device has got there."""
+        by_slot: defaultdict[int, list[int]] = defaultdict(list)
+        for rows, ids in self._guesses:
+            sampling = np.flatnonzero(rows.samples)
+            for slot, token in zip(rows.slots[sampling].tolist(), ids.numpy()[sampling].tolist(), strict=True):
+                by_slot[slot].append(token)
+        counts = num_guesses(self._rows).tolist()
+        ordered = [by_slot[slot] for slot, count in zip(self._rows.slots.tolist(), counts, strict=True) if count]
+        began, ended = self._marks
+        return Drafted([token for each in ordered for token in each], self._num_tokens, began.seconds_until(ended))
+
+    def settle(self, drafted: Drafted, chosen: Ints) -> None:
+        """The step is done, and these tokens were sampled, row after row."""
+        self._progress.settle(self._rows, drafted.token_ids, chosen)

@@ -1,0 +1,91 @@
+"""Who guesses tokens ahead: what the options ask for, and whether it fits the model. Nothing is loaded here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from parhelion.config import EngineConfig
+from parhelion.errors import CheckpointError, ConfigError
+from parhelion.models.checkpoint import read_model_config
+from parhelion.models.config import ModelConfig
+from parhelion.models.resolve import resolve_model
+from parhelion.models.tokenizer import Tokenizer, load_tokenizer
+from parhelion.speculative import Drafting, NgramProposer, Pace, Speculation, Speculator
+
+
+@dataclass(frozen=True)
+class DraftChoice:
+    """A model that guesses for another one.
+
+    Attributes:
+        path: a folder or a ``.gguf`` file.
+        config: dimensions of what it keeps keys and values of.
+    """
+
+    kind: Literal["draft"]
+    path: Path
+    config: ModelConfig
+
+
+def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
+    """The draft model that the options name, if any.
+
+    Raises:
+        ConfigError: it does not fit the model.
+        ModelNotFoundError, CheckpointError: it is not there, or cannot be read.
+    """
+    if config.draft_model is None or config.speculate == "off":
+        return None
+    target = read_model_config(model_path)
+    path = resolve_model(config.draft_model)
+    draft = read_model_config(path)
+    _check_vocabulary(config, target, draft, model_path, path)
+    wanted = config.max_model_len or target.max_position
+    if draft.max_position < wanted:
+        raise ConfigError(
+            f"the draft model {config.draft_model} was made for {draft.max_position} tokens, and requests may have "
+            f"{wanted}: pass max_model_len {draft.max_position} or less, or another draft model"
+        )
+    return DraftChoice("draft", path, draft)
+
+
+def _check_vocabulary(
+    config: EngineConfig, target: ModelConfig, draft: ModelConfig, target_path: Path, draft_path: Path
+) -> None:
+    if draft.vocab_size != target.vocab_size:
+        raise ConfigError(
+            f"the draft model {config.draft_model} has {draft.vocab_size} tokens and {config.model} has "
+            f"{target.vocab_size}: a draft model must have the same vocabulary"
+        )
+    if config.load_format == "dummy":
+        return
+    tokenizers: list[Tokenizer] = []
+    for path in (target_path, draft_path):
+        try:
+            tokenizers.append(load_tokenizer(path))
+        except CheckpointError:
+            return  # A draft model needs no tokenizer: without one, equal sizes have to do.
+    ours, theirs = tokenizers
+    for token_id in range(min(ours.vocab_size, theirs.vocab_size)):
+        if ours.token_bytes(token_id) != theirs.token_bytes(token_id):
+            raise ConfigError(
+                f"token {token_id} is {theirs.token_text(token_id)!r} to the draft model {config.draft_model} and "
+                f"{ours.token_text(token_id)!r} to {config.model}: a draft model must have the same vocabulary"
+            )
+
+
+def speculator(config: EngineConfig, cost: float | None = None) -> Speculator | None:
+    """Who guesses on behalf of the scheduler, if anyone does.
+
+    Args:
+        config: all options.
+        cost: of a draft model's token over one of the target's; None if there is no draft model.
+    """
+    if config.speculate == "off":
+        return None
+    pace = Pace() if config.speculate == "auto" else None
+    if cost is not None:
+        return Drafting(config.num_speculative_tokens, cost, pace)
+    return Speculation(NgramProposer(), config.num_speculative_tokens, pace)

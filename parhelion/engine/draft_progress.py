@@ -1,0 +1,128 @@
+"""How far a draft model has followed each request, and which rows it computes before a step.
+
+Its keys and values lie in the same blocks as the target's, in tensors of its own. So a cached prefix brings them along,
+if the draft model had computed them; where it had not, it does so when the request is drafted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from parhelion.engine.step_layout import Ints, StepRows
+
+
+class DraftProgress:
+    """By slot, the tokens whose keys and values the draft model has written; by block, whether it has filled it.
+
+    Args:
+        max_num_seqs: slots.
+        max_blocks: of a slot.
+        num_blocks: of the KV cache.
+        block_size: tokens of a block.
+        budget: tokens of its largest pass.
+        behind: 0 for a draft model, which computes a request's last known token; 1 for a head that computes the one
+            before that, out of the target's hidden state there and the id of the last one.
+
+    Attributes:
+        computed: [max_num_seqs] leading tokens of each slot that are written.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int, behind: int = 0
+    ) -> None:
+        self.computed = np.zeros(max_num_seqs, np.int64)
+        self.behind = behind
+        self._block_table = np.zeros((max_num_seqs, max_blocks), np.int64)
+        self._filled = np.zeros(num_blocks, np.bool_)
+        self._block_size = block_size
+        self._budget = budget
+
+    def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
+        """A slot gets blocks. What they held is of no use any more, but for a prefix from the cache.
+
+        Args:
+            slot: whose.
+            first: index of the first of the blocks among its own.
+            block_ids: of them.
+            num_cached_tokens: of a request that has just taken the slot; None: of one that runs.
+        """
+        self._block_table[slot, first : first + len(block_ids)] = block_ids
+        num_cached = (num_cached_tokens or 0) // self._block_size
+        self._filled[block_ids[num_cached:]] = False
+        if num_cached_tokens is not None:
+            filled = self._filled[block_ids[:num_cached]]
+            self.computed[slot] = self._block_size * (num_cached if filled.all() else int(filled.argmin()))
+
+    def passes(self, rows: StepRows) -> Iterator[StepRows]:
+        """What to compute before a step, in order: what is lacking of its rows, then guess after guess.
+
+        Rows that sample guess a token each, all that the step's rows sample but the last.
+        """
+        guesses = num_guesses(rows)
+        drafting = np.minimum(guesses, 1)
+        # A row without guesses is followed as far as earlier steps computed it: what it samples is not known.
+        ends = rows.starts + drafting * (1 - self.behind)
+        lacking = np.flatnonzero((self.computed[rows.slots] < ends) & ((drafting > 0) | (rows.counts > 1)))
+        yield from self._catching_up(rows, ends, drafting, lacking)
+        for number in range(1, int(guesses.max(initial=0))):
+            of = np.flatnonzero(guesses > number)
+            yield _rows(rows, of, ends[of] + number - 1, np.ones_like(of), np.ones_like(of), number)
+        self.computed[rows.slots[lacking]] = ends[lacking]
+
+    def _catching_up(self, rows: StepRows, ends: Ints, drafting: Ints, lacking: Ints) -> Iterator[StepRows]:
+        """Passes of at most the budget's tokens; all rows that draft sample in the last one."""
+        starts = self.computed[rows.slots].copy()
+        while True:
+            counts = ends[lacking] - starts[lacking]
+            if int(counts.sum()) <= self._budget:
+                break
+            # The last token of a row that drafts waits for the pass that samples.
+            ready = counts - drafting[lacking]
+            taken = np.clip(self._budget - (np.cumsum(ready) - ready), 0, ready)
+            part = lacking[taken > 0]
+            yield _rows(rows, part, starts[part], taken[taken > 0], np.zeros_like(part))
+            starts[lacking] += taken
+        if len(lacking):
+            left = lacking[counts > 0]
+            yield _rows(rows, left, starts[left], counts[counts > 0], drafting[left])
+
+    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> None:
+        """A step is done.
+
+        Args:
+            rows: the step's.
+            guessed: what was guessed for them, row after row.
+            chosen: what they sampled, row after row.
+        """
+        if not self.behind:
+            # A guess was computed when the one behind it was made: all but the last.
+            counts = num_guesses(rows)
+            drafted = counts > 0
+            accepted = _accepted(rows, counts, np.array(guessed, np.int64), chosen)
+            self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
+        full = self.computed[rows.slots] // self._block_size
+        for slot, count in zip(rows.slots.tolist(), full.tolist(), strict=True):
+            self._filled[self._block_table[slot, :count]] = True
+
+
+def num_guesses(rows: StepRows) -> Ints:
+    """[num_rows] guesses of each row, if a draft model makes them all."""
+    return np.maximum(rows.samples - 1, 0)
+
+
+def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints:
+    """[num_rows] how many of each row's guesses were right before the first that was not."""
+    accepted = np.zeros_like(counts)
+    guess, sample = 0, 0
+    for row, (count, samples) in enumerate(zip(counts.tolist(), rows.samples.tolist(), strict=True)):
+        right = chosen[sample : sample + count] == guessed[guess : guess + count]
+        accepted[row] = count if right.all() else int(right.argmin())
+        guess += count
+        sample += samples
+    return accepted
+
+
+def _rows(rows: StepRows, of: Ints, starts: Ints, counts: Ints, samples: Ints, number: int = 0) -> StepRows:
+    return StepRows(rows.slots[of], starts, counts, samples, rows.output_indices[of] + number)

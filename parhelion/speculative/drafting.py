@@ -1,0 +1,83 @@
+"""How many guesses a draft model of the worker's makes for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parhelion.scheduler import DRAFTED
+from parhelion.speculative.pace import Pace
+from parhelion.speculative.speculator import LEAST_GAIN, Speculator
+
+_PLAIN_EVERY = 64
+"""One step in so many makes no guesses, so that what they gain is measured and not supposed."""
+
+_HOPE_WEIGHT = 0.02
+"""How far a request that ends while nobody guesses moves the expected share of right guesses back to where it began."""
+
+
+class Drafting(Speculator):
+    """Decides how many guesses a step's rows get: the same number each, since the draft model computes them together.
+
+    Args:
+        most: tokens that are guessed for a request at once.
+        cost: of a token that the draft model computes over one of the target's, before any was measured: as their
+            weights' bytes.
+        pace: what the target's steps take; with it, only as many guesses are made as pay. None: always ``most``.
+    """
+
+    def __init__(self, most: int, cost: float, pace: Pace | None = None) -> None:
+        super().__init__(most, pace)
+        self._cost = cost
+        self._draft_pace = Pace()
+        self._count = most
+        self._num_steps = 0
+
+    @property
+    def follows(self) -> bool:
+        """See ``Guesser``: while no guesses pay, the draft model computes nothing at all."""
+        return self._count > 0
+
+    @property
+    def is_resting(self) -> bool:
+        """See ``Speculator``."""
+        return self._count == 0
+
+    def begin_step(self, num_decoding: int, num_running: int) -> None:
+        """See ``Guesser.begin_step``."""
+        self._num_steps += num_decoding > 0
+        self._count = self._best(max(1, num_running)) if self._auto else self.most
+
+    def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
+        """See ``Guesser.guesses``."""
+        is_plain = self._num_steps % _PLAIN_EVERY == _PLAIN_EVERY - 1
+        return () if is_plain else (DRAFTED,) * min(self._count, most)
+
+    def forget(self, request_id: str) -> None:
+        """A request is over."""
+        super().forget(request_id)
+        if self.is_resting:
+            self.acceptance.hope(_HOPE_WEIGHT)
+
+    def observe(
+        self, num_rows: int, num_tokens: int, num_kept: int, seconds: float, drafted: tuple[int, float] | None = None
+    ) -> None:
+        """See ``Speculator.observe``."""
+        super().observe(num_rows, num_tokens, num_kept, seconds, drafted)
+        num_guesses = num_tokens - num_rows
+        # A step in which the draft model caught up on a prompt says nothing of the others.
+        if drafted is not None and num_guesses > 0 and drafted[0] <= 2 * num_guesses:
+            self._draft_pace.observe(num_rows, drafted[1] * num_rows / num_guesses)
+
+    def _best(self, num_rows: int) -> int:
+        """The number of guesses with which most tokens a second are to be expected, as they were right so far."""
+        plain_s = self.pace.seconds(num_rows)
+        draft_s = self._draft_pace.seconds(num_rows) if self._draft_pace.is_known else self._cost * plain_s
+        best, best_speed = 0, LEAST_GAIN / plain_s
+        tokens, chance = 1.0, 1.0
+        for count in range(1, self.most + 1):
+            chance *= self.acceptance.share
+            tokens += chance
+            speed = tokens / (self.pace.seconds(num_rows * (1 + count)) + count * draft_s)
+            if speed > best_speed:
+                best, best_speed = count, speed
+        return best

@@ -1,0 +1,88 @@
+"""What is common to all ways of guessing: what it costs, how often it is right, and what it gained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from parhelion.speculative.acceptance import Acceptance
+from parhelion.speculative.pace import Pace
+
+LEAST_GAIN = 1.03
+"""Tokens a second with guesses over those without, at least: less is within what is known of either."""
+
+_MEMORY = 0.999
+"""What is left of the seconds that the gain is measured by, after each step with guesses."""
+
+
+class Speculator(ABC):
+    """Guesses on behalf of the scheduler, which sees a ``Guesser``; the engine tells what its steps take.
+
+    Args:
+        most: tokens that are guessed for a request at once.
+        pace: what steps take; with it, only as many guesses are made as pay. None: as many as there are.
+
+    Attributes:
+        most: see above.
+        pace: what steps take, measured in any case.
+        acceptance: how often guesses are right.
+    """
+
+    def __init__(self, most: int, pace: Pace | None) -> None:
+        self.most = most
+        self.pace = pace or Pace()
+        self.acceptance = Acceptance()
+        self._auto = pace is not None
+        self._plain_s = 0.0
+        self._guessing_s = 0.0
+
+    @property
+    def follows(self) -> bool:
+        """See ``Guesser``."""
+        return False
+
+    @property
+    @abstractmethod
+    def is_resting(self) -> bool:
+        """Nobody guesses now, so steps may be planned before the last one's tokens are known."""
+
+    @abstractmethod
+    def begin_step(self, num_decoding: int, num_running: int) -> None:
+        """See ``Guesser``."""
+
+    @abstractmethod
+    def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
+        """See ``Guesser``."""
+
+    def learn(self, request_id: str, guessed: int, accepted: int) -> None:
+        """See ``Guesser``."""
+        self.acceptance.learn(request_id, guessed, accepted)
+
+    def forget(self, request_id: str) -> None:
+        """See ``Guesser``."""
+        self.acceptance.forget(request_id)
+
+    def observe(
+        self, num_rows: int, num_tokens: int, num_kept: int, seconds: float, drafted: tuple[int, float] | None = None
+    ) -> None:
+        """A step that only decoded is over.
+
+        Args:
+            num_rows: requests in it.
+            num_tokens: their last known tokens, and their guesses.
+            num_kept: tokens that they gained.
+            seconds: that it took, from when it could begin.
+            drafted: tokens that a draft model computed in it, and the seconds of that.
+        """
+        self.pace.observe(num_tokens, seconds - (drafted[1] if drafted else 0.0))
+        if num_tokens == num_rows or not self.pace.knows(num_rows):
+            return
+        self._plain_s = _MEMORY * self._plain_s + self.pace.seconds(num_rows) * num_kept / num_rows
+        self._guessing_s = _MEMORY * self._guessing_s + seconds
+
+    @property
+    def gain(self) -> float:
+        """Tokens a second of steps with guesses over those that the same requests would have had without, measured over
+        the last thousand steps or so; 1 if that is not known yet.
+        """
+        return self._plain_s / self._guessing_s if self._guessing_s else 1.0

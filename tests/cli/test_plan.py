@@ -1,0 +1,118 @@
+"""The planner's command: what it prints, for people and programs, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config
+from parhelion.cli.main import build_app
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARHELION_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    result = runner.invoke(build_app(), ["plan", *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(*arguments: str) -> str:
+    result = runner.invoke(build_app(), ["plan", *arguments])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def test_text_has_layouts_memory_reasons_and_assumptions() -> None:
+    result = runner.invoke(build_app(), ["plan", "qwen3-8b", "--gpus", "8", "--quantization", "fp8_per_token"])
+    assert result.exit_code == 0
+    for part in (
+        "8 x 1 x 1",
+        "measured",
+        "scaled",
+        "memory of the fullest rank",
+        "what fits a rank",
+        "best with another tp",
+        "36 layers are no multiple of pp 8",
+        "kernels as pack h100 has them",
+        "nothing of it was measured",
+        "serve runs on one device so far",
+    ):
+        assert part in result.output
+
+
+def test_json_has_every_layout_with_shares_that_add_up() -> None:
+    report = planned("qwen3-8b", "--gpus", "8", "--top", "100")
+    sizes = {each["tp"] * each["pp"] * each["dp"] for each in report["layouts"]}
+    assert sizes == {8}
+    for each in report["layouts"]:
+        for time in (each["tpot"], each["prefill"]):
+            assert sum(time[name] for name in ("measured", "scaled", "floor", "links")) == pytest.approx(1.0)
+    assert report["workload"]["objective"] == "latency"
+    assert report["assumptions"]
+
+
+def test_thousands_of_gpus_are_planned() -> None:
+    report = planned("qwen3-32b", "--gpus", "4096", "--objective", "throughput", "--quantization", "fp8_per_token")
+    assert report["num_gpus"] == 4096
+    assert report["layouts"][0]["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("device", ["h200", "b200", "a100", "l40s", "mi300x", "mi355x"])
+def test_devices_without_a_pack_have_floors(device: str) -> None:
+    report = planned("qwen3-8b", "--gpus", "2", "--device", device)
+    assert report["layouts"][0]["tpot"]["measured"] == report["layouts"][0]["tpot"]["scaled"] == 0.0
+    assert any("no pack" in each for each in report["assumptions"])
+
+
+def test_another_devices_pack_is_scaled() -> None:
+    report = planned("qwen3-8b", "--device", "h200", "--pack", "h100", "--quantization", "fp8_per_token")
+    tpot = report["layouts"][0]["tpot"]
+    assert (tpot["measured"], tpot["scaled"]) == (0.0, pytest.approx(1.0))
+    here = planned("qwen3-8b", "--device", "h100", "--quantization", "fp8_per_token")
+    assert tpot["ms"] < here["layouts"][0]["tpot"]["ms"]
+
+
+def test_without_a_pack_steps_take_longer() -> None:
+    tuned, untuned = (
+        planned("qwen3-8b", "--quantization", "fp8_per_token", *more)["layouts"][0]["tpot"]["ms"]
+        for more in ((), ("--untuned",))
+    )
+    assert untuned > tuned
+
+
+def test_a_folder_with_a_config_will_do(tmp_path: Path) -> None:
+    folder = write_config(TINY, tmp_path / "tiny", FP8_PER_TOKEN_CONFIG)
+    report = planned(str(folder), "--gpus", "2")
+    assert report["model"] == "tiny"
+    assert report["quantization"].startswith("fp8")
+    assert {each["quantization"] for each in report["fits"]} == {report["quantization"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("qwen3-8b", "--objective", "speed"), "latency, throughput"),
+        (("qwen3-8b", "--device", "h1000"), "there are h100"),
+        (("qwen3-8b", "--network", "0"), "above 0"),
+        (("qwen3-8b", "--gpus", "6", "--tp", "6"), "tp may be 1, 2, 4, 8, 16, 32"),
+        (("qwen3-8b", "--batch", "0"), "batch is 0"),
+        (("qwen3-8b", "--pack", "off", "--untuned"), "name one with --pack"),
+        (("no-such-model",), "not listed"),
+        (("qwen3-8b", "--quantization", "fp4"), "there are unquantized"),
+        (("qwen3-32b", "--device", "l40s"), "GPUs would do"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_the_way_out(arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(*arguments)

@@ -1,0 +1,67 @@
+"""What a rank holds: sums that can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from parhelion.distributed.layouts import Layout
+from parhelion.distributed.memory import rank_memory, why_no_room
+from parhelion.distributed.model_size import ModelSize
+from parhelion.quantization import FP8_BLOCK
+from tests.distributed.sample import QWEN3_8B, qwen3_8b
+
+GIB = 1 << 30
+
+
+def weights(model: ModelSize, layout: Layout) -> int:
+    return rank_memory(model, layout, 80 * GIB, 4096, 256).weights
+
+
+def test_an_unquantized_model_holds_two_bytes_a_parameter() -> None:
+    # Qwen3-8B has 8,190,735,360 parameters (its model card: 8.2B).
+    assert weights(QWEN3_8B, Layout(1)) == pytest.approx(2 * 8_190_735_360, rel=1e-4)
+
+
+def test_a_tied_table_is_held_once() -> None:
+    table = 2 * 151936 * 4096
+    tied = replace(QWEN3_8B, tied=True)
+    assert weights(QWEN3_8B, Layout(1)) - weights(tied, Layout(1)) == table
+    # The first and the last stage both need it.
+    assert weights(QWEN3_8B, Layout(1, 2)) == weights(tied, Layout(1, 2))
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8])
+def test_ranks_share_weights_and_keys(tp: int) -> None:
+    whole, part = (rank_memory(qwen3_8b(), Layout(each), 80 * GIB, 4096, 256) for each in (1, tp))
+    assert part.weights == pytest.approx(whole.weights / tp, rel=2e-3)
+    assert part.kv_bytes_per_token * tp == whole.kv_bytes_per_token
+
+
+def test_kv_heads_are_replicated_beyond_their_number() -> None:
+    eight, sixteen = (rank_memory(QWEN3_8B, Layout(tp), 80 * GIB, 4096, 256) for tp in (8, 16))
+    assert eight.kv_bytes_per_token == sixteen.kv_bytes_per_token == 2 * 36 * 128 * 2
+
+
+def test_stages_share_layers() -> None:
+    assert rank_memory(QWEN3_8B, Layout(1, 4), 80 * GIB, 4096, 256).kv_bytes_per_token == 2 * 9 * 8 * 128 * 2
+
+
+def test_block_scales_are_few() -> None:
+    per_token, per_block = weights(qwen3_8b(), Layout(1)), weights(qwen3_8b(FP8_BLOCK), Layout(1))
+    assert per_block < per_token < 0.6 * weights(QWEN3_8B, Layout(1))
+
+
+def test_everything_fits_the_device() -> None:
+    memory = rank_memory(QWEN3_8B, Layout(1), 24 * GIB, 4096, 256)
+    held = memory.weights + memory.kv_cache + memory.activations + memory.graphs + memory.reserved
+    assert memory.kv_cache > 0
+    assert held <= memory.total
+
+
+def test_too_little_memory_is_said_in_words() -> None:
+    memory = rank_memory(QWEN3_8B, Layout(1), 16 * GIB, 4096, 256)
+    assert memory.kv_cache == 0
+    assert "15.3 GiB of weights" in (why_no_room(memory, 640) or "")
+    assert why_no_room(rank_memory(QWEN3_8B, Layout(1), 80 * GIB, 4096, 256), 640) is None

@@ -1,0 +1,93 @@
+"""Steps on ranks and in pipelines, of a model whose kernels are made up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from parhelion.distributed.kernel_times import KernelTimes, StepRows
+from parhelion.distributed.layouts import Layout
+from parhelion.distributed.step_model import Cost, RankCalls, StepModel
+from parhelion.ops.embedding import Embedding
+from parhelion.ops.linear import Linear
+from tests.distributed.sample import FABRIC, H100, QWEN3_8B, row
+
+MODEL = replace(QWEN3_8B, num_layers=8)
+EMBEDDING, HEAD = Embedding(151936, 4096), Linear(4096, 151936)
+
+
+def calls_of(tp: int) -> RankCalls:
+    layer = Linear(4096, 4096 // tp)
+    return RankCalls((Counter({layer: 8}),), (EMBEDDING,), (HEAD,))
+
+
+def model(rows: int = 0) -> StepModel:
+    known = [row(HEAD, each, 500.0) for each in (1, 2, 4)] if rows else []
+    return StepModel(MODEL, calls_of, KernelTimes(H100, known), FABRIC)
+
+
+def test_one_gpu_takes_the_sum_of_its_kernels() -> None:
+    steps = model()
+    rows = StepRows((1,) * 4, (576,) * 4)
+    alone = [steps.times.of(contract, rows).us for contract in (Linear(4096, 4096), EMBEDDING, HEAD)]
+    found = steps.tpot(Layout(1), 4, 576)
+    assert found.cost.total == pytest.approx(8 * alone[0] + alone[1] + alone[2])
+    assert (found.cost.links, found.bubble) == (0.0, 0.0)
+
+
+def test_costs_say_how_they_are_known() -> None:
+    cost = model(rows=1).tpot(Layout(1), 4, 576).cost
+    assert cost.measured == 500.0
+    # The layers' product is of the head's op, and the embedding of none that was measured.
+    assert cost.scaled > 0.0
+    assert 0.0 < cost.floor < 10.0
+
+
+def test_sharing_layers_adds_two_all_reduces_each_and_the_edges() -> None:
+    cost = model().tpot(Layout(2), 4, 576).cost
+    reduce_us = FABRIC.all_reduce_us(4 * 4096 * 2, 2)
+    assert cost.links == pytest.approx(17 * reduce_us + FABRIC.all_gather_us(4 * 151936 * 2, 2))
+
+
+def test_a_pipeline_does_not_shorten_a_single_request() -> None:
+    steps = model()
+    one, four = steps.tpot(Layout(1), 1, 576), steps.tpot(Layout(1, 4), 1, 576)
+    assert four.cost.total > one.cost.total
+    assert four.bubble == pytest.approx(0.75)
+
+
+def test_a_full_pipeline_is_paced_by_its_slowest_stage() -> None:
+    steps = model()
+    found = steps.tpot(Layout(1, 4), 64, 576)
+    slowest = steps.stages(Layout(1, 4), StepRows((1,) * 16, (576,) * 16), 16).slowest.total
+    assert found.cost.total == pytest.approx(4 * slowest)
+    assert 0.0 < found.bubble < 1.0
+
+
+def test_more_prompts_fill_a_pipeline_better() -> None:
+    steps = model()
+    few, many = (steps.prefill(Layout(1, 4), batch, 512, 4096).bubble for batch in (1, 64))
+    assert many < few
+
+
+@pytest.mark.parametrize(("batch", "input_len"), [(1, 1), (3, 700), (1, 20000), (64, 512)])
+def test_prompts_of_any_length_take_time_that_grows_with_them(batch: int, input_len: int) -> None:
+    for layout in (Layout(1), Layout(2, 2)):
+        less, more = (model().prefill(layout, batch, length, 4096).cost.total for length in (input_len, 3 * input_len))
+        assert 0 < less < more
+
+
+def test_other_fusions_count_only_where_they_were_measured() -> None:
+    slow, quick = Linear(4096, 8192), Linear(4096, 1024)
+    ways = (Counter({slow: 8}), Counter({quick: 8}))
+    known = KernelTimes(H100, [row(each, 1, us) for each, us in ((slow, 100.0), (quick, 10.0))])
+    steps = StepModel(MODEL, lambda tp: RankCalls(ways, (), ()), known, FABRIC)
+    assert steps.tpot(Layout(1), 1, 576).cost.total == pytest.approx(80.0)
+    assert steps.tpot(Layout(1), 2, 576).cost.total > 8 * 50.0
+
+
+def test_costs_add_up() -> None:
+    cost = Cost(1.0, 2.0, 3.0, 4.0) + Cost(measured=1.0)
+    assert (cost.total, cost.kernels, cost.times(2).measured) == (11.0, 7.0, 4.0)

@@ -1,0 +1,143 @@
+"""Guesses as rows of their own: the same tokens, the same samples, and attention that sees the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parhelion.engine.device_state import DeviceState, merged
+from parhelion.engine.step_layout import Bucket, StepRows, guesses_apart, pack, rows_of, samples_of, view_ints
+from parhelion.ops.contract import Contract
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.launching import bucket_of, launch_module
+from parhelion.ops.paged_attention import PagedAttention
+from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.scheduler import Row, StepPlan
+
+ROWS = (
+    Row("a", 3, 9, 3, True, 2, (11, 12)),
+    Row("b", 0, 5, 1, True, 1),
+    Row("c", 4, 20, 2, True, 7, (13,)),
+    Row("d", 1, 0, 4, False, 0),
+    Row("e", 2, 8, 3, True, 0),
+)
+PLAN = StepPlan(0, ROWS, (), ())
+
+
+def test_a_guess_becomes_a_row_behind_the_one_that_it_was_guessed_for():
+    apart = guesses_apart(rows_of(PLAN))
+    assert apart.slots.tolist() == [3, 3, 3, 0, 4, 4, 1, 2]
+    assert apart.starts.tolist() == [9, 10, 11, 5, 20, 21, 0, 8]
+    assert apart.counts.tolist() == [1, 1, 1, 1, 1, 1, 4, 3]
+    assert apart.samples.tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
+    assert apart.output_indices.tolist() == [2, 3, 4, 1, 7, 8, 0, 0]
+
+
+def test_samples_are_the_same_with_guesses_apart():
+    together, apart = samples_of(rows_of(PLAN)), samples_of(guesses_apart(rows_of(PLAN)))
+    for field in ("slots", "tokens", "positions", "output_indices"):
+        assert getattr(apart, field).tolist() == getattr(together, field).tolist(), field
+    assert apart.rows.tolist() == [0, 1, 2, 3, 4, 5, 7]
+
+
+def test_rows_without_guesses_stay_as_they_are():
+    rows = rows_of(StepPlan(0, (ROWS[1], *ROWS[3:]), (), ()))
+    apart = guesses_apart(rows)
+    for field in ("slots", "starts", "counts", "samples", "output_indices"):
+        assert getattr(apart, field).tolist() == getattr(rows, field).tolist(), field
+
+
+def test_guesses_are_written_behind_the_known_tokens():
+    state = DeviceState(5, 30, 4, torch.device("cpu"))
+    update = merged([state.guess_update(ROWS)])
+    state.tokens.view(-1)[torch.from_numpy(update.offsets)] = torch.from_numpy(update.values).int()
+    assert state.tokens.nonzero().tolist() == [[3, 10], [3, 11], [4, 21]]
+    assert state.tokens[state.tokens != 0].tolist() == [11, 12, 13]
+
+
+def test_a_verifying_step_is_packed_as_a_decoding_one():
+    rows = guesses_apart(rows_of(StepPlan(0, ROWS[:3], (), ())))
+    buffers = np.full((2, 100), 77, np.int32)
+    buckets = Bucket.verifying(8), Bucket.decoding(8)
+    for bucket, buffer in zip(buckets, buffers, strict=True):
+        pack(rows, bucket, buffer, spare_slot=5, spare_position=50)
+    assert (buffers[0] == buffers[1]).all()
+    ints = view_ints(torch.from_numpy(buffers[0]), buckets[0])
+    assert ints.seq_lens.tolist() == [10, 11, 12, 6, 21, 22, 0, 0]
+    assert ints.sample_position.tolist() == [10, 11, 12, 6, 21, 22, 50, 50]
+    assert [bucket.max_query_len for bucket in buckets] == [8, 1]
+
+
+FUSED = FusedRopeAttention(4, 2, 64, 16, 128, 0.125, 1e-6, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_sees_the_same_with_guesses_apart(window: int | None):
+    contract = PagedAttention(4, 2, 16, block_size=4, scale=0.25, sliding_window=window, dtype=torch.float32)
+    rows = rows_of(PLAN)
+    generator = torch.Generator().manual_seed(5)
+    query = torch.randn((int(rows.counts.sum()), 4 * 16), generator=generator)
+    kv_cache = torch.randn((60, 4, 4, 16), generator=generator)
+    block_table = torch.randperm(60, generator=generator).int().view(6, 10)
+
+    def batch(rows: StepRows) -> AttentionBatch:
+        starts = np.concatenate(([0], np.cumsum(rows.counts)))
+        return AttentionBatch(
+            block_table[torch.from_numpy(rows.slots)],
+            torch.from_numpy(rows.starts + rows.counts).int(),
+            torch.from_numpy(starts).int(),
+            len(query),
+            40,
+        )
+
+    together, apart = (contract.reference(query, kv_cache, batch(each)) for each in (rows, guesses_apart(rows)))
+    # The same sums, of other shapes.
+    torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 5, 8, 40, 320])
+@pytest.mark.parametrize("contract", [FUSED, FUSED.attention], ids=lambda contract: contract.name)
+def test_a_verifying_step_launches_what_packs_are_built_with_and_writes_before_it_reads(
+    contract: Contract, num_tokens: int
+):
+    """A program that writes its own row's token and attends in one launch would not see what other rows write."""
+    module: Any = launch_module(contract.name)
+    bucket = bucket_of(num_tokens)
+    config = module.default_config(contract, bucket, gemm_target("sm_90"))
+
+    def launched(inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """The programs, with all that tells one from another."""
+        found: list[tuple[Any, ...]] = []
+
+        def run(kernel: str, config: Any, *arguments: Any) -> None:
+            kinds = ((each.dtype, each.ndim) if isinstance(each, torch.Tensor) else each for each in arguments)
+            found.append((kernel, config, *kinds))
+
+        module.launch(contract, run, config, *inputs)
+        return found
+
+    built = {program for inputs in module.build_inputs(contract, bucket) for program in launched(inputs)}
+    inputs = contract.sample_inputs(num_tokens, torch.device("cpu"), torch.Generator().manual_seed(1))
+    programs = launched(tuple(_verifying(value, num_tokens) for value in inputs))
+    assert set(programs) <= built
+    names = [program[0] for program in programs]
+    assert "fused_rope_attention.rope_attention_decode" not in names
+    assert names[:1] == ["fused_qk_norm_rope.fused_qk_norm_rope"] or contract is not FUSED
+    assert "paged_attention.paged_attention_decode" in names
+
+
+def _verifying(value: Any, num_tokens: int) -> Any:
+    """An input of a step; the rows are those of a verifying bucket."""
+    if not isinstance(value, AttentionBatch):
+        return value
+    return AttentionBatch(
+        torch.zeros((num_tokens, 5), dtype=torch.int32),
+        torch.zeros(num_tokens, dtype=torch.int32),
+        torch.arange(num_tokens + 1, dtype=torch.int32),
+        Bucket.verifying(num_tokens).max_query_len,
+        value.max_seq_len,
+    )

@@ -1,0 +1,93 @@
+"""How many guesses a draft model makes: as many as were asked for, or as pay."""
+
+from __future__ import annotations
+
+import pytest
+
+from parhelion.scheduler import DRAFTED
+from parhelion.speculative import Drafting, Pace
+
+
+def paced(seconds: dict[int, float]) -> Pace:
+    pace = Pace()
+    for num_tokens, each in seconds.items():
+        pace.observe(num_tokens, each)
+    return pace
+
+
+def count(drafting: Drafting, num_rows: int = 1, most: int = 99) -> int:
+    drafting.begin_step(num_rows, num_rows)
+    guesses = drafting.guesses("a", [1, 2], most)
+    assert set(guesses) <= {DRAFTED}
+    return len(guesses)
+
+
+def test_without_a_pace_there_are_as_many_as_there_is_room_for_but_now_and_then_none() -> None:
+    drafting = Drafting(4, cost=2.0)
+    counts = [count(drafting) for _ in range(128)]
+    assert set(counts) == {4, 0}
+    assert counts.count(0) == 2
+    assert drafting.follows
+    assert not drafting.is_resting
+    assert count(drafting, most=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("cost", "seconds", "right", "guesses"),
+    [
+        pytest.param(0.05, {1: 1.0, 6: 1.0}, True, 5, id="cheap and right"),
+        pytest.param(0.05, {1: 1.0, 6: 1.0}, False, 0, id="cheap and wrong"),
+        pytest.param(0.9, {1: 1.0, 6: 1.0}, True, 5, id="dear and always right"),
+        pytest.param(1.1, {1: 1.0, 6: 1.0}, True, 0, id="dearer than the target"),
+        pytest.param(0.05, {1: 1.0, 6: 6.0}, True, 0, id="tokens that cost a step each"),
+    ],
+)
+def test_with_a_pace_there_are_as_many_as_pay(
+    cost: float, seconds: dict[int, float], right: bool, guesses: int
+) -> None:
+    drafting = Drafting(5, cost, paced(seconds))
+    for _ in range(300):
+        drafting.learn("a", 5, 5 if right else 0)
+    assert count(drafting) == guesses
+    assert drafting.follows == bool(guesses)
+    assert drafting.is_resting == (guesses == 0)
+
+
+def test_what_the_draft_model_takes_is_measured_and_counts_more_than_its_size() -> None:
+    drafting = Drafting(5, 0.05, paced({1: 1.0, 6: 1.0}))
+    at_first = count(drafting)
+    for _ in range(40):
+        drafting.observe(1, 6, 3, 4.5, (5, 3.5))
+    assert count(drafting) < at_first
+    # A step in which it caught up on a prompt does not count.
+    other = Drafting(5, 0.05, paced({1: 1.0, 6: 1.0}))
+    for _ in range(40):
+        other.observe(1, 6, 3, 4.5, (400, 3.5))
+    assert count(other) == at_first
+
+
+def test_it_stops_under_load_and_comes_back_when_that_falls() -> None:
+    drafting = Drafting(3, 0.1, paced({1: 1.0, 4: 1.05, 32: 1.3, 64: 2.6, 128: 5.2}))
+    assert count(drafting, 1) == 3
+    assert count(drafting, 32) == 0
+    assert count(drafting, 1) == 3
+
+
+def test_requests_that_end_while_nobody_guesses_let_it_hope_again() -> None:
+    drafting = Drafting(3, 0.3, paced({1: 1.0, 4: 1.0}))
+    for _ in range(300):
+        drafting.learn("a", 3, 0)
+    assert count(drafting) == 0
+    for number in range(200):
+        drafting.forget(str(number))
+    assert count(drafting) > 0
+
+
+def test_the_gain_compares_steps_with_guesses_with_those_without() -> None:
+    drafting = Drafting(3, 0.1)
+    assert drafting.gain == 1.0
+    drafting.observe(2, 8, 6, 2.0, (6, 0.5))
+    assert drafting.gain == 1.0  # nothing is known of steps without
+    drafting.observe(2, 2, 2, 1.0)
+    drafting.observe(2, 8, 6, 2.0, (6, 0.5))
+    assert drafting.gain == pytest.approx(1.5)
