@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class BuildOptions:
         block_size: tokens of a KV block.
         max_model_len: positions that the rotary tables cover.
         compile_one_token: let TorchInductor make a function of each block for steps of one token (CPUs).
+        keep_tables: leave the embedding's table and the output matrix, as stored, with the model, for a head that
+            shares them; who asked for them takes them away.
     """
 
     dtype: torch.dtype
@@ -46,6 +48,7 @@ class BuildOptions:
     block_size: int
     max_model_len: int
     compile_one_token: bool = False
+    keep_tables: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +119,19 @@ class WeightLoader:
         )
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """Asks a forward pass for the hidden states before some of its blocks, for a head that guesses from them.
+
+    Attributes:
+        layers: indices of the blocks, ascending.
+        taken: filled in that order by the pass, each [num_tokens, hidden_size] in the activations' dtype.
+    """
+
+    layers: tuple[int, ...]
+    taken: list[torch.Tensor] = field(default_factory=list)
+
+
 class DecoderModel:
     """Token embeddings, blocks, final norm and the projection to the vocabulary.
 
@@ -129,6 +145,7 @@ class DecoderModel:
         scheme: of the linear layers.
         launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
+        tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
@@ -143,6 +160,7 @@ class DecoderModel:
         self._lm_head = self._head(head, options)
         embedding = Embedding(config.vocab_size, config.hidden_size, options.storage_dtype)
         self._embed = resolver.bind(embedding, table.to(options.device, options.storage_dtype))
+        self.tables = (table, head) if options.keep_tables else None
         del table, head
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
         cos_sin = cos_sin.to(options.device)
@@ -171,12 +189,15 @@ class DecoderModel:
         calls = linear_calls("hidden", "logits", weights, options.dtype)
         return Program(calls, options.resolver, ("hidden", "logits"))
 
-    def forward(self, batch: StepBatch, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, batch: StepBatch, kv_cache: Sequence[torch.Tensor], states: HiddenStates | None = None
+    ) -> torch.Tensor:
         """Compute a step.
 
         Args:
             batch: the step's tokens.
             kv_cache: one [num_blocks, block_size, 2 * num_kv_heads, head_dim] tensor a layer; written in place.
+            states: what else is wanted.
 
         Returns:
             [num_tokens, hidden_size], normed, in the activations' dtype.
@@ -185,7 +206,15 @@ class DecoderModel:
         embedded = self._embed(batch.token_ids).to(self.dtype)
         values[:6] = None, embedded, batch.positions, batch.slot_mapping, None, batch.attention
         row = self._single_row(batch)
-        if row is not None:
+        if states is not None:
+            for index, (layer, cache) in enumerate(zip(self._layers, kv_cache, strict=True)):
+                if index in states.layers:
+                    # What the block before left is added to the residual by the next one's norm.
+                    residual, branch = values[:2]
+                    states.taken.append(branch.clone() if residual is None else residual + branch)
+                values[4] = cache
+                layer(values)
+        elif row is not None:
             for one_token_layer, cache in zip(self._one_token_layers, kv_cache, strict=True):
                 values[4] = cache
                 one_token_layer(values, row)
