@@ -13,7 +13,7 @@ from parhelion.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "dummy"]
-Speculate = Literal["off", "auto", "ngram", "draft"]
+Speculate = Literal["off", "auto", "ngram", "draft", "eagle3"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
@@ -54,10 +54,10 @@ class EngineConfig:
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
         speculate: guess tokens ahead and check several in one step; the text stays the same. ``ngram`` guesses what
-            followed the last time that the same few tokens stood in the request's own text; ``draft`` lets
-            ``draft_model`` guess; ``auto`` does the one or the other as far as it pays, by what was measured. CPUs only
-            so far.
-        draft_model: who guesses, named as ``model`` is: a smaller model with the same vocabulary.
+            followed the last time that the same few tokens stood in the request's own text; ``draft`` and ``eagle3``
+            let ``draft_model`` guess; ``auto`` does the one or the other as far as it pays, by what was measured.
+        draft_model: who guesses, named as ``model`` is: a smaller model with the same vocabulary, or an EAGLE-3 head
+            that was made for ``model``.
         num_speculative_tokens: most tokens that are guessed for a request at once.
         threads: intra-op CPU threads; None takes the cores this process may use.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
@@ -104,12 +104,12 @@ class EngineConfig:
             raise ConfigError(f"kv_cache_fraction is {self.kv_cache_fraction}; it must lie in (0, 0.95]")
         if self.speculate not in get_args(Speculate):
             raise ConfigError(f"speculate is {self.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
-        if self.speculate == "draft" and self.draft_model is None:
-            raise ConfigError("speculate is 'draft' and there is no draft_model: name one, or choose ngram")
+        if self.speculate in ("draft", "eagle3") and self.draft_model is None:
+            raise ConfigError(f"speculate is {self.speculate!r} and there is no draft_model: name one, or choose ngram")
         if self.speculate == "ngram" and self.draft_model is not None:
             raise ConfigError(
                 f"speculate is 'ngram', which needs no draft_model, and that is {self.draft_model!r}: "
-                "leave it out, or choose draft or auto"
+                "leave it out, or choose draft, eagle3 or auto"
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")

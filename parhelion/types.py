@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypedDict
 
 from parhelion.errors import InvalidRequestError
@@ -215,6 +215,16 @@ class EngineStats:
     speculation_gain: float = 1.0
     num_graphs: int = 0
     graph_bytes: int = 0
+
+    def since(self, before: EngineStats) -> EngineStats:
+        """Counts of an interval: what was added to those named ``*_total`` since ``before``; the others as they are."""
+        totals = [field.name for field in fields(EngineStats) if field.name.endswith("_total")]
+        return replace(self, **{name: getattr(self, name) - getattr(before, name) for name in totals})
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV blocks that a request refers to, from 0 to 1; 0 where there are no blocks."""
+        return self.num_blocks_in_use / self.num_blocks if self.num_blocks else 0.0
 
     @property
     def acceptance_rate(self) -> float | None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parhelion.bench.report import Measurement
+from parhelion.bench.speculation import summarize_guesses
 from parhelion.bench.workload import random_prompts
 from parhelion.platform.measure import summarize
-from parhelion.types import Prompt, SamplingParams
+from parhelion.types import EngineStats, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from parhelion.engine.llm import LLM
@@ -38,7 +39,7 @@ class RequestLatency:
 def measure_latency(
     llm: LLM, settings: LatencySettings, progress: Callable[[int, int], None] | None = None
 ) -> list[Measurement]:
-    """TTFT and decode time per token for each pair of lengths."""
+    """TTFT and decode time per token for each pair of lengths; and what guesses did, if tokens were guessed."""
     cases = [(prompt, output) for prompt in settings.prompt_lengths for output in settings.output_lengths]
     per_case = settings.warmup + settings.rounds
     results: list[Measurement] = []
@@ -47,8 +48,11 @@ def measure_latency(
             count=per_case, length=prompt_length, vocab_size=llm.tokenizer.vocab_size, seed=settings.seed + number
         )
         latencies: list[RequestLatency] = []
+        counts: list[EngineStats] = []
         for done, prompt in enumerate(prompts, start=1):
+            before = llm.stats()
             latencies.append(time_request(llm, prompt, output_length))
+            counts.append(llm.stats().since(before))
             if progress is not None:
                 progress(number * per_case + done, len(cases) * per_case)
         counted = latencies[settings.warmup :]
@@ -56,6 +60,7 @@ def measure_latency(
         first = summarize([1e3 * latency.first_token_s for latency in counted])
         each = summarize([1e3 * latency.per_token_s for latency in counted])
         results += [Measurement(case, "TTFT", "ms", first), Measurement(case, "decode per token", "ms", each)]
+        results += summarize_guesses(case, counts[settings.warmup :])
     return results
 
 

@@ -72,6 +72,7 @@ def latency(
     )
     with open_llm(engine) as llm, count_bar("measuring latency") as bar:
         measurements = measure_latency(llm, settings, bar)
+    _note_no_guesses(engine, measurements)
     _show("latency", settings, measurements, output, json_)
 
 
@@ -95,6 +96,7 @@ def throughput(
     settings = ThroughputSettings(num_requests, prompt_length, output_length, rounds, seed=prompt_seed)
     with open_llm(engine) as llm, count_bar("measuring throughput") as bar:
         measurements = measure_throughput(llm, settings, bar)
+    _note_no_guesses(engine, measurements)
     _show("throughput", settings, measurements, output, json_)
 
 
@@ -121,7 +123,8 @@ def serving(
 
     Example: [cyan]parhelion bench serve smollm2-135m --num-requests 100 --concurrency 16[/]
     """
-    from parhelion.bench.serving import ServingSettings, generate_load, summarize_load
+    from parhelion.bench.serving import ServingSettings, describe_load, generate_load, summarize_load
+    from parhelion.bench.speculation import read_guess_counts, summarize_guesses
 
     settings = ServingSettings(
         num_requests=num_requests,
@@ -133,11 +136,16 @@ def serving(
         tpot_objective_ms=tpot_objective_ms,
         seed=prompt_seed,
     )
-    keys = read_environment().api_keys
+    key = next(iter(read_environment().api_keys), None)
     with _server(engine, url) as server, count_bar("sending requests") as bar:
-        load = generate_load(server.url, server.model, settings, keys[0] if keys else None, bar)
-        records = asyncio.run(load)
-    _show("serving", settings, summarize_load(records, settings), output, json_)
+        before = read_guess_counts(server.url, key)
+        records = asyncio.run(generate_load(server.url, server.model, settings, key, bar))
+        after = read_guess_counts(server.url, key)
+    measurements = summarize_load(records, settings)
+    if before is not None and after is not None:
+        measurements += summarize_guesses(describe_load(settings), [after.since(before)])
+    _note_no_guesses(engine, measurements)
+    _show("serving", settings, measurements, output, json_)
 
 
 def kernels(
@@ -204,6 +212,14 @@ def _server(engine: EngineConfig, url: str | None) -> AbstractContextManager[Ser
     if url is not None:
         return nullcontext(ServerProcess(url.rstrip("/").removesuffix("/v1"), engine.model))
     return running_server(engine.model, arguments_of(engine))
+
+
+def _note_no_guesses(engine: EngineConfig, measurements: list[Measurement]) -> None:
+    """Say so where guesses were asked for and none were made."""
+    from parhelion.bench.speculation import ACCEPTANCE_RATE
+
+    if engine.speculate != "off" and all(each.quantity != ACCEPTANCE_RATE for each in measurements):
+        print_note(f"--speculate {engine.speculate}: no tokens were guessed ahead in what was measured")
 
 
 def _show(name: str, settings: Any, measurements: list[Measurement], output: Path | None, as_json: bool) -> None:

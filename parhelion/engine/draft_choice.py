@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from parhelion.config import EngineConfig
 from parhelion.errors import CheckpointError, ConfigError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
+from parhelion.models.eagle3_config import Eagle3Config, check_fits, is_eagle3, read_eagle3_config
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer, load_tokenizer
 from parhelion.speculative import Drafting, NgramProposer, Pace, Speculation, Speculator
@@ -17,20 +17,21 @@ from parhelion.speculative import Drafting, NgramProposer, Pace, Speculation, Sp
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """A model that guesses for another one.
+    """A model, or a head, that guesses for another one.
 
     Attributes:
         path: a folder or a ``.gguf`` file.
         config: dimensions of what it keeps keys and values of.
+        head: more about it if it is a head.
     """
 
-    kind: Literal["draft"]
     path: Path
     config: ModelConfig
+    head: Eagle3Config | None = None
 
 
 def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
-    """The draft model that the options name, if any.
+    """The draft model or head that the options name, if any.
 
     Raises:
         ConfigError: it does not fit the model.
@@ -40,6 +41,14 @@ def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
         return None
     target = read_model_config(model_path)
     path = resolve_model(config.draft_model)
+    if is_eagle3(path):
+        if config.speculate == "draft":
+            raise ConfigError(f"{config.draft_model} is an EAGLE-3 head and no model of its own: choose eagle3 or auto")
+        head = read_eagle3_config(path)
+        check_fits(head, target)
+        return DraftChoice(path, head.layer, head)
+    if config.speculate == "eagle3":
+        raise ConfigError(f"{config.draft_model} is no EAGLE-3 head: name one, or choose draft or auto")
     draft = read_model_config(path)
     _check_vocabulary(config, target, draft, model_path, path)
     wanted = config.max_model_len or target.max_position
@@ -48,7 +57,7 @@ def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
             f"the draft model {config.draft_model} was made for {draft.max_position} tokens, and requests may have "
             f"{wanted}: pass max_model_len {draft.max_position} or less, or another draft model"
         )
-    return DraftChoice("draft", path, draft)
+    return DraftChoice(path, draft)
 
 
 def _check_vocabulary(
@@ -76,16 +85,17 @@ def _check_vocabulary(
             )
 
 
-def speculator(config: EngineConfig, cost: float | None = None) -> Speculator | None:
+def speculator(config: EngineConfig, chosen: DraftChoice | None = None, cost: float = 1.0) -> Speculator | None:
     """Who guesses on behalf of the scheduler, if anyone does.
 
     Args:
         config: all options.
-        cost: of a draft model's token over one of the target's; None if there is no draft model.
+        chosen: the draft model, if there is one.
+        cost: of a token that it computes over one of the target's.
     """
     if config.speculate == "off":
         return None
     pace = Pace() if config.speculate == "auto" else None
-    if cost is not None:
-        return Drafting(config.num_speculative_tokens, cost, pace)
+    if chosen is not None:
+        return Drafting(config.num_speculative_tokens, cost, pace, needs_states=chosen.head is not None)
     return Speculation(NgramProposer(), config.num_speculative_tokens, pace)

@@ -12,6 +12,9 @@ import numpy as np
 
 from parhelion.engine.step_layout import Ints, StepRows
 
+MOST_LAG = 16
+"""Tokens that a row which decodes without guesses may be ahead of the draft model before that catches up."""
+
 
 class DraftProgress:
     """By slot, the tokens whose keys and values the draft model has written; by block, whether it has filled it.
@@ -53,7 +56,9 @@ class DraftProgress:
         self._filled[block_ids[num_cached:]] = False
         if num_cached_tokens is not None:
             filled = self._filled[block_ids[:num_cached]]
-            self.computed[slot] = self._block_size * (num_cached if filled.all() else int(filled.argmin()))
+            # A head cannot compute what is lacking of a prefix: the target's hidden states there are gone.
+            leading = num_cached if filled.all() or self.behind else int(filled.argmin())
+            self.computed[slot] = leading * self._block_size
 
     def passes(self, rows: StepRows) -> Iterator[StepRows]:
         """What to compute before a step, in order: what is lacking of its rows, then guess after guess.
@@ -64,7 +69,8 @@ class DraftProgress:
         drafting = np.minimum(guesses, 1)
         # A row without guesses is followed as far as earlier steps computed it: what it samples is not known.
         ends = rows.starts + drafting * (1 - self.behind)
-        lacking = np.flatnonzero((self.computed[rows.slots] < ends) & ((drafting > 0) | (rows.counts > 1)))
+        lag = ends - self.computed[rows.slots]
+        lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= MOST_LAG)))
         yield from self._catching_up(rows, ends, drafting, lacking)
         for number in range(1, int(guesses.max(initial=0))):
             of = np.flatnonzero(guesses > number)
@@ -88,23 +94,27 @@ class DraftProgress:
             left = lacking[counts > 0]
             yield _rows(rows, left, starts[left], counts[counts > 0], drafting[left])
 
-    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> None:
+    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
         """A step is done.
 
         Args:
             rows: the step's.
             guessed: what was guessed for them, row after row.
             chosen: what they sampled, row after row.
+
+        Returns:
+            [num_rows] how many of each row's guesses were right, up to the first that was not.
         """
+        counts = num_guesses(rows)
+        accepted = _accepted(rows, counts, np.array(guessed, np.int64), chosen)
         if not self.behind:
             # A guess was computed when the one behind it was made: all but the last.
-            counts = num_guesses(rows)
             drafted = counts > 0
-            accepted = _accepted(rows, counts, np.array(guessed, np.int64), chosen)
             self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
         full = self.computed[rows.slots] // self._block_size
         for slot, count in zip(rows.slots.tolist(), full.tolist(), strict=True):
             self._filled[self._block_table[slot, :count]] = True
+        return accepted
 
 
 def num_guesses(rows: StepRows) -> Ints:

@@ -14,23 +14,31 @@ from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.step_layout import Ints, StepRows
 from parhelion.engine.step_result import Drafted
-from parhelion.models.decoder import DecoderModel
+from parhelion.models.decoder import DecoderModel, HiddenStates
 
 
 class HostDraft(Protocol):
-    """A model that guesses.
+    """A model that guesses."""
 
-    Attributes:
-        behind: see ``DraftProgress``.
-    """
-
-    behind: int
+    def wanted(self) -> HiddenStates | None:
+        """What the target's forward pass is to hand out."""
+        ...
 
     def run(self, rows: StepRows) -> torch.Tensor:
         """Compute rows, writing their keys and values.
 
         Returns:
             [num_sampling_rows, vocab_size] the logits behind the last tokens of the rows that sample.
+        """
+        ...
+
+    def learn(self, rows: StepRows, kept: Ints, states: HiddenStates | None) -> None:
+        """A step is done.
+
+        Args:
+            rows: the step's.
+            kept: [num_rows] how many of each row's tokens are known now: all but wrong guesses.
+            states: what was wanted; None if the draft did not take part.
         """
         ...
 
@@ -46,14 +54,19 @@ class ModelDraft:
         block_size: tokens of a block.
     """
 
-    behind = 0
-
     def __init__(
         self, model: DecoderModel, size: KVCacheSize, sampler: HostSampler, block_table: Ints, block_size: int
     ) -> None:
         self._model = model
         self._kv_cache = allocate_kv_cache(size, model.config, block_size, model.dtype, model.device)
         self._batches = HostBatches(model.config, model.dtype, sampler.tokens, block_table, block_size)
+
+    def wanted(self) -> None:
+        """See ``HostDraft``."""
+        return
+
+    def learn(self, rows: StepRows, kept: Ints, states: HiddenStates | None) -> None:
+        """See ``HostDraft``."""
 
     def run(self, rows: StepRows) -> torch.Tensor:
         """See ``HostDraft``."""
@@ -99,3 +112,19 @@ class HostDrafter:
             for token in self._sampler.tokens[slot, start + 1 : start + 1 + count].tolist()
         ]
         return Drafted(ids, num_tokens, time.perf_counter() - started)
+
+    def wanted(self) -> HiddenStates | None:
+        """What the target's forward pass is to hand out for the draft."""
+        return self._draft.wanted()
+
+    def settle(self, rows: StepRows, drafted: Drafted, chosen: Ints, states: HiddenStates | None) -> None:
+        """A step in which the draft took part is done.
+
+        Args:
+            rows: the step's.
+            drafted: what was guessed for them.
+            chosen: what they sampled, row after row.
+            states: what was wanted of the forward pass.
+        """
+        wrong = num_guesses(rows) - self.progress.settle(rows, drafted.token_ids, chosen)
+        self._draft.learn(rows, rows.counts - wrong, states)

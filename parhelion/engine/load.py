@@ -23,6 +23,8 @@ from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.models.decoder import BuildOptions, DecoderModel
+from parhelion.models.eagle3 import Eagle3Head
+from parhelion.models.eagle3_config import Eagle3Config
 from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
 from parhelion.ops.choose_pack import pack_kernels
@@ -30,7 +32,7 @@ from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
 from parhelion.platform.device import choose_device, device_name, free_memory
 from parhelion.platform.memory import peak_resident_memory
-from parhelion.quantization import QuantScheme, choose_scheme
+from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
 
 Progress = Callable[[int, int], None]
@@ -92,8 +94,10 @@ class LoadedModel:
     phases: tuple[Phase, ...]
 
 
-def load_model(config: EngineConfig, model_path: Path, progress: Progress | None = None) -> LoadedModel:
-    """Only the model, with no engine around it; see ``load_engine``."""
+def load_model(
+    config: EngineConfig, model_path: Path, progress: Progress | None = None, keep_tables: bool = False
+) -> LoadedModel:
+    """Only the model, with no engine around it; see ``load_engine``, and ``BuildOptions`` for ``keep_tables``."""
     device = choose_device(config.device)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
@@ -102,7 +106,7 @@ def load_model(config: EngineConfig, model_path: Path, progress: Progress | None
     resolver.notes += notes
     opened = time.monotonic()
     with torch.inference_mode():
-        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress)
+        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress, keep_tables)
     release_freed_memory()
     phases = (Phase("pack", opened - started), Phase("weights", time.monotonic() - opened))
     return LoadedModel(model, resolver, arithmetic, weight_bytes, phases)
@@ -119,7 +123,12 @@ def _load(
 ) -> LoadedEngine:
     started = time.monotonic()
     chosen = choose_draft(config, model_path)
-    loaded = load_model(config, model_path, progress)
+    if chosen is not None and chosen.head is not None and choose_device(config.device).type != "cpu":
+        raise ConfigError(
+            f"{config.draft_model} is an EAGLE-3 head, and heads guess on CPUs only so far: name a draft model, or "
+            "leave draft_model out"
+        )
+    loaded = load_model(config, model_path, progress, keep_tables=chosen is not None and chosen.head is not None)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
@@ -136,6 +145,7 @@ def _load(
             use_graphs=config.graphs != "off",
             num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
         )
+        assert not isinstance(draft, Eagle3Head), "refused before"
         worker = DeviceWorker(model, size, options, resolver, draft)
     else:
         worker = Worker(
@@ -158,7 +168,7 @@ def _load(
         _scheduler_config(config, size, on_gpu),
         worker,
         overlap=config.overlap,
-        speculation=speculator(config, draft_bytes / loaded.weight_bytes if draft is not None else None),
+        speculation=speculator(config, chosen, draft_bytes / max(1, loaded.weight_bytes)),
         thread=thread,
     )
     info = EngineInfo(
@@ -200,33 +210,56 @@ def _load(
 
 def _load_draft(
     config: EngineConfig, chosen: DraftChoice | None, target: LoadedModel
-) -> tuple[DecoderModel | None, int]:
+) -> tuple[DecoderModel | Eagle3Head | None, int]:
     """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights."""
     if chosen is None:
         return None, 0
     length = config.max_model_len or target.model.config.max_position
     options = replace(config, quantization=None, compile=False, max_model_len=length)
     with torch.inference_mode():
-        loaded = _load_model(options, chosen.path, target.arithmetic, target.resolver, None)
+        draft: DecoderModel | Eagle3Head
+        if chosen.head is None:
+            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None)
+        else:
+            draft, num_bytes = _load_head(options, chosen.path, chosen.head, target)
+    target.model.tables = None
     release_freed_memory()
-    return loaded
+    return draft, num_bytes
+
+
+def _load_head(config: EngineConfig, path: Path, head: Eagle3Config, target: LoadedModel) -> tuple[Eagle3Head, int]:
+    resolver, tables = target.resolver, target.model.tables
+    assert tables is not None, "the target was loaded for a head"
+    options = _build_options(config, head.layer, UNQUANTIZED, target.arithmetic, resolver)
+    if config.load_format == "dummy":
+        made = DummyWeights(config.seed, False, UNQUANTIZED, resolver.device, target.arithmetic.dtype)
+        return Eagle3Head(head, made, options, *tables), made.num_bytes
+    device = resolver.device if resolver.device.type != "cpu" else None
+    with open_checkpoint(path, device) as checkpoint:
+        stored = CheckpointWeights(checkpoint, None, device)
+        return Eagle3Head(head, stored, options, *tables), checkpoint.total_bytes
 
 
 def _load_model(
-    config: EngineConfig, path: Path, arithmetic: Arithmetic, resolver: Resolver, progress: Progress | None
+    config: EngineConfig,
+    path: Path,
+    arithmetic: Arithmetic,
+    resolver: Resolver,
+    progress: Progress | None,
+    keep_tables: bool = False,
 ) -> tuple[DecoderModel, int]:
     """The model, and the bytes of its weights as stored."""
     if config.load_format == "dummy":
         found = read_model_config(path)
         scheme = choose_scheme(found.quantization, config.quantization)
         weights = DummyWeights(config.seed, found.tie_word_embeddings, scheme, resolver.device, arithmetic.dtype)
-        return _build(config, found, scheme, weights, arithmetic, resolver), weights.num_bytes
+        return _build(config, found, scheme, weights, arithmetic, resolver, keep_tables), weights.num_bytes
     on_gpu = resolver.device.type != "cpu"
     with open_checkpoint(path, resolver.device if on_gpu else None) as checkpoint:
         found = checkpoint.config
         scheme = choose_scheme(found.quantization, config.quantization)
         stored = CheckpointWeights(checkpoint, progress, resolver.device if on_gpu else None)
-        return _build(config, found, scheme, stored, arithmetic, resolver), checkpoint.total_bytes
+        return _build(config, found, scheme, stored, arithmetic, resolver, keep_tables), checkpoint.total_bytes
 
 
 def _build(
@@ -236,13 +269,26 @@ def _build(
     weights: Weights,
     arithmetic: Arithmetic,
     resolver: Resolver,
+    keep_tables: bool,
 ) -> DecoderModel:
     if config.max_model_len is not None and config.max_model_len > found.max_position:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}, but the model was made for {found.max_position} tokens: "
             f"pass at most {found.max_position}"
         )
-    options = BuildOptions(
+    options = _build_options(config, found, scheme, arithmetic, resolver, keep_tables)
+    return model_class(found.architecture)(found, weights, options)
+
+
+def _build_options(
+    config: EngineConfig,
+    found: ModelConfig,
+    scheme: QuantScheme,
+    arithmetic: Arithmetic,
+    resolver: Resolver,
+    keep_tables: bool = False,
+) -> BuildOptions:
+    return BuildOptions(
         dtype=arithmetic.dtype,
         storage_dtype=arithmetic.storage_dtype,
         scheme=scheme,
@@ -251,8 +297,8 @@ def _build(
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,
         compile_one_token=config.compile,
+        keep_tables=keep_tables,
     )
-    return model_class(found.architecture)(found, weights, options)
 
 
 def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> SchedulerConfig:

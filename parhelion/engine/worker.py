@@ -11,15 +11,17 @@ import numpy as np
 import torch
 
 from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.head_draft import HeadDraft
 from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_drafter import HostDrafter, ModelDraft
+from parhelion.engine.host_drafter import HostDraft, HostDrafter, ModelDraft
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import StepRows, rows_of, samples_of
 from parhelion.engine.step_result import StepResult
-from parhelion.models.decoder import DecoderModel
+from parhelion.models.decoder import DecoderModel, HiddenStates
+from parhelion.models.eagle3 import Eagle3Head
 from parhelion.scheduler import StepPlan
 
 WARM_UP_LENGTHS = (8, 5)
@@ -48,7 +50,7 @@ class Worker:
         size: KVCacheSize,
         block_size: int,
         max_num_seqs: int,
-        draft_model: DecoderModel | None = None,
+        draft_model: DecoderModel | Eagle3Head | None = None,
         max_num_batched_tokens: int = 1024,
     ) -> None:
         self._model = model
@@ -61,11 +63,19 @@ class Worker:
         self._batches = HostBatches(model.config, model.dtype, self._sampler.tokens, self._block_table, block_size)
         self._drafter: HostDrafter | None = None
         if draft_model is not None:
-            draft = ModelDraft(draft_model, size, self._sampler, self._block_table, block_size)
-            progress = DraftProgress(
-                *self._block_table.shape, size.num_blocks, block_size, max_num_batched_tokens, draft.behind
-            )
-            self._drafter = HostDrafter(draft, progress, self._sampler)
+            self._drafter = self._drafter_of(draft_model, size, max_num_batched_tokens)
+
+    def _drafter_of(self, model: DecoderModel | Eagle3Head, size: KVCacheSize, budget: int) -> HostDrafter:
+        block_table, block_size = self._block_table, self._block_size
+        behind = 1 if isinstance(model, Eagle3Head) else 0
+        progress = DraftProgress(*block_table.shape, size.num_blocks, block_size, budget, behind)
+        draft: HostDraft
+        if isinstance(model, Eagle3Head):
+            layers = model.config.layers_read(self._model.config)
+            draft = HeadDraft(model, layers, size, self._sampler, block_table, progress, block_size)
+        else:
+            draft = ModelDraft(model, size, self._sampler, block_table, block_size)
+        return HostDrafter(draft, progress, self._sampler)
 
     def warm_up(self) -> None:
         """Run decode rows and a prompt through the model, so that whatever compiles at first use has compiled.
@@ -96,16 +106,18 @@ class Worker:
             self._take_admissions(plan, admitted)
             self._sampler.guess(plan.rows)
             rows = rows_of(plan)
-            drafted = self._drafter.draft(rows) if self._drafter is not None and plan.follows else None
-            hidden = self._forward(rows)
+            drafter = self._drafter if plan.follows else None
+            drafted = drafter.draft(rows) if drafter is not None else None
+            states = drafter.wanted() if drafter is not None else None
+            hidden = self._forward(rows, states)
             prompt_logprobs = self._sampler.prompt_logprobs(plan.rows, np.cumsum(rows.counts) - rows.counts, hidden)
             samples = samples_of(rows)
             chosen, logprobs = np.zeros(0, np.int64), list[TokenLogprob | None]()
             if len(samples.rows):
                 logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
                 chosen, logprobs = self._sampler.sample(logits, samples, self._sampler.stays(rows))
-            if self._drafter is not None and drafted is not None:
-                self._drafter.progress.settle(rows, drafted.token_ids, chosen)
+            if drafter is not None and drafted is not None:
+                drafter.settle(rows, drafted, chosen, states)
             return StepResult(chosen.tolist(), logprobs, prompt_logprobs, drafted)
 
     def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
@@ -126,5 +138,5 @@ class Worker:
         if self._drafter is not None:
             self._drafter.progress.append(slot, first, ids, num_cached_tokens)
 
-    def _forward(self, rows: StepRows) -> torch.Tensor:
-        return self._model.forward(self._batches.batch(rows), self._kv_cache)
+    def _forward(self, rows: StepRows, states: HiddenStates | None = None) -> torch.Tensor:
+        return self._model.forward(self._batches.batch(rows), self._kv_cache, states)

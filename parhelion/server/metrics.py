@@ -72,7 +72,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
-        used = stats.num_blocks_in_use / stats.num_blocks if stats.num_blocks else 0.0
+        used = stats.kv_cache_usage
         yield _gauge("engine_up", "1 while the engine lives.", float(self._up))
         yield _gauge("requests_running", "Requests that are being computed.", stats.num_running)
         yield _gauge("requests_waiting", "Requests that wait for room.", stats.num_waiting)
@@ -96,6 +96,12 @@ class _EngineCollector(Collector):
         yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens_total)
         yield _counter("guessed_tokens", "Tokens that were guessed ahead.", stats.guessed_tokens_total)
         yield _counter("accepted_tokens", "Tokens that were guessed right.", stats.accepted_tokens_total)
+        yield _counter("checked_rows", "Times that a request's guesses were checked.", stats.checked_rows_total)
+        if stats.acceptance_rate is not None and stats.mean_accepted_length is not None:
+            yield _gauge("acceptance_ratio", "Share of the guessed tokens that were right.", stats.acceptance_rate)
+            length = "Tokens that a request gained at a time when its guesses were checked, on average."
+            yield _gauge("mean_accepted_length", length, stats.mean_accepted_length)
+            yield _gauge("speculation_gain_ratio", "Tokens/s with guesses over those without.", stats.speculation_gain)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -19,6 +19,7 @@ from parhelion.errors import ConfigError
 from parhelion.server.admission import Admission
 from parhelion.server.app import build_context, create_application
 from parhelion.server.engine_client import EngineClient
+from parhelion.server.stats_log import log_stats
 
 if TYPE_CHECKING:
     from parhelion.engine.async_engine import AsyncEngine
@@ -147,6 +148,7 @@ async def serve_engine(
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    logging_stats = asyncio.create_task(log_stats(engine))
     try:
         await _wait_started(server, serving)
         on_ready(_url(listener))
@@ -155,6 +157,8 @@ async def serve_engine(
     finally:
         server.should_exit = True
         server.force_exit = signals.stop_now.is_set()
+        logging_stats.cancel()
+        await asyncio.gather(logging_stats, return_exceptions=True)
         await serving
 
 

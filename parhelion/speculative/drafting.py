@@ -23,14 +23,18 @@ class Drafting(Speculator):
         cost: of a token that the draft model computes over one of the target's, before any was measured: as their
             weights' bytes.
         pace: what the target's steps take; with it, only as many guesses are made as pay. None: always ``most``.
+        needs_states: it guesses from what the step before left of the target's hidden states, which is nothing unless
+            it followed that step.
     """
 
-    def __init__(self, most: int, cost: float, pace: Pace | None = None) -> None:
+    def __init__(self, most: int, cost: float, pace: Pace | None = None, needs_states: bool = False) -> None:
         super().__init__(most, pace)
         self._cost = cost
         self._draft_pace = Pace()
         self._count = most
         self._num_steps = 0
+        self._needs_states = needs_states
+        self._is_blind = False
 
     @property
     def follows(self) -> bool:
@@ -45,12 +49,13 @@ class Drafting(Speculator):
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """See ``Guesser.begin_step``."""
         self._num_steps += num_decoding > 0
+        self._is_blind = self._needs_states and self.is_resting
         self._count = self._best(max(1, num_running)) if self._auto else self.most
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Guesser.guesses``."""
         is_plain = self._num_steps % _PLAIN_EVERY == _PLAIN_EVERY - 1
-        return () if is_plain else (DRAFTED,) * min(self._count, most)
+        return () if is_plain or self._is_blind else (DRAFTED,) * min(self._count, most)
 
     def forget(self, request_id: str) -> None:
         """A request is over."""

@@ -74,10 +74,13 @@ class Speculator(ABC):
             seconds: that it took, from when it could begin.
             drafted: tokens that a draft model computed in it, and the seconds of that.
         """
-        self.pace.observe(num_tokens, seconds - (drafted[1] if drafted else 0.0))
+        target_s = seconds - (drafted[1] if drafted else 0.0)
+        self.pace.observe(num_tokens, target_s)
         if num_tokens == num_rows or not self.pace.knows(num_rows):
             return
-        self._plain_s = _MEMORY * self._plain_s + self.pace.seconds(num_rows) * num_kept / num_rows
+        # Without guesses the step would have been no slower; what was measured of such steps may be long ago.
+        plain_s = min(self.pace.seconds(num_rows), target_s)
+        self._plain_s = _MEMORY * self._plain_s + plain_s * num_kept / num_rows
         self._guessing_s = _MEMORY * self._guessing_s + seconds
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from parhelion.errors import EngineDeadError, ParhelionError, QueueFullError
@@ -71,6 +72,7 @@ class FakeEngine:
         max_running: one more is refused with QueueFullError.
         params, prompts, priorities: what was asked for, by request id.
         aborted: ids of requests that were closed before their end.
+        counts: what ``stats`` says beside the running requests and the tokens made.
     """
 
     def __init__(self, reply: str = RECITAL, *, delay_s: float = 0.0, max_model_len: int = 4096) -> None:
@@ -89,6 +91,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.running: set[str] = set()
         self._replies: dict[int, bytes] = {}
+        self.counts = EngineStats(num_blocks=100, num_blocks_in_use=25, preemptions_total=3)
         self.tokens_made = 0
         self.most_running = 0
 
@@ -169,13 +172,7 @@ class FakeEngine:
     async def stats(self) -> EngineStats:
         if self.is_dead:
             raise EngineDeadError("the engine died")
-        return EngineStats(
-            num_running=len(self.running),
-            num_blocks=100,
-            num_blocks_in_use=25,
-            preemptions_total=3,
-            generation_tokens_total=self.tokens_made,
-        )
+        return replace(self.counts, num_running=len(self.running), generation_tokens_total=self.tokens_made)
 
     async def shutdown(self) -> None:
         self.is_dead = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -98,6 +99,31 @@ async def test_metrics_outlive_the_engine(client: httpx.AsyncClient, engine: Fak
     samples = await samples_of(client)
     assert samples["parhelion_engine_up"] == 0
     assert samples["parhelion_preemptions_total"] == 3
+
+
+SPECULATION_GAUGES = ("acceptance_ratio", "mean_accepted_length", "speculation_gain_ratio")
+
+
+async def test_metrics_tell_what_guesses_did(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.counts = replace(
+        engine.counts,
+        guessed_tokens_total=200,
+        accepted_tokens_total=90,
+        checked_rows_total=60,
+        speculation_gain=1.25,
+    )
+    samples = await samples_of(client)
+    assert samples["parhelion_guessed_tokens_total"] == 200
+    assert samples["parhelion_accepted_tokens_total"] == 90
+    assert samples["parhelion_checked_rows_total"] == 60
+    assert [samples[f"parhelion_{name}"] for name in SPECULATION_GAUGES] == [0.45, 2.5, 1.25]
+
+
+async def test_ratios_of_guesses_are_left_out_where_there_are_none(client: httpx.AsyncClient) -> None:
+    samples = await samples_of(client)
+    assert samples["parhelion_guessed_tokens_total"] == 0
+    assert samples["parhelion_checked_rows_total"] == 0
+    assert not {f"parhelion_{name}" for name in SPECULATION_GAUGES} & samples.keys()
 
 
 async def test_metrics_of_two_applications_are_apart(engine: FakeEngine) -> None:

@@ -1,0 +1,98 @@
+"""A draft head on the host: it guesses from hidden states that the target's steps leave behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.host_batches import HostBatches
+from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
+from parhelion.engine.step_layout import Ints, StepRows
+from parhelion.models.decoder import HiddenStates
+from parhelion.models.eagle3 import Eagle3Head
+
+
+class HeadDraft:
+    """An EAGLE-3 head as a ``HostDraft``.
+
+    At each position it takes the target's hidden states there and the next token's id. So it stays one token behind;
+    and what it computed out of its own guesses it computes again once the target's hidden states are there. Of tokens
+    that were computed in steps which it did not follow it never sees anything; its guesses may be worse for it.
+
+    Args:
+        head: with its weights.
+        layers: of the target, before which the hidden states are taken.
+        size: of the KV cache that it shares the blocks of.
+        sampler: the tokens of every slot.
+        block_table: [max_num_seqs, max_blocks] the blocks of every slot.
+        progress: what it has computed.
+        block_size: tokens of a block.
+    """
+
+    def __init__(
+        self,
+        head: Eagle3Head,
+        layers: tuple[int, ...],
+        size: KVCacheSize,
+        sampler: HostSampler,
+        block_table: Ints,
+        progress: DraftProgress,
+        block_size: int,
+    ) -> None:
+        self._head = head
+        self._layers = layers
+        self._kv_cache = allocate_kv_cache(size, head.config.layer, block_size, head.dtype, head.device)
+        self._batches = HostBatches(head.config.layer, head.dtype, sampler.tokens, block_table, block_size)
+        self._progress = progress
+        # By slot: the first position of the hidden states that the head has not computed yet, and these.
+        self._seen: dict[int, tuple[int, torch.Tensor]] = {}
+        # By slot: the feature behind the last guess.
+        self._guessed: dict[int, torch.Tensor] = {}
+
+    def wanted(self) -> HiddenStates:
+        """See ``HostDraft``."""
+        return HiddenStates(self._layers)
+
+    def run(self, rows: StepRows) -> torch.Tensor:
+        """See ``HostDraft``."""
+        batch = self._batches.batch(rows, tokens_ahead=1)
+        hidden, features = self._head.forward(batch, self._features(rows), self._kv_cache)
+        sampling = np.flatnonzero(rows.samples)
+        last = (np.cumsum(rows.counts) - 1)[sampling]
+        for slot, token in zip(rows.slots[sampling].tolist(), last.tolist(), strict=True):
+            self._guessed[slot] = features[token : token + 1]
+        return self._head.compute_logits(hidden[torch.from_numpy(last)]).float()
+
+    def _features(self, rows: StepRows) -> torch.Tensor:
+        """What goes with the rows' positions: made of the target's hidden states, or left by the head itself."""
+        seen, guessed = [], []
+        for slot, start, count in zip(rows.slots.tolist(), rows.starts.tolist(), rows.counts.tolist(), strict=True):
+            first, states = self._seen[slot]
+            if start < first + len(states):
+                seen.append(states[start - first : start - first + count])
+            else:
+                guessed.append(self._guessed[slot])
+        # A pass either catches up or guesses on, for all of its rows.
+        return self._head.features(torch.cat(seen)) if seen else torch.cat(guessed)
+
+    def learn(self, rows: StepRows, kept: Ints, states: HiddenStates | None) -> None:
+        """See ``HostDraft``."""
+        if states is None:
+            return
+        taken = torch.cat(states.taken, dim=-1)
+        ends = np.cumsum(rows.counts)
+        firsts = (ends - rows.counts).tolist()
+        for slot, start, first, count in zip(
+            rows.slots.tolist(), rows.starts.tolist(), firsts, kept.tolist(), strict=True
+        ):
+            new = taken[first : first + count]
+            done = int(self._progress.computed[slot])
+            seen_from, seen = self._seen.get(slot, (start, new[:0]))
+            if seen_from + len(seen) != start:
+                seen_from, seen = start, new[:0]
+            seen = torch.cat((seen[max(0, done - seen_from) :], new))
+            seen_from = start + count - len(seen)
+            self._seen[slot] = seen_from, seen
+            self._progress.computed[slot] = max(done, seen_from)
