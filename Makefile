@@ -13,7 +13,7 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 export VENV EXTRAS PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format types imports unit tables bench clean
+.PHONY: help setup serve test lint format types imports unit matrix tables bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ bench: setup ## measure the figures that README.md shows (minutes; leave the mac
 	$(BIN)/python benchmarks/inductor.py
 	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/tables.py
+
+matrix: setup ## build the tile programs for every target, as far as they are said to build (minutes; needs no GPU)
+	$(BIN)/parhelion build --check --model qwen3-8b --quick --expect tests/tuning/expected_matrix.json
 
 tables: setup ## write the tables of README.md and docs/ again from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
