@@ -69,6 +69,8 @@ class DraftProgress:
         drafting = np.minimum(guesses, 1)
         # A row without guesses is followed as far as earlier steps computed it: what it samples is not known.
         ends = rows.starts + drafting * (1 - self.behind)
+        # A row that drafts computes its last token, come what may: the first guess is sampled behind it.
+        self.computed[rows.slots] = np.minimum(self.computed[rows.slots], ends - drafting)
         lag = ends - self.computed[rows.slots]
         lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= MOST_LAG)))
         yield from self._catching_up(rows, ends, drafting, lacking)

@@ -1,0 +1,299 @@
+"""What checking guesses costs and gains on a GPU: TPOT against the share of guesses that is right, and the batch.
+
+The weights are dummies, so which guesses are right is imposed: behind each one, the token that was sampled is replaced
+by the guess, or by another one, as often as is asked for. Everything else is the engine's: scheduler, steps, graphs,
+``auto``. Guesses are free with ``given``; with ``draft`` a dummy model makes them, and what that takes counts. It is
+not told what was imposed, so it catches up on tokens that it would have computed: it seems a little dearer than it is.
+
+    python benchmarks/h100_speculation.py [--model qwen3-8b] [--draft qwen3-0.6b] [--pack auto] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, SHAPES, step_bytes, write_config
+from parhelion.bench.machine import describe_circumstances
+from parhelion.config import EngineConfig
+from parhelion.engine.core import EngineCore
+from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
+from parhelion.engine.load import LoadedModel, load_model
+from parhelion.engine.messages import AddRequest
+from parhelion.engine.step_result import PendingStep, StepResult
+from parhelion.platform.ceilings import measure_ceilings
+from parhelion.platform.device import device_name, free_memory
+from parhelion.scheduler import DRAFTED, SchedulerConfig, StepPlan
+from parhelion.speculative import Drafting, Pace, Speculation, Speculator
+from parhelion.types import SamplingParams
+
+RESULT = Path(__file__).parent / "results" / "h100_speculation.json"
+BLOCK_SIZE = 16
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        counts: guesses a request.
+        rates: shares of guesses that are right, of those whose turn comes.
+    """
+
+    model: str = "qwen3-8b"
+    draft: str | None = None
+    device: str = "cuda"
+    pack: str = "auto"
+    input_length: int = 512
+    output_length: int = 128
+    batches: tuple[int, ...] = (1, 16, 64)
+    counts: tuple[int, ...] = (1, 3, 5)
+    rates: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    rounds: int = 3
+
+    @property
+    def max_model_len(self) -> int:
+        return self.input_length + self.output_length + 16
+
+
+class Anything:
+    """A proposer that always has as many guesses as are asked for."""
+
+    def start(self, request_id: str, token_ids: Sequence[int]) -> None:
+        return
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        return
+
+    def propose(self, request_id: str, count: int) -> list[int]:
+        return list(range(2, 2 + count))
+
+    def forget(self, request_id: str) -> None:
+        return
+
+
+class Imposed:
+    """A worker under which a share of all guesses is right; see the module."""
+
+    def __init__(self, worker: DeviceWorker, rate: float) -> None:
+        self._worker = worker
+        self._rate = rate
+        self._random = np.random.default_rng(SEED)
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        return _Imposing(self._worker.execute(plan, admitted), plan, self._rate, self._random)
+
+
+class _Imposing:
+    def __init__(self, step: PendingStep, plan: StepPlan, rate: float, random: np.random.Generator) -> None:
+        self._step, self._plan, self._rate, self._random = step, plan, rate, random
+
+    def wait(self) -> StepResult:
+        result = self._step.wait()
+        ids = list(result.token_ids)
+        drafted = iter(result.drafted.token_ids if result.drafted is not None else ())
+        sample = 0
+        for row in self._plan.rows:
+            for place, each in enumerate(row.guesses):
+                guess = next(drafted) if each == DRAFTED else each
+                ids[sample + place] = guess if self._random.random() < self._rate else guess + 1
+            sample += row.num_samples
+        return replace(result, token_ids=ids)
+
+
+class Bench:
+    """The model on its device; a new engine core for every case."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.shape = SHAPES[settings.model]
+        self._model = self._load(settings.model, folder)
+        self._draft = self._load(settings.draft, folder) if settings.draft is not None else None
+        draft = self._draft.model.config if self._draft is not None else None
+        config = self._config(settings.model, folder)
+        on_gpu = settings.device != "cpu"
+        model = self._model.model
+        self._size = plan_kv_cache(config, model.config, model.dtype, free_memory(model.device), on_gpu, draft)
+
+    def _config(self, name: str, folder: Path) -> EngineConfig:
+        where = write_config(SHAPES[name], folder / name, FP8_PER_TOKEN_CONFIG)
+        s = self.settings
+        return EngineConfig(
+            model=str(where),
+            device=s.device,
+            load_format="dummy",
+            pack=s.pack,
+            max_model_len=s.max_model_len,
+            max_num_seqs=max(s.batches),
+            kv_cache_memory=None if s.device != "cpu" else 64 << 20,
+            # On a CPU these have no provider for padded steps but the reference.
+            kernels=() if s.device != "cpu" else ("paged_attention=reference", "fused_qk_norm_rope=reference"),
+        )
+
+    def _load(self, name: str, folder: Path) -> LoadedModel:
+        config = self._config(name, folder)
+        return load_model(config, Path(config.model))
+
+    def worker(self, num_guesses: int, drafts: bool) -> DeviceWorker:
+        """A worker whose rows may check so many guesses."""
+        options = DeviceWorkerOptions(
+            BLOCK_SIZE, max(self.settings.batches), 4096, self.settings.device != "cpu", num_guesses
+        )
+        draft = self._draft.model if drafts and self._draft is not None else None
+        worker = DeviceWorker(self._model.model, self._size, options, self._model.resolver, draft)
+        worker.warm_up()
+        return worker
+
+    def core(self, worker: DeviceWorker, rate: float, speculator: Speculator | None) -> EngineCore:
+        limits = SchedulerConfig(
+            num_blocks=self.size.num_blocks,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=max(self.settings.batches),
+            max_num_batched_tokens=4096,
+            max_model_len=self.size.max_model_len,
+            enable_prefix_caching=False,
+        )
+        return EngineCore(limits, Imposed(worker, rate), speculation=speculator)
+
+    @property
+    def size(self) -> KVCacheSize:
+        return self._size
+
+    @property
+    def cost(self) -> float:
+        """Of a token of the draft model over one of the target's, as their weights' bytes."""
+        return self._draft.weight_bytes / self._model.weight_bytes if self._draft is not None else 0.0
+
+
+def tpot_ms(core: EngineCore, settings: Settings, batch: int, round_number: int) -> float:
+    """Milliseconds a token of one request, from when all have their first token until the first one has its last."""
+    prompts = np.random.default_rng(round_number).integers(2, 400, (batch, settings.input_length))
+    for row, prompt in enumerate(prompts.tolist()):
+        core.add(
+            AddRequest(
+                request_id=f"{round_number}-{row}",
+                prompt_token_ids=prompt,
+                params=SamplingParams(temperature=0.0, max_tokens=settings.output_length, ignore_eos=True),
+                seed=0,
+                stop_token_ids=[],
+                max_tokens=settings.output_length,
+                priority=0,
+                arrival=float(row),
+            )
+        )
+    begun: set[str] = set()
+    gained, started, measured = 0, None, None
+    while core.has_work:
+        outputs = core.step()
+        if started is not None and measured is None:
+            gained += len(outputs)
+            if any(output.finish_reason is not None for output in outputs):
+                measured = time.perf_counter() - started
+        begun |= {output.request_id for output in outputs}
+        if started is None and len(begun) == batch:
+            started = time.perf_counter()
+    assert measured is not None
+    return measured / gained * batch * 1e3
+
+
+def cases(bench: Bench) -> Iterator[tuple[str, int, float | None, Speculator | None]]:
+    """Name of the way, guesses, imposed share, and who guesses."""
+    s = bench.settings
+    yield "off", 0, None, None
+    ways = ("given", "draft") if s.draft is not None else ("given",)
+    for way in ways:
+        for count in s.counts:
+            for rate in s.rates:
+                yield way, count, rate, _speculator(bench, way, count, None)
+        for rate in (0.0, *s.rates):
+            yield f"{way}, auto", max(s.counts), rate, _speculator(bench, way, max(s.counts), Pace())
+
+
+def _speculator(bench: Bench, way: str, count: int, pace: Pace | None) -> Speculator:
+    if way == "draft":
+        return Drafting(count, bench.cost, pace)
+    return Speculation(Anything(), count, pace)
+
+
+def measure(settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each case and batch; a case that fails says why."""
+    bench = Bench(settings, folder)
+    bandwidth = measure_ceilings(torch.device(settings.device)).bandwidth
+    workers = {drafts: bench.worker(max(settings.counts), drafts) for drafts in {False, settings.draft is not None}}
+    for batch in settings.batches:
+        plain = 0.0
+        floor = step_bytes(bench.shape, batch, settings.input_length + settings.output_length // 2) / bandwidth * 1e3
+        for way, count, rate, speculator in cases(bench):
+            about = {"model": settings.model, "batch": batch, "way": way, "guesses": count, "imposed": rate}
+            try:
+                core = bench.core(workers[way.startswith("draft")], rate or 0.0, speculator)
+                try:
+                    # The first round captures graphs and lets auto learn.
+                    times = [tpot_ms(core, settings, batch, number) for number in range(settings.rounds + 1)][1:]
+                    stats = core.stats()
+                finally:
+                    core.close()
+            except Exception:
+                yield about | {"failed": traceback.format_exc(limit=3)}
+                continue
+            median = statistics.median(times)
+            plain = median if way == "off" else plain
+            yield about | {
+                "tpot_ms": median,
+                "tpot_ms_range": [min(times), max(times)],
+                "floor_ms": floor,
+                "gain": plain / median,
+                "acceptance_rate": stats.acceptance_rate,
+                "mean_accepted_length": stats.mean_accepted_length,
+                "told_gain": stats.speculation_gain,
+            }
+
+
+def main() -> None:
+    """Parse the options, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    d = Settings()
+    parser.add_argument("--model", default=d.model, choices=SHAPES)
+    parser.add_argument("--draft", choices=SHAPES)
+    parser.add_argument("--device", default=d.device)
+    parser.add_argument("--pack", default=d.pack)
+    parser.add_argument("--batches", default=",".join(map(str, d.batches)))
+    parser.add_argument("--counts", default=",".join(map(str, d.counts)))
+    parser.add_argument("--output-length", type=int, default=d.output_length)
+    parser.add_argument("--rounds", type=int, default=d.rounds)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    o = parser.parse_args()
+    batches, counts = (tuple(map(int, text.split(","))) for text in (o.batches, o.counts))
+    settings = Settings(o.model, o.draft, o.device, o.pack, 512, o.output_length, batches, counts, rounds=o.rounds)
+    results: dict[str, Any] = {
+        "benchmark": "h100_speculation",
+        "device": device_name(torch.device(settings.device)),
+        "circumstances": describe_circumstances(),
+    }
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(settings, Path(folder)):
+            rows.append(row)
+            told = row.get("failed") or f"{row['tpot_ms']:7.2f} ms, {row['gain']:.2f}x"
+            case = f"batch {row['batch']:3} {row['way']:12} {row['guesses']} guesses, imposed {row['imposed'] or 0:.1f}"
+            print(f"{case}: {told}", flush=True)
+            # The run may be cut short: each row is written as soon as it is known.
+            o.output.parent.mkdir(parents=True, exist_ok=True)
+            o.output.write_bytes(msgspec.json.format(msgspec.json.encode(results | {"rows": rows}), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
