@@ -10,7 +10,7 @@ import torch
 
 from parhelion.ops.contract import Launcher
 from parhelion.ops.paged_attention import OP, AttentionBatch, PagedAttention
-from parhelion.ops.paged_attention.cpu_batch import plan_cpu_attention
+from parhelion.ops.paged_attention.cpu_batch import CALL, SHORT, CpuAttentionBatch, plan_cpu_attention
 
 TOLERANCE = 5e-6
 """Sums of a few hundred products of unit numbers, each rounded to float32 (6e-8); outputs are at most a few units."""
@@ -22,7 +22,7 @@ GARBAGE = 3e4
 @dataclass(frozen=True)
 class Step:
     """Attributes:
-    starts, counts: of each row, tokens before the step and in it; rows with one token lead.
+    starts, counts: of each row, tokens before the step and in it.
     side_by_side: each row's blocks follow each other in the storage; else they are shuffled.
     """
 
@@ -108,7 +108,18 @@ DECODES = Step(starts=(0, 5, 31, 32, 70), counts=(1, 1, 1, 1, 1))
 PREFILLS = Step(starts=(0, 0, 0), counts=(2, 33, 16))
 CHUNKS = Step(starts=(16, 7, 40), counts=(20, 9, 24))
 MIXED = Step(starts=(12, 0, 47, 0, 30, 9), counts=(1, 1, 1, 35, 18, 1))
-STEPS = {"decode": DECODES, "prefill": PREFILLS, "chunked prefill": CHUNKS, "mixed": MIXED}
+GUESSES = Step(starts=(12, 40, 0, 31, 9, 50), counts=(4, 4, 4, 4, 4, 4))
+SOME_GUESSES = Step(starts=(12, 40, 0, 31, 9, 50, 20), counts=(1, 6, 1, 2, 9, 1, SHORT))
+GUESSES_AND_CHUNKS = Step(starts=(12, 40, 0, 31, 9, 50, 3), counts=(3, 1, SHORT + 1, 2, 33, 1, 7))
+STEPS = {
+    "decode": DECODES,
+    "prefill": PREFILLS,
+    "chunked prefill": CHUNKS,
+    "mixed": MIXED,
+    "guesses": GUESSES,
+    "some with guesses": SOME_GUESSES,
+    "guesses and chunks": GUESSES_AND_CHUNKS,
+}
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 16])
@@ -138,9 +149,90 @@ def test_one_decode_row_agrees_wherever_its_blocks_lie(start: int, window: int |
     check(Step((start,), (1,), window=window, side_by_side=side_by_side))
 
 
-def test_a_row_of_one_token_behind_prefills_is_a_chunk_like_any_other() -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("window", [None, 3, 10])
+@pytest.mark.parametrize("start", [0, 13, 16, 37])
+@pytest.mark.parametrize("count", [2, 5, SHORT, SHORT + 1])
+def test_one_row_of_several_tokens_agrees_wherever_its_blocks_lie(
+    count: int, start: int, window: int | None, side_by_side: bool
+) -> None:
+    check(Step((start,), (count,), window=window, side_by_side=side_by_side))
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_of_very_different_lengths_agree(window: int | None) -> None:
+    check(Step(starts=(5, 2 * CALL, 7, 40), counts=(1, 1, 1, 1), window=window))
+    check(Step(starts=(5, 2 * CALL, 7, 40), counts=(3, 1, 2, 5), window=window))
+    check(Step(starts=(2 * CALL, 5, 2 * CALL - 9, 40), counts=(6, 1, 2, 4), window=window))
+
+
+def plan_of(*rows: tuple[int, int]) -> CpuAttentionBatch:
+    """Of rows (start, count), with blocks of 16 tokens."""
+    starts, counts = zip(*rows, strict=True)
+    step = Step(starts, counts)
+    plan = batch_of(step, block_table(step, 2000, np.random.default_rng(0))).cpu
+    assert isinstance(plan, CpuAttentionBatch)
+    return plan
+
+
+def sizes(plan: CpuAttentionBatch) -> list[int]:
+    """Rows of each group."""
+    return [group.num_rows for group in plan.groups]
+
+
+def test_rows_with_guesses_share_a_call_and_leave_those_without_in_theirs() -> None:
+    plan = plan_of((30, 1), (44, 6), (20, 1), (51, 2), (33, SHORT), (12, 1))
+    assert sizes(plan) == [3, 3]
+    assert not plan.prefills
+
+
+def test_steps_of_one_token_a_row_are_computed_in_their_own_order() -> None:
+    plan = plan_of((30, 1), (44, 1), (20, 1))
+    assert sizes(plan) == [3]
+    assert plan.order is None
+    assert plan.groups[0].tokens == slice(0, 3)
+
+
+def test_many_tokens_of_a_row_are_computed_by_themselves() -> None:
+    plan = plan_of((30, 1), (0, SHORT + 1), (8, 40))
+    assert sizes(plan) == [1]
+    assert [(row.first_token, row.last_token) for row in plan.prefills] == [(1, SHORT + 2), (SHORT + 2, SHORT + 42)]
+
+
+def test_a_long_row_pads_others_only_if_that_costs_less_than_a_call() -> None:
+    assert sizes(plan_of((300, 1), (20, 1), (30, 1))) == [3]
+    assert sizes(plan_of((20, 1), (CALL + 100, 1), (30, 1), (25, 1))) == [1, 3]
+    assert sizes(plan_of((20, 3), (5 * CALL, 2), (2 * CALL, 4), (30, 1), (25, 2))) == [1, 1, 1, 2]
+
+
+def test_the_only_row_of_a_single_token_is_the_decode_group() -> None:
+    decodes = plan_of((30, 1)).decodes
+    assert decodes is not None
+    assert decodes.num_rows == 1
+    assert decodes.longest == 31
+    assert plan_of((0, 40)).decodes is None
+
+
+def test_a_row_of_one_token_behind_prefills_is_computed_like_any_other() -> None:
     check(Step(starts=(0, 5), counts=(7, 1)))
-    check(Step(starts=(0, 0), counts=(7, 1)))
+    check(Step(starts=(0, 0), counts=(SHORT + 7, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_with_guesses_computes_the_same_in_company_as_alone(dtype: torch.dtype) -> None:
+    step = Step((40, 12, 25), (3, 5, 1), side_by_side=True, dtype=dtype)
+    cache = torch.randn(20, 16, 4, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    query = torch.randn(9, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
+    table = block_table(step, 20, np.random.default_rng(0))
+    together = launcher(step.contract)(query, cache, batch_of(step, table))
+    first = 0
+    for row, (start, count) in enumerate(zip(step.starts, step.counts, strict=True)):
+        alone = replace(step, starts=(start,), counts=(count,))
+        own = slice(first, first + count)
+        out = launcher(step.contract)(query[own], cache, batch_of(alone, table[row : row + 1]))
+        # Padding changes the shapes of the products, and so the order of their sums.
+        torch.testing.assert_close(together[own], out, rtol=0, atol=TOLERANCE if dtype == torch.float32 else 0.03)
+        first += count
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -148,7 +240,8 @@ def test_random_steps_agree_with_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     num_decodes, num_chunks = (int(n) for n in rng.integers(0, 5, 2))
     starts = [int(n) for n in rng.integers(0, 60, num_decodes + num_chunks + 1)]
-    counts = [1] * num_decodes + [int(n) for n in rng.integers(2, 40, num_chunks + 1)]
+    counts = [int(n) for n in rng.choice([1, 1, 2, 5, 6], num_decodes)]
+    counts += [int(n) for n in rng.integers(2, 40, num_chunks + 1)]
     num_kv_heads = int(rng.integers(1, 4))
     step = Step(
         starts=tuple(start if rng.random() < 0.7 else 0 for start in starts),

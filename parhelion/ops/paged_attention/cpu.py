@@ -52,28 +52,29 @@ class _CpuLauncher:
     def __call__(self, query: torch.Tensor, kv_cache: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         plan = batch.cpu
         assert isinstance(plan, CpuAttentionBatch)
-        decodes = plan.decodes
-        if decodes is not None and decodes.num_rows == query.shape[0]:
-            return self._decode(query, kv_cache, decodes)
-        out = torch.empty_like(query)
-        if decodes is not None:
-            out[: decodes.num_rows] = self._decode(query[: decodes.num_rows], kv_cache, decodes)
-        for row in plan.prefills:
-            rows = slice(row.first_token, row.last_token)
-            out[rows] = self._prefill(query[rows], kv_cache, row)
-        return out
+        parts = [self._decode(query[group.tokens], kv_cache, group) for group in plan.groups]
+        parts += [self._prefill(query[row.first_token : row.last_token], kv_cache, row) for row in plan.prefills]
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return out if plan.order is None else out.index_select(0, plan.order)
 
     def _decode(self, query: torch.Tensor, cache: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
         c = self._c
         # The heads that share a key head see the same keys: they become that head's "tokens", so nothing is repeated.
-        grouped = query.view(group.num_rows, c.num_kv_heads, -1, c.head_dim)
+        # So do a row's queries; each stands there with its heads side by side.
+        queries, heads = query.shape[0] // group.num_rows, c.num_heads // c.num_kv_heads
+        grouped = query.view(-1, c.num_kv_heads, heads, c.head_dim)
+        if queries > 1:
+            grouped = grouped.unflatten(0, (-1, queries)).transpose(1, 2).flatten(2, 3)
         if group.first_block is not None:
             key_value = _adjacent(cache, group.first_block, group.longest)[None]
         else:
             key_value = self._gather(cache, group.blocks, group.num_rows)
         keys, values = key_value.transpose(1, 2).split(c.num_kv_heads, 1)
-        mask = group.masks[c.sliding_window]
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=c.scale).reshape(query.shape)
+        mask = group.mask(c.sliding_window, heads)
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=c.scale)
+        if queries > 1:
+            out = out.unflatten(2, (queries, heads)).transpose(1, 2)
+        return out.reshape(query.shape)
 
     def _prefill(self, query: torch.Tensor, cache: torch.Tensor, row: PrefillRow) -> torch.Tensor:
         c = self._c
