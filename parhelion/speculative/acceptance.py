@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 _MEMORY = 0.9
 """What is left of a request's old observation after a new one."""
 
 _LONG_MEMORY = 0.99
 """The same for all requests together."""
 
-_HOPE = 0.6
-"""Share of guesses that are expected to be right before any was checked."""
+
+@dataclass
+class Shares:
+    """Shares of guesses that are right, of those whose turn comes: behind a wrong one none is tried.
+
+    A guess behind a right one is right more often, since where one is, the text is easy to guess.
+
+    Attributes:
+        first: of the first guesses of a step.
+        later: of those behind right ones. Both begin with what one may hope for.
+    """
+
+    first: float = 0.6
+    later: float = 0.75
+
+    def learn(self, guessed: int, accepted: int, memory: float) -> None:
+        """So many guesses were right, up to the first that was wrong; ``memory`` is left of what was known."""
+        for trial in range(min(guessed, accepted + 1)):
+            right = (1 - memory) * (trial < accepted)
+            if trial == 0:
+                self.first = memory * self.first + right
+            else:
+                self.later = memory * self.later + right
+
+    def chances(self) -> Iterator[float]:
+        """Of the first guess to count, of the second and so on, without end."""
+        chance = self.first
+        while True:
+            yield chance
+            chance *= self.later
 
 
 class Acceptance:
-    """Shares of guesses that were right, of those whose turn came: behind a wrong one none is tried.
+    """What was right so far.
 
     Attributes:
-        share: of all requests.
+        overall: of all requests.
     """
 
     def __init__(self) -> None:
-        self.share = _HOPE
-        self._shares: dict[str, float] = {}
+        self.overall = Shares()
+        self._own: dict[str, Shares] = {}
 
     def learn(self, request_id: str, guessed: int, accepted: int) -> None:
         """So many of a request's guesses were right, up to the first that was wrong."""
-        share = self.of(request_id)
-        for trial in range(min(guessed, accepted + 1)):
-            right = trial < accepted
-            share = _MEMORY * share + (1 - _MEMORY) * right
-            self.share = _LONG_MEMORY * self.share + (1 - _LONG_MEMORY) * right
-        self._shares[request_id] = share
+        self._own.setdefault(request_id, Shares()).learn(guessed, accepted, _MEMORY)
+        self.overall.learn(guessed, accepted, _LONG_MEMORY)
 
-    def of(self, request_id: str) -> float:
-        """A request's own share; before any was checked, what one may hope for."""
-        return self._shares.get(request_id, _HOPE)
+    def of(self, request_id: str) -> Shares:
+        """A request's own; before any guess was checked, what one may hope for."""
+        return self._own.get(request_id) or Shares()
 
     def forget(self, request_id: str) -> None:
         """A request is over."""
-        self._shares.pop(request_id, None)
+        self._own.pop(request_id, None)
 
     def hope(self, weight: float) -> None:
-        """Move the share of all requests towards what one may hope for: nobody has guessed for a while."""
-        self.share += weight * (_HOPE - self.share)
+        """Move those of all requests towards what one may hope for: nobody has guessed for a while."""
+        hope = Shares()
+        self.overall.first += weight * (hope.first - self.overall.first)
+        self.overall.later += weight * (hope.later - self.overall.later)

@@ -54,7 +54,7 @@ class Drafting(Speculator):
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Guesser.guesses``."""
-        is_plain = self._num_steps % _PLAIN_EVERY == _PLAIN_EVERY - 1
+        is_plain = self._num_steps % _PLAIN_EVERY == 0 or not self.pace.is_known
         return () if is_plain or self._is_blind else (DRAFTED,) * min(self._count, most)
 
     def forget(self, request_id: str) -> None:
@@ -71,18 +71,17 @@ class Drafting(Speculator):
         num_guesses = num_tokens - num_rows
         # A step in which the draft model caught up on a prompt says nothing of the others.
         if drafted is not None and num_guesses > 0 and drafted[0] <= 2 * num_guesses:
-            self._draft_pace.observe(num_rows, drafted[1] * num_rows / num_guesses)
+            self._draft_pace.observe(num_rows, 0, drafted[1] * num_rows / num_guesses)
 
     def _best(self, num_rows: int) -> int:
         """The number of guesses with which most tokens a second are to be expected, as they were right so far."""
         plain_s = self.pace.seconds(num_rows)
         draft_s = self._draft_pace.seconds(num_rows) if self._draft_pace.is_known else self._cost * plain_s
         best, best_speed = 0, LEAST_GAIN / plain_s
-        tokens, chance = 1.0, 1.0
-        for count in range(1, self.most + 1):
-            chance *= self.acceptance.share
+        tokens = 1.0
+        for count, chance in zip(range(1, self.most + 1), self.acceptance.overall.chances(), strict=False):
             tokens += chance
-            speed = tokens / (self.pace.seconds(num_rows * (1 + count)) + count * draft_s)
+            speed = tokens / (self.pace.seconds(num_rows, num_rows * count) + count * draft_s)
             if speed > best_speed:
                 best, best_speed = count, speed
         return best

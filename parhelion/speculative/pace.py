@@ -1,4 +1,4 @@
-"""What a step takes by its number of tokens, as it was measured."""
+"""What a step takes by the requests in it and the guesses that it checks, as it was measured."""
 
 from __future__ import annotations
 
@@ -7,43 +7,86 @@ from bisect import bisect_left
 _MEMORY = 0.8
 """What is left of an old observation after a new one of the same size."""
 
+_HOPE = 0.98
+"""What is left of what guesses are taken to add, each time that none have paid for a while."""
+
 _GROWTH = 0.02
 """What a token more is taken to add to a step, as a share, before two sizes have been measured: little, so that the
 second one is tried."""
 
 
 class Pace:
-    """Seconds of steps that decode, by their tokens: measured sizes, and straight lines between them."""
+    """Seconds of steps that decode: those of a step without guesses, and what guesses add to it.
+
+    Both are measured sizes, and straight lines between them.
+    """
 
     def __init__(self) -> None:
-        self._sizes: list[int] = []
-        self._seconds: dict[int, float] = {}
+        self._plain = _Line()
+        self._added = _Line({0: 0.0})
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long."""
-        size = _rounded(num_tokens)
+    def observe(self, num_rows: int, num_guesses: int, seconds: float) -> None:
+        """A step of so many requests, with so many guesses for them in all, took so long."""
+        plain_s = self._plain.seconds(num_rows)
+        # A step that was held up says little. It may have taken twice as long as others of its size, and a guess no
+        # longer than a step.
+        if num_guesses == 0:
+            self._plain.observe(num_rows, min(seconds, 2 * plain_s) if self._plain.knows(num_rows) else seconds)
+        elif self.is_known:
+            known = self._added.knows(num_guesses)
+            most_s = 2 * (plain_s + self._added.seconds(num_guesses)) if known else plain_s * (1 + num_guesses)
+            # What was measured long ago of steps without guesses may be above what one with them takes now.
+            self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
+
+    def hope(self) -> None:
+        """No guesses have paid for a while: what they add may be less by now, which only trying can tell."""
+        self._added.scale(_HOPE)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any step without guesses has been measured."""
+        return self._plain.num_sizes > 0
+
+    def seconds(self, num_rows: int, num_guesses: int = 0) -> float:
+        """What such a step would take; any number before the first observation."""
+        plain_s = self._plain.seconds(num_rows)
+        if num_guesses == 0:
+            return plain_s
+        if self._added.num_sizes == 1:
+            return plain_s * (1 + _GROWTH * num_guesses)
+        return plain_s + self._added.seconds(num_guesses)
+
+
+class _Line:
+    """Seconds by a size."""
+
+    def __init__(self, known: dict[int, float] | None = None) -> None:
+        self._seconds = known or {}
+        self._sizes = sorted(self._seconds)
+
+    @property
+    def num_sizes(self) -> int:
+        return len(self._sizes)
+
+    def knows(self, size: int) -> bool:
+        return _rounded(size) in self._seconds
+
+    def observe(self, size: int, seconds: float) -> None:
+        size = _rounded(size)
         before = self._seconds.get(size)
         if before is None:
             self._sizes.insert(bisect_left(self._sizes, size), size)
             self._seconds[size] = seconds
         else:
-            # A step that was held up says little: it may add no more than it takes at other times.
-            self._seconds[size] = _MEMORY * before + (1 - _MEMORY) * min(seconds, 2 * before)
+            self._seconds[size] = _MEMORY * before + (1 - _MEMORY) * seconds
 
-    @property
-    def is_known(self) -> bool:
-        """Whether any step has been measured."""
-        return bool(self._sizes)
+    def scale(self, factor: float) -> None:
+        self._seconds = {size: factor * seconds for size, seconds in self._seconds.items()}
 
-    def knows(self, num_tokens: int) -> bool:
-        """Whether a step of so many tokens has been measured."""
-        return _rounded(num_tokens) in self._seconds
-
-    def seconds(self, num_tokens: int) -> float:
-        """What a step of so many tokens would take; any number before the first observation."""
+    def seconds(self, size: int) -> float:
         if not self._sizes:
-            return 1.0 + _GROWTH * num_tokens
-        size = _rounded(num_tokens)
+            return 1.0 + _GROWTH * size
+        size = _rounded(size)
         at = bisect_left(self._sizes, size)
         if at < len(self._sizes) and self._sizes[at] == size:
             return self._seconds[size]
@@ -55,7 +98,7 @@ class Pace:
         return max(self._seconds[low] + slope * (size - low), 0.5 * min(self._seconds.values()))
 
 
-def _rounded(num_tokens: int) -> int:
+def _rounded(size: int) -> int:
     """To an eighth or so: sizes that are measured together."""
-    step = max(1, 1 << max(0, num_tokens.bit_length() - 4))
-    return -(-num_tokens // step) * step
+    step = max(1, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step

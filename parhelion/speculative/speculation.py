@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parhelion.speculative.acceptance import Shares
 from parhelion.speculative.pace import Pace
 from parhelion.speculative.proposer import Proposer
 from parhelion.speculative.speculator import LEAST_GAIN, Speculator
@@ -39,10 +40,11 @@ class Speculation(Speculator):
         """See ``Guesser.begin_step``."""
         if self._asked and not self._pays:
             self._rest = _REST
+            self.pace.hope()
         elif self._rest:
             self._rest -= 1
         self._asked = self._pays = False
-        self._num_rows = self._planned = max(1, num_decoding)
+        self._num_rows, self._planned = max(1, num_decoding), 0
 
     @property
     def is_resting(self) -> bool:
@@ -81,6 +83,8 @@ class Speculation(Speculator):
         """How many guesses of this request pay: with each more, the chance that it counts falls and the step grows."""
         if not self._auto:
             return self.most
+        if not self.pace.is_known:
+            return 0
         self._asked = True
         best = self._best(self.acceptance.of(request_id))
         if best:
@@ -90,19 +94,18 @@ class Speculation(Speculator):
         if self._skipped[request_id] < _PATIENCE:
             return 0
         self._skipped[request_id] = 0
-        return min(1, self._best(1.0))
+        return min(1, self._best(Shares(1.0, 1.0)))
 
-    def _best(self, share: float) -> int:
-        """The number of guesses with which most tokens a second are to be expected, if this share of them is right."""
-        pace = self.pace
-        usual_s, planned_s = pace.seconds(self._num_rows), pace.seconds(self._planned)
-        best, best_speed = 0, LEAST_GAIN * self._num_rows / usual_s
+    def _best(self, shares: Shares) -> int:
+        """The number of guesses with which most tokens a second are to be expected, if these shares are right."""
+        num_rows, planned = self._num_rows, self._planned
+        usual_s, planned_s = self.pace.seconds(num_rows), self.pace.seconds(num_rows, planned)
+        best, best_speed = 0, LEAST_GAIN * num_rows / usual_s
         # What other rows' guesses gain is not counted: these must pay for what they add to the step by themselves.
-        tokens, chance = float(self._num_rows), 1.0
-        for count in range(1, self.most + 1):
-            chance *= share
+        tokens = float(num_rows)
+        for count, chance in zip(range(1, self.most + 1), shares.chances(), strict=False):
             tokens += chance
-            speed = tokens / (usual_s + pace.seconds(self._planned + count) - planned_s)
+            speed = tokens / (usual_s + self.pace.seconds(num_rows, planned + count) - planned_s)
             if speed > best_speed:
                 best, best_speed = count, speed
         return best

@@ -75,8 +75,8 @@ class Speculator(ABC):
             drafted: tokens that a draft model computed in it, and the seconds of that.
         """
         target_s = seconds - (drafted[1] if drafted else 0.0)
-        self.pace.observe(num_tokens, target_s)
-        if num_tokens == num_rows or not self.pace.knows(num_rows):
+        self.pace.observe(num_rows, num_tokens - num_rows, target_s)
+        if num_tokens == num_rows or not self.pace.is_known:
             return
         # Without guesses the step would have been no slower; what was measured of such steps may be long ago.
         plain_s = min(self.pace.seconds(num_rows), target_s)

@@ -8,10 +8,11 @@ from parhelion.scheduler import DRAFTED
 from parhelion.speculative import Drafting, Pace
 
 
-def paced(seconds: dict[int, float]) -> Pace:
+def paced(seconds: dict[tuple[int, int], float]) -> Pace:
+    """What steps of so many requests and so many guesses take."""
     pace = Pace()
-    for num_tokens, each in seconds.items():
-        pace.observe(num_tokens, each)
+    for (num_rows, num_guesses), each in seconds.items():
+        pace.observe(num_rows, num_guesses, each)
     return pace
 
 
@@ -24,6 +25,9 @@ def count(drafting: Drafting, num_rows: int = 1, most: int = 99) -> int:
 
 def test_without_a_pace_there_are_as_many_as_there_is_room_for_but_now_and_then_none() -> None:
     drafting = Drafting(4, cost=2.0)
+    # The first one makes none either, so that there is something to compare with.
+    assert count(drafting) == 0
+    drafting.observe(1, 1, 1, 0.1)
     counts = [count(drafting) for _ in range(128)]
     assert set(counts) == {4, 0}
     assert counts.count(0) == 2
@@ -35,15 +39,15 @@ def test_without_a_pace_there_are_as_many_as_there_is_room_for_but_now_and_then_
 @pytest.mark.parametrize(
     ("cost", "seconds", "right", "guesses"),
     [
-        pytest.param(0.05, {1: 1.0, 6: 1.0}, True, 5, id="cheap and right"),
-        pytest.param(0.05, {1: 1.0, 6: 1.0}, False, 0, id="cheap and wrong"),
-        pytest.param(0.9, {1: 1.0, 6: 1.0}, True, 5, id="dear and always right"),
-        pytest.param(1.1, {1: 1.0, 6: 1.0}, True, 0, id="dearer than the target"),
-        pytest.param(0.05, {1: 1.0, 6: 6.0}, True, 0, id="tokens that cost a step each"),
+        pytest.param(0.05, {(1, 0): 1.0, (1, 5): 1.0}, True, 5, id="cheap and right"),
+        pytest.param(0.05, {(1, 0): 1.0, (1, 5): 1.0}, False, 0, id="cheap and wrong"),
+        pytest.param(0.9, {(1, 0): 1.0, (1, 5): 1.0}, True, 5, id="dear and always right"),
+        pytest.param(1.1, {(1, 0): 1.0, (1, 5): 1.0}, True, 0, id="dearer than the target"),
+        pytest.param(0.05, {(1, 0): 1.0, (1, 5): 6.0}, True, 0, id="tokens that cost a step each"),
     ],
 )
 def test_with_a_pace_there_are_as_many_as_pay(
-    cost: float, seconds: dict[int, float], right: bool, guesses: int
+    cost: float, seconds: dict[tuple[int, int], float], right: bool, guesses: int
 ) -> None:
     drafting = Drafting(5, cost, paced(seconds))
     for _ in range(300):
@@ -54,27 +58,27 @@ def test_with_a_pace_there_are_as_many_as_pay(
 
 
 def test_what_the_draft_model_takes_is_measured_and_counts_more_than_its_size() -> None:
-    drafting = Drafting(5, 0.05, paced({1: 1.0, 6: 1.0}))
+    drafting = Drafting(5, 0.05, paced({(1, 0): 1.0, (1, 5): 1.0}))
     at_first = count(drafting)
     for _ in range(40):
         drafting.observe(1, 6, 3, 4.5, (5, 3.5))
     assert count(drafting) < at_first
     # A step in which it caught up on a prompt does not count.
-    other = Drafting(5, 0.05, paced({1: 1.0, 6: 1.0}))
+    other = Drafting(5, 0.05, paced({(1, 0): 1.0, (1, 5): 1.0}))
     for _ in range(40):
         other.observe(1, 6, 3, 4.5, (400, 3.5))
     assert count(other) == at_first
 
 
 def test_it_stops_under_load_and_comes_back_when_that_falls() -> None:
-    drafting = Drafting(3, 0.1, paced({1: 1.0, 4: 1.05, 32: 1.3, 64: 2.6, 128: 5.2}))
+    drafting = Drafting(3, 0.1, paced({(1, 0): 1.0, (32, 0): 1.3, (1, 3): 1.05, (32, 32): 2.6, (32, 96): 5.2}))
     assert count(drafting, 1) == 3
     assert count(drafting, 32) == 0
     assert count(drafting, 1) == 3
 
 
 def test_requests_that_end_while_nobody_guesses_let_it_hope_again() -> None:
-    drafting = Drafting(3, 0.3, paced({1: 1.0, 4: 1.0}))
+    drafting = Drafting(3, 0.3, paced({(1, 0): 1.0, (1, 3): 1.0}))
     for _ in range(300):
         drafting.learn("a", 3, 0)
     assert count(drafting) == 0

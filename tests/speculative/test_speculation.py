@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import pytest
 
 from parhelion.speculative import NgramProposer, Pace, Speculation
+from parhelion.speculative.acceptance import Acceptance, Shares
 
 
 class Endless:
@@ -28,10 +30,11 @@ class Endless:
         self.told.append(("forget", request_id, []))
 
 
-def paced(seconds: dict[int, float]) -> Pace:
+def paced(seconds: dict[tuple[int, int], float]) -> Pace:
+    """What steps of so many requests and so many guesses take."""
     pace = Pace()
-    for num_tokens, each in seconds.items():
-        pace.observe(num_tokens, each)
+    for (num_rows, num_guesses), each in seconds.items():
+        pace.observe(num_rows, num_guesses, each)
     return pace
 
 
@@ -61,14 +64,16 @@ def test_without_a_pace_there_are_as_many_guesses_as_there_is_room_for() -> None
 @pytest.mark.parametrize(
     ("seconds", "right", "guesses"),
     [
-        pytest.param({1: 1.0, 6: 1.0}, True, 5, id="tokens that cost nothing"),
-        pytest.param({1: 1.0, 6: 6.0}, True, 0, id="tokens that cost a step each"),
-        pytest.param({1: 1.0, 6: 6.0}, False, 0, id="and are wrong"),
-        pytest.param({1: 1.0, 6: 1.0}, False, 0, id="wrong ones"),
-        pytest.param({1: 1.0, 2: 2.5, 6: 2.6}, True, 5, id="only the first one is dear"),
+        pytest.param({(1, 0): 1.0, (1, 5): 1.0}, True, 5, id="tokens that cost nothing"),
+        pytest.param({(1, 0): 1.0, (1, 5): 6.0}, True, 0, id="tokens that cost a step each"),
+        pytest.param({(1, 0): 1.0, (1, 5): 6.0}, False, 0, id="and are wrong"),
+        pytest.param({(1, 0): 1.0, (1, 5): 1.0}, False, 0, id="wrong ones"),
+        pytest.param({(1, 0): 1.0, (1, 1): 2.5, (1, 5): 2.6}, True, 5, id="only the first one is dear"),
     ],
 )
-def test_with_a_pace_only_what_pays_is_guessed(seconds: dict[int, float], right: bool, guesses: int) -> None:
+def test_with_a_pace_only_what_pays_is_guessed(
+    seconds: dict[tuple[int, int], float], right: bool, guesses: int
+) -> None:
     speculation = Speculation(Endless(), 5, paced(seconds))
     for _ in range(60):
         speculation.learn("a", 5, 5 if right else 0)
@@ -78,7 +83,7 @@ def test_with_a_pace_only_what_pays_is_guessed(seconds: dict[int, float], right:
 
 def test_one_row_of_many_pays_for_itself_alone() -> None:
     # In a batch a token more costs little, and one row's guesses must pay for that.
-    speculation = Speculation(Endless(), 5, paced({8: 1.0, 16: 1.1, 48: 1.5}))
+    speculation = Speculation(Endless(), 5, paced({(8, 0): 1.0, (8, 8): 1.1, (8, 40): 1.5}))
     for _ in range(60):
         speculation.learn("good", 5, 5)
         speculation.learn("bad", 5, 0)
@@ -88,7 +93,7 @@ def test_one_row_of_many_pays_for_itself_alone() -> None:
 
 
 def test_who_guessed_wrong_may_try_again_now_and_then() -> None:
-    speculation = Speculation(Endless(), 5, paced({1: 1.0, 6: 2.0}))
+    speculation = Speculation(Endless(), 5, paced({(1, 0): 1.0, (1, 5): 2.0}))
     for _ in range(60):
         speculation.learn("a", 5, 0)
     counts = []
@@ -101,7 +106,7 @@ def test_who_guessed_wrong_may_try_again_now_and_then() -> None:
 
 def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
     proposer = Endless()
-    speculation = Speculation(proposer, 5, paced({1: 1.0, 6: 6.0}))
+    speculation = Speculation(proposer, 5, paced({(1, 0): 1.0, (1, 5): 6.0}))
     resting = []
     for step in range(40):
         speculation.begin_step(1, 1)
@@ -113,17 +118,57 @@ def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
 
 
 def test_a_pace_is_a_line_between_what_was_measured() -> None:
-    pace = paced({1: 1.0, 5: 2.0, 9: 2.0})
+    pace = paced({(1, 0): 1.0, (5, 0): 2.0, (9, 0): 2.0})
     assert [pace.seconds(n) for n in (1, 3, 5, 7, 9)] == [1.0, 1.5, 2.0, 2.0, 2.0]
     assert pace.seconds(15) == pytest.approx(2.0)
-    assert paced({4: 1.0}).seconds(5) == pytest.approx(1.02)
+    assert paced({(4, 0): 1.0}).seconds(5) == pytest.approx(1.02)
     assert Pace().seconds(2) > Pace().seconds(1)
 
 
+def test_what_guesses_add_is_measured_apart_from_what_a_step_takes_without() -> None:
+    pace = paced({(1, 0): 1.0, (9, 0): 3.0})
+    assert pace.seconds(1, 5) == pytest.approx(1.1)  # little, before any was measured
+    pace.observe(1, 4, 1.4)
+    assert pace.seconds(1, 4) == pytest.approx(1.4)
+    assert pace.seconds(9, 4) == pytest.approx(3.4)
+    assert pace.seconds(9, 2) == pytest.approx(3.2)
+    assert pace.seconds(9, 8) == pytest.approx(3.8)
+    pace.observe(9, 8, 2.0)  # less than nine requests took without
+    assert pace.seconds(1, 8) == pytest.approx(1.0)
+    pace.observe(1, 6, 100.0)  # held up: at most a step for each guess
+    assert pace.seconds(1, 6) == pytest.approx(7.0)
+
+
+def test_what_seemed_too_dear_is_tried_again_after_a_long_while() -> None:
+    speculation = Speculation(Endless(), 5, paced({(1, 0): 1.0, (1, 5): 2.0}))
+    for _ in range(5):
+        speculation.pace.observe(1, 1, 9.0)
+        speculation.pace.observe(1, 5, 20.0)
+    counts = []
+    for _ in range(2000):
+        speculation.begin_step(1, 1)
+        counts.append(len(speculation.guesses("a", [1], 9)))
+    assert sum(counts[:20]) == 0
+    assert sum(counts) > 0
+
+
+def test_a_guess_behind_a_right_one_is_right_more_often() -> None:
+    acceptance = Acceptance()
+    for _ in range(400):
+        acceptance.learn("a", 4, 3)
+        acceptance.learn("a", 4, 0)
+    chances = list(islice(acceptance.of("a").chances(), 4))
+    assert chances[0] == pytest.approx(0.5, abs=0.06)
+    assert chances[1] / chances[0] == pytest.approx(2 / 3, abs=0.1)
+    assert acceptance.of("b") == Shares()
+    acceptance.forget("a")
+    assert acceptance.of("a") == Shares()
+
+
 def test_a_pace_follows_what_is_measured_and_no_single_hiccup() -> None:
-    pace = paced({1: 1.0})
-    pace.observe(1, 100.0)
+    pace = paced({(1, 0): 1.0})
+    pace.observe(1, 0, 100.0)
     assert pace.seconds(1) < 1.3
     for _ in range(40):
-        pace.observe(1, 2.0)
+        pace.observe(1, 0, 2.0)
     assert pace.seconds(1) == pytest.approx(2.0, rel=0.01)
