@@ -73,15 +73,16 @@ PROMPTS: Mapping[str, tuple[str, ...]] = {
         f"Repeat these records in the same form, sorted by the year of birth:\n\n{RECORDS}",
     ),
     "extraction": (
-        f"Copy this letter word for word:\n\n{LETTER}",
-        f"Copy this report word for word:\n\n{REPORT}",
+        f"Extract from this letter all that is said of chairs, tables and the shelf, in its own words:\n\n{LETTER}",
+        f"Extract from this report all that is said of each of the three places, in its own words:\n\n{REPORT}",
     ),
     "stories": (
         "Write a short story about a lighthouse keeper who finds a letter.",
         "Describe a walk through an old town at night, as a poet would.",
     ),
 }
-"""Kinds of prompts: three whose answers repeat what they were given, and one whose answers do not."""
+"""Kinds of prompts: three whose answers repeat what they were given, and one whose answers do not. An answer ends where
+the model ends it: what it would go on with has nothing to do with the prompt."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def serve(pipe: Connection, way: str) -> None:
 
     memory = 1 << 30
     with LLM(MODEL, speculate=way, enable_prefix_caching=False, kv_cache_memory=memory) as llm:
-        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT_LENGTH, ignore_eos=True)
+        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT_LENGTH)
         pipe.send(None)
         while (asked := pipe.recv()) is not None:
             kind, batch = asked
