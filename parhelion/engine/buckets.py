@@ -19,12 +19,15 @@ class Buckets:
 
     Attributes:
         largest: no step needs more.
+        most_tokens: of any bucket.
     """
 
     def __init__(self, max_num_seqs: int, max_num_batched_tokens: int, num_guesses: int) -> None:
         max_num_rows = max(max_num_seqs, min(max_num_seqs * (1 + num_guesses), max_num_batched_tokens))
         self.largest = Bucket(max_num_rows, max_num_batched_tokens)
+        self.most_tokens = max(max_num_rows, max_num_batched_tokens)
         self._decode_sizes = buckets_up_to(max_num_seqs)
+        self._num_guesses = num_guesses
         # A guess has another row before it.
         self._verify_sizes = tuple(size for size in buckets_up_to(max_num_rows) if num_guesses and size > 1)
         most_rows = sorted({max_num_seqs, max_num_rows})
@@ -38,7 +41,7 @@ class Buckets:
 
         Args:
             rows: of the step, guesses in rows of their own.
-            verifies: some are guesses.
+            verifies: some may be guesses.
         """
         num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
         if num_rows == num_tokens:
@@ -47,14 +50,24 @@ class Buckets:
             return Bucket.decoding(pad_to(num_rows, self._decode_sizes))
         return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
 
+    def takes_apart(self, rows: StepRows) -> bool:
+        """Whether a draft model's pass had better have a row for each token: no row has more of them than one that is
+        checked with all its guesses, and some have several. So most passes are of one size, not of two.
+        """
+        return bool(1 < rows.counts.max() <= 1 + self._num_guesses)
+
     def decoding(self) -> list[Bucket]:
         """All of steps in which every row has one known token, the smallest first."""
         return [Bucket.decoding(size) for size in self._decode_sizes]
 
     def verifying(self) -> list[Bucket]:
-        """All of steps that decode and check guesses, the smallest first."""
+        """All of steps that decode and may check guesses, the smallest first."""
         return [Bucket.verifying(size) for size in self._verify_sizes]
 
-    def smallest_mixed(self) -> Bucket:
-        """Of the smallest steps with prompts in them."""
-        return Bucket(self._mixed_rows[0], self._token_sizes[0])
+    def one_token_a_row(self) -> list[Bucket]:
+        """Both of these, the largest first."""
+        return sorted([*self.decoding(), *self.verifying()], key=lambda bucket: bucket.num_rows, reverse=True)
+
+    def smallest(self) -> list[Bucket]:
+        """One of each kind: of steps that decode, that have prompts in them, and that check guesses if anybody does."""
+        return [self.decoding()[0], Bucket(self._mixed_rows[0], self._token_sizes[0]), *self.verifying()[:1]]

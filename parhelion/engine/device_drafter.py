@@ -1,4 +1,6 @@
-"""Guesses by a draft model on the device, handed over before the step that checks them and read back with it."""
+"""Guesses made on the device, by a draft model or a head: handed over before the step that checks them, and read back
+with it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import torch
 
 from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_queue import DeviceQueue
-from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
+from parhelion.engine.device_step import Mode, Step
 from parhelion.engine.draft_progress import DraftProgress, num_guesses
-from parhelion.engine.graphs import GraphCache
-from parhelion.engine.step_layout import Bucket, Ints, StepRows
+from parhelion.engine.graphs import EagerSteps, GraphCache
+from parhelion.engine.step_layout import Ints, StepRows, tokens_apart
 from parhelion.engine.step_result import Drafted
 from parhelion.platform.streams import Mark, mark, pinned
 
@@ -24,8 +26,8 @@ class DeviceDrafter:
     checks them finds them.
 
     Args:
-        step: the draft model's.
-        graphs: of that; None launches kernel by kernel.
+        step: the draft model's, or the head's.
+        runner: runs it.
         queue: brings its integers to the device.
         buckets: sizes.
         progress: what it has computed.
@@ -34,8 +36,8 @@ class DeviceDrafter:
 
     def __init__(
         self,
-        step: DeviceStep,
-        graphs: GraphCache | None,
+        step: Step,
+        runner: GraphCache | EagerSteps,
         queue: DeviceQueue,
         buckets: Buckets,
         progress: DraftProgress,
@@ -43,25 +45,25 @@ class DeviceDrafter:
     ) -> None:
         self.progress = progress
         self._step = step
-        self._graphs = graphs
+        self._runner = runner
         self._queue = queue
         self._buckets = buckets
         self._device = device
 
     def warm_up(self) -> None:
-        """Run a decode row and a prompt through the model, so that what compiles at first use has compiled."""
-        for bucket in (self._buckets.decoding()[0], self._buckets.smallest_mixed()):
+        """Run a decode row, two rows of a slot and a prompt through the model, so that what compiles at first use has
+        compiled.
+        """
+        for bucket in self._buckets.smallest():
             self._queue.send_padding(bucket)
             for mode in (Mode.GREEDY, Mode.DRAW):
                 self._step.run(self._queue.ints, bucket, mode)
 
     def capture_all(self) -> None:
-        """Capture the greedy graphs of all decoding buckets, the largest first."""
-        if self._graphs is None:
-            return
-        for bucket in reversed(self._buckets.decoding()):
+        """Run greedily what has one token a row, the largest first, so that its graphs are captured."""
+        for bucket in self._buckets.one_token_a_row():
             self._queue.send_padding(bucket)
-            self._graphs.run(bucket, Mode.GREEDY)
+            self._runner.run(self._step, bucket, Mode.GREEDY)
 
     def draft(self, rows: StepRows, mode: Mode) -> PendingDraft:
         """Catch up on a step's rows, and guess all that they sample but the last.
@@ -73,20 +75,17 @@ class DeviceDrafter:
         began = mark(self._device)
         num_tokens, guesses = 0, []
         for each in self.progress.passes(rows):
-            bucket = self._buckets.of(each)
-            self._queue.send(each, bucket)
-            outputs = self._compute(bucket, Mode.DRAW if mode is Mode.HOST else mode)
+            apart = self._buckets.takes_apart(each)
+            packed = tokens_apart(each) if apart else each
+            bucket = self._buckets.of(packed, apart)
+            self._queue.send(packed, bucket)
+            outputs = self._runner.run(self._step, bucket, Mode.DRAW if mode is Mode.HOST else mode)
             num_tokens += int(each.counts.sum())
             if each.samples.any():
                 ids = pinned(bucket.num_rows, self._device)
                 ids.copy_(outputs.token_ids, non_blocking=True)
-                guesses.append((each, ids))
+                guesses.append((packed, ids))
         return PendingDraft(rows, guesses, num_tokens, (began, mark(self._device)), self.progress)
-
-    def _compute(self, bucket: Bucket, mode: Mode) -> StepOutputs:
-        if self._graphs is None:
-            return self._step.run(self._queue.ints, bucket, mode)
-        return self._graphs.run(bucket, mode)
 
 
 class PendingDraft:

@@ -10,6 +10,9 @@ import numpy.typing as npt
 import torch
 
 from parhelion.engine.sampling_state import SamplingState
+from parhelion.engine.step_layout import Bucket, StepInts
+from parhelion.layers.step_batch import StepBatch
+from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.scheduler import Row
 
 PARAMETERS = 6
@@ -52,10 +55,42 @@ class DeviceState:
         self.spare_slot = max_num_seqs
         self.spare_position = max_model_len + 1
         self.max_blocks = -(-max_model_len // block_size)
+        self._block_size = block_size
         slots = max_num_seqs + 1
         self.tokens = torch.zeros((slots, max_model_len + 2), dtype=torch.int32, device=device)
         self.block_table = torch.zeros((slots, self.max_blocks), dtype=torch.int32, device=device)
         self.parameters = torch.zeros((slots, PARAMETERS), dtype=torch.int32, device=device)
+
+    def batch(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepBatch:
+        """What a step computes, as a model is given it; nothing waits for the device.
+
+        Args:
+            ints: the step's, on the device.
+            bucket: its sizes.
+            tokens_ahead: how far behind its position each token's id stands; 0 but for heads that take the next token.
+        """
+        rows = ints.token_row.long()
+        positions = ints.token_position.long()
+        slots = ints.row_slot.long()
+        slot_of_token = slots[rows]
+        blocks = self.block_table[slot_of_token, positions // self._block_size].long()
+        slot_mapping = torch.where(rows < 0, -1, blocks * self._block_size + positions % self._block_size)
+        attention = AttentionBatch(
+            block_table=self.block_table[slots],
+            seq_lens=ints.seq_lens,
+            query_start_loc=ints.query_start_loc,
+            max_query_len=bucket.max_query_len,
+            max_seq_len=self.tokens.shape[1] - 2,
+        )
+        ids = self.tokens[slot_of_token, positions + tokens_ahead if tokens_ahead else positions].long()
+        return StepBatch(ids, positions, slot_mapping, attention)
+
+    def store(self, ints: StepInts, token_ids: torch.Tensor, tokens_ahead: int = 0) -> None:
+        """Write ids [num_rows] behind the rows that sample, and so much further as ``tokens_ahead`` says."""
+        positions = ints.sample_position.long()
+        if tokens_ahead:
+            positions = (positions + tokens_ahead).clamp(max=self.spare_position)
+        self.tokens[ints.row_slot.long(), positions] = token_ids.int()
 
     def token_update(self, slot: int, token_ids: npt.NDArray[np.int64]) -> Update:
         """A slot's first tokens."""

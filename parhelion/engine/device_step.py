@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
 
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
-from parhelion.layers.step_batch import StepBatch
-from parhelion.models.decoder import DecoderModel
-from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.models.decoder import DecoderModel, HiddenStates
 
 
 class Mode(Enum):
@@ -30,24 +29,45 @@ class StepOutputs:
 
     Attributes:
         token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
-        logits: [num_rows, vocab_size], in the activations' dtype.
         hidden: [num_tokens, hidden_size].
+        logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
+            graph that kept them would take their memory for good.
     """
 
     token_ids: torch.Tensor
-    logits: torch.Tensor
     hidden: torch.Tensor
+    logits: torch.Tensor | None = None
+
+
+class Step(Protocol):
+    """Runs steps of any bucket; reads and writes nothing but device memory, and never waits."""
+
+    def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
+        """Compute the step whose integers lie at the front of the buffer."""
+        ...
+
+
+class StatesReader(Protocol):
+    """Reads hidden states of a step, for guesses to be made from them."""
+
+    def wanted(self) -> HiddenStates:
+        """What the forward pass is to hand out."""
+        ...
+
+    def keep(self, ints: StepInts, states: HiddenStates) -> None:
+        """A step has handed them out."""
+        ...
 
 
 class DeviceStep:
-    """Runs a step of any bucket; reads and writes nothing but device memory, and never waits.
+    """A model's ``Step``.
 
     Args:
         model: with its weights.
         kv_cache: a tensor a layer.
         state: of all slots.
         sampler: chooses tokens.
-        block_size: tokens of a block.
+        reader: reads the hidden states of every step; None: nobody does.
     """
 
     def __init__(
@@ -56,46 +76,32 @@ class DeviceStep:
         kv_cache: Sequence[torch.Tensor],
         state: DeviceState,
         sampler: DeviceSampler,
-        block_size: int,
+        reader: StatesReader | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._state = state
         self._sampler = sampler
-        self._block_size = block_size
+        self._reader = reader
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
-        """Compute the step whose integers lie at the front of the buffer."""
+        """See ``Step``."""
         ints = view_ints(buffer, bucket)
-        hidden = self._model.forward(self._batch(ints, bucket), self._kv_cache)
+        hidden = self._forward(ints, bucket)
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
         logits = self._model.compute_logits(last)
         if mode is Mode.HOST:
-            return StepOutputs(ints.row_slot.long(), logits, hidden)
+            return StepOutputs(ints.row_slot.long(), hidden, logits)
         greedy = mode is Mode.GREEDY
         token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits.float(), ints, self._state)
-        self._store(ints, token_ids)
-        return StepOutputs(token_ids, logits, hidden)
+        self._state.store(ints, token_ids)
+        return StepOutputs(token_ids, hidden)
 
-    def store(self, buffer: torch.Tensor, bucket: Bucket, token_ids: torch.Tensor) -> None:
-        """Make ids [num_rows] that the host has chosen the next tokens of the step's rows."""
-        self._store(view_ints(buffer, bucket), token_ids)
-
-    def _store(self, ints: StepInts, token_ids: torch.Tensor) -> None:
-        self._state.tokens[ints.row_slot.long(), ints.sample_position.long()] = token_ids.int()
-
-    def _batch(self, ints: StepInts, bucket: Bucket) -> StepBatch:
-        rows = ints.token_row.long()
-        positions = ints.token_position.long()
-        slots = ints.row_slot.long()
-        slot_of_token = slots[rows]
-        blocks = self._state.block_table[slot_of_token, positions // self._block_size].long()
-        slot_mapping = torch.where(rows < 0, -1, blocks * self._block_size + positions % self._block_size)
-        attention = AttentionBatch(
-            block_table=self._state.block_table[slots],
-            seq_lens=ints.seq_lens,
-            query_start_loc=ints.query_start_loc,
-            max_query_len=bucket.max_query_len,
-            max_seq_len=self._state.tokens.shape[1] - 2,
-        )
-        return StepBatch(self._state.tokens[slot_of_token, positions].long(), positions, slot_mapping, attention)
+    def _forward(self, ints: StepInts, bucket: Bucket) -> torch.Tensor:
+        batch = self._state.batch(ints, bucket)
+        if self._reader is None:
+            return self._model.forward(batch, self._kv_cache)
+        states = self._reader.wanted()
+        hidden = self._model.forward(batch, self._kv_cache, states)
+        self._reader.keep(ints, states)
+        return hidden

@@ -14,12 +14,13 @@ import torch
 
 from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
+from parhelion.engine.device_head import HeadFeatures, HeadProgress, HeadStep
 from parhelion.engine.device_queue import DeviceQueue
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState, Update
-from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
+from parhelion.engine.device_step import DeviceStep, Mode, Step, StepOutputs
 from parhelion.engine.draft_progress import DraftProgress
-from parhelion.engine.graphs import GraphCache
+from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest
@@ -32,9 +33,11 @@ from parhelion.engine.step_layout import (
     guesses_apart,
     rows_of,
     samples_of,
+    view_ints,
 )
 from parhelion.engine.step_result import PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
+from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.streams import Event, pinned, record_event, work_stream
 from parhelion.scheduler import StepPlan
@@ -64,14 +67,17 @@ class DeviceWorker:
     """Executes plans in the order in which they were made, on one stream.
 
     Of each way of sampling (``Mode``) there may be as many graphs as there are sizes of steps that only decode and, if
-    anybody guesses, of those that also check guesses, and one for each pair of sizes of steps with prompts.
+    anybody guesses, of those that also check guesses, and one for each pair of sizes of steps with prompts. A draft
+    model has as many for its passes. Beside a head, steps that it follows have graphs of their own, which leave it the
+    hidden states; they are never of those that only decode, since any of them may be taken for one that checks guesses.
 
     Args:
         model: with its weights on the device.
         size: of the KV cache.
         options: limits.
         resolver: finds the providers of sampling.
-        draft_model: guesses tokens for steps to check; None: nobody does, or the scheduler knows somebody.
+        draft_model: a model or a head that guesses tokens for steps to check; None: nobody does, or the scheduler knows
+            somebody.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class DeviceWorker:
         size: KVCacheSize,
         options: DeviceWorkerOptions,
         resolver: Resolver,
-        draft_model: DecoderModel | None = None,
+        draft_model: DecoderModel | Eagle3Head | None = None,
     ) -> None:
         self._model = model
         self._options = options
@@ -89,48 +95,57 @@ class DeviceWorker:
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device)
         sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
-        self._step = DeviceStep(model, kv_cache, self._state, sampler, options.block_size)
+        self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler)
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
         self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
         num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
         self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
-        self._graphs = self._graphs_of(self._step)
-        self._drafter = self._drafter_of(draft_model, size, sampler) if draft_model is not None else None
+        self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
+        self._runner = self._graphs or EagerSteps(self._queue.ints)
+        self._drafter: DeviceDrafter | None = None
+        if isinstance(draft_model, Eagle3Head):
+            layers = draft_model.config.layers_read(model.config)
+            features = HeadFeatures(draft_model, layers, self._buckets.most_tokens, self._state)
+            self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, features)
+            self._drafter = self._head_drafter(draft_model, features, size, sampler)
+        elif draft_model is not None:
+            self._drafter = self._model_drafter(draft_model, size, sampler)
         self._last: _Pending | None = None
 
-    def _graphs_of(self, step: DeviceStep) -> GraphCache | None:
-        if not self._options.use_graphs:
-            return None
-        return GraphCache(step, self._queue.ints, self._stream, self._device)
+    def _model_drafter(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
+        kv_cache = allocate_kv_cache(size, model.config, self._options.block_size, model.dtype, self._device)
+        step = DeviceStep(model, kv_cache, self._state, sampler)
+        return self._drafter_of(step, DraftProgress(*self._draft_limits(size)))
 
-    def _drafter_of(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
-        options = self._options
-        kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
-        step = DeviceStep(model, kv_cache, self._state, sampler, options.block_size)
-        progress = DraftProgress(
-            options.max_num_seqs,
-            self._state.max_blocks,
-            size.num_blocks,
-            options.block_size,
-            options.max_num_batched_tokens,
-        )
-        return DeviceDrafter(step, self._graphs_of(step), self._queue, self._buckets, progress, self._device)
+    def _head_drafter(
+        self, head: Eagle3Head, features: HeadFeatures, size: KVCacheSize, sampler: DeviceSampler
+    ) -> DeviceDrafter:
+        kv_cache = allocate_kv_cache(size, head.config.layer, self._options.block_size, head.dtype, self._device)
+        step = HeadStep(head, kv_cache, features, self._state, sampler)
+        return self._drafter_of(step, HeadProgress(*self._draft_limits(size)))
+
+    def _drafter_of(self, step: Step, progress: DraftProgress) -> DeviceDrafter:
+        return DeviceDrafter(step, self._runner, self._queue, self._buckets, progress, self._device)
+
+    def _draft_limits(self, size: KVCacheSize) -> tuple[int, int, int, int, int]:
+        o = self._options
+        return o.max_num_seqs, self._state.max_blocks, size.num_blocks, o.block_size, o.max_num_batched_tokens
 
     @property
     def graphs(self) -> GraphCache | None:
-        """The captured graphs, if any are used."""
+        """All captured graphs, if any are used."""
         return self._graphs
 
     def warm_up(self) -> None:
         """Run a decode row, a prompt and a guess through the model, so that what compiles at first use has compiled."""
-        buckets = [self._buckets.decoding()[0], self._buckets.smallest_mixed(), *self._buckets.verifying()[:1]]
         with torch.inference_mode(), self._stream.activate():
-            for bucket in buckets:
+            for bucket in self._buckets.smallest():
                 self._queue.send_padding(bucket)
-                for mode in (Mode.GREEDY, Mode.DRAW):
-                    self._step.run(self._queue.ints, bucket, mode)
+                for step in dict.fromkeys((self._step, self._followed_step)):
+                    for mode in (Mode.GREEDY, Mode.DRAW):
+                        step.run(self._queue.ints, bucket, mode)
             if self._drafter is not None:
                 self._drafter.warm_up()
             self._stream.synchronize()
@@ -141,12 +156,11 @@ class DeviceWorker:
         """
         if self._graphs is None:
             return
-        buckets = [*self._buckets.decoding(), *self._buckets.verifying()]
-        buckets.sort(key=lambda bucket: bucket.num_rows, reverse=True)
         with torch.inference_mode(), self._stream.activate():
-            for bucket in buckets:
+            for bucket in self._buckets.one_token_a_row():
                 self._queue.send_padding(bucket)
-                self._graphs.run(bucket, Mode.GREEDY)
+                step = self._followed_step if bucket.verifies else self._step
+                self._graphs.run(step, bucket, Mode.GREEDY)
             if self._drafter is not None:
                 self._drafter.capture_all()
             self._stream.synchronize()
@@ -168,21 +182,21 @@ class DeviceWorker:
         tokens, blocks, parameters = self._take_admissions(plan, admitted)
         rows = rows_of(plan)
         mode = self._mode(rows)
-        draft = None
+        draft, step = None, self._step
         verifies = bool((rows.samples > 1).any())
         if verifies:
             self._check_num_guesses(rows)
         if self._drafter is not None and plan.follows:
             self._queue.write((tokens, blocks, parameters))
             tokens, blocks, parameters = [], [], []
-            draft = self._drafter.draft(rows, mode)
+            draft, step = self._drafter.draft(rows, mode), self._followed_step
         elif verifies:
             tokens.append(self._state.guess_update(plan.rows))
         if verifies:
             rows = guesses_apart(rows)
-        bucket = self._buckets.of(rows, verifies)
+        bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        outputs = self._compute(bucket, mode)
+        outputs = self._runner.run(step, bucket, mode)
         wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
@@ -192,11 +206,6 @@ class DeviceWorker:
         stays = self._host_sampler.stays(rows)
         self._last = _Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft)
         return self._last
-
-    def _compute(self, bucket: Bucket, mode: Mode) -> StepOutputs:
-        if self._graphs is None:
-            return self._step.run(self._queue.ints, bucket, mode)
-        return self._graphs.run(bucket, mode)
 
     def _finish_on_host(
         self,
@@ -222,11 +231,12 @@ class DeviceWorker:
         # Penalties of a row's later samples count its guesses.
         self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
         sampling = torch.from_numpy(samples.rows)
+        assert outputs.logits is not None, "the host chooses"
         logits = outputs.logits[sampling.to(self._device)].float().cpu()
         chosen, logprobs = self._host_sampler.sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[sampling] = torch.from_numpy(chosen)
-        self._step.store(self._queue.ints, bucket, ids.to(self._device))
+        self._state.store(view_ints(self._queue.ints, bucket), ids.to(self._device))
         return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
 
     def _take_admissions(

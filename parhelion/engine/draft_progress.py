@@ -13,7 +13,7 @@ import numpy as np
 from parhelion.engine.step_layout import Ints, StepRows
 
 MOST_LAG = 16
-"""Tokens that a row which decodes without guesses may be ahead of the draft model before that catches up."""
+"""``most_lag`` of a model that can compute at any time what it lacks."""
 
 
 class DraftProgress:
@@ -27,13 +27,21 @@ class DraftProgress:
         budget: tokens of its largest pass.
         behind: 0 for a draft model, which computes a request's last known token; 1 for a head that computes the one
             before that, out of the target's hidden state there and the id of the last one.
+        most_lag: tokens that a row which decodes without guesses may be ahead of it before it catches up.
 
     Attributes:
         computed: [max_num_seqs] leading tokens of each slot that are written.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int, behind: int = 0
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        num_blocks: int,
+        block_size: int,
+        budget: int,
+        behind: int = 0,
+        most_lag: int = MOST_LAG,
     ) -> None:
         self.computed = np.zeros(max_num_seqs, np.int64)
         self.behind = behind
@@ -41,6 +49,7 @@ class DraftProgress:
         self._filled = np.zeros(num_blocks, np.bool_)
         self._block_size = block_size
         self._budget = budget
+        self._most_lag = most_lag
 
     def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
         """A slot gets blocks. What they held is of no use any more, but for a prefix from the cache.
@@ -72,7 +81,7 @@ class DraftProgress:
         # A row that drafts computes its last token, come what may: the first guess is sampled behind it.
         self.computed[rows.slots] = np.minimum(self.computed[rows.slots], ends - drafting)
         lag = ends - self.computed[rows.slots]
-        lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= MOST_LAG)))
+        lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)))
         yield from self._catching_up(rows, ends, drafting, lacking)
         for number in range(1, int(guesses.max(initial=0))):
             of = np.flatnonzero(guesses > number)

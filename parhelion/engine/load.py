@@ -123,11 +123,6 @@ def _load(
 ) -> LoadedEngine:
     started = time.monotonic()
     chosen = choose_draft(config, model_path)
-    if chosen is not None and chosen.head is not None and choose_device(config.device).type != "cpu":
-        raise ConfigError(
-            f"{config.draft_model} is an EAGLE-3 head, and heads guess on CPUs only so far: name a draft model, or "
-            "leave draft_model out"
-        )
     loaded = load_model(config, model_path, progress, keep_tables=chosen is not None and chosen.head is not None)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
@@ -145,7 +140,6 @@ def _load(
             use_graphs=config.graphs != "off",
             num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
         )
-        assert not isinstance(draft, Eagle3Head), "refused before"
         worker = DeviceWorker(model, size, options, resolver, draft)
     else:
         worker = Worker(

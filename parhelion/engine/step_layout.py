@@ -2,7 +2,7 @@
 
 A step is padded to a bucket: ``num_rows`` rows and ``num_tokens`` tokens. Padding rows use a spare slot whose blocks
 are never read by anyone, padding tokens have row -1. A guess is a row of its own, of the slot of those before it, so
-that a row samples one token at most.
+that a row samples one token at most. So are the few tokens that a draft model catches up on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Bucket:
     Attributes:
         num_rows, num_tokens: what rows and tokens are padded to.
         decodes: every row has one token. Equal sizes alone do not say so: both are padded.
-        verifies: and some of them are guesses, behind other rows of their slot.
+        verifies: and some of them may stand behind other rows of their slot, as guesses do.
     """
 
     num_rows: int
@@ -40,7 +40,7 @@ class Bucket:
 
     @classmethod
     def verifying(cls, num_rows: int) -> Bucket:
-        """Of steps in which every row has one token, and some are guesses."""
+        """Of steps in which every row has one token, and slots may have several rows."""
         return cls(num_rows, num_rows, decodes=True, verifies=True)
 
     @property
@@ -165,6 +165,20 @@ def guesses_apart(rows: StepRows) -> StepRows:
         np.where(is_guess, 1, known[of]),
         np.minimum(rows.samples, 1)[of],
         rows.output_indices[of] + number,
+    )
+
+
+def tokens_apart(rows: StepRows) -> StepRows:
+    """The same tokens in the same order, each in a row of its own, of which the last of a row samples if that does; of
+    rows that sample one token at most.
+    """
+    of, number = _parts(rows.counts)
+    return StepRows(
+        rows.slots[of],
+        rows.starts[of] + number,
+        np.ones_like(of),
+        np.where(number == rows.counts[of] - 1, rows.samples[of], 0),
+        rows.output_indices[of],
     )
 
 

@@ -54,7 +54,7 @@ class Drafting(Speculator):
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Guesser.guesses``."""
-        is_plain = self._num_steps % _PLAIN_EVERY == 0 or not self.pace.is_known
+        is_plain = self._num_steps % _PLAIN_EVERY == 0 or (self._auto and not self.pace.is_known)
         return () if is_plain or self._is_blind else (DRAFTED,) * min(self._count, most)
 
     def forget(self, request_id: str) -> None:

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_state import DeviceState, merged
-from parhelion.engine.step_layout import Bucket, StepRows, guesses_apart, pack, rows_of, samples_of, view_ints
+from parhelion.engine.step_layout import (
+    Bucket,
+    StepRows,
+    guesses_apart,
+    pack,
+    rows_of,
+    samples_of,
+    tokens_apart,
+    view_ints,
+)
 from parhelion.ops.contract import Contract
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.gemm.target import gemm_target
@@ -49,6 +59,31 @@ def test_rows_without_guesses_stay_as_they_are():
     apart = guesses_apart(rows)
     for field in ("slots", "starts", "counts", "samples", "output_indices"):
         assert getattr(apart, field).tolist() == getattr(rows, field).tolist(), field
+
+
+def test_tokens_become_rows_of_which_the_last_of_a_row_samples():
+    rows = rows_of(StepPlan(0, ROWS[1:2] + ROWS[3:], (), ()))
+    apart = tokens_apart(rows)
+    assert apart.slots.tolist() == [0, 1, 1, 1, 1, 2, 2, 2]
+    assert apart.starts.tolist() == [5, 0, 1, 2, 3, 8, 9, 10]
+    assert apart.counts.tolist() == [1] * 8
+    assert apart.samples.tolist() == [1, 0, 0, 0, 0, 0, 0, 1]
+    together, alone = samples_of(rows), samples_of(apart)
+    for field in ("slots", "tokens", "positions", "output_indices"):
+        assert getattr(alone, field).tolist() == getattr(together, field).tolist(), field
+
+
+@pytest.mark.parametrize(("counts", "apart"), [((1, 1), False), ((1, 2), True), ((3, 3), True), ((1, 4), False)])
+def test_a_draft_models_pass_has_a_row_a_token_if_no_row_has_more_than_are_checked_at_once(
+    counts: tuple[int, ...], apart: bool
+):
+    buckets = Buckets(max_num_seqs=4, max_num_batched_tokens=32, num_guesses=2)
+    zeros = np.zeros(len(counts), np.int64)
+    rows = StepRows(np.arange(len(counts)), zeros, np.array(counts), zeros, zeros)
+    assert buckets.takes_apart(rows) == apart
+    assert not Buckets(4, 32, num_guesses=0).takes_apart(rows)
+    if apart:
+        assert buckets.of(tokens_apart(rows), True) in buckets.verifying()
 
 
 def test_guesses_are_written_behind_the_known_tokens():

@@ -12,28 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.config import EngineConfig
 from parhelion.engine import device_worker
-from parhelion.engine.core import EngineCore
 from parhelion.engine.device_sampling import uniform
-from parhelion.engine.device_step import DeviceStep, Mode, StepOutputs
-from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
-from parhelion.engine.kv_storage import plan_kv_cache
-from parhelion.engine.load import load_model
+from parhelion.engine.device_step import Mode
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints
-from parhelion.engine.worker import Worker
-from parhelion.scheduler import Row, SchedulerConfig, StepPlan
-from parhelion.speculative import Drafting, Proposer, Speculation, Speculator
+from parhelion.scheduler import Row, StepPlan
 from tests.e2e.draft_models import leave_out_layers
 from tests.e2e.tiny_models import TINY_MODELS
+from tests.engine.device_cores import Recorder, core_of, greedy_and_drawn_requests, greedy_requests, prompt_of, run
 from tests.engine.requests import add_request
-
-BLOCK_SIZE, MAX_SEQS, MAX_LEN, BUDGET = 4, 5, 96, 24
-MOST_GUESSES = 4
-# On a CPU these have no provider for padded steps but the reference.
-KERNELS = ("paged_attention=reference", "rope_and_cache=reference")
 
 
 @pytest.fixture(scope="module")
@@ -43,113 +32,33 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _core(
-    folder: Path,
-    on_device: bool,
-    overlap: bool,
-    num_blocks: int,
-    max_num_seqs: int = MAX_SEQS,
-    proposer: Proposer | None = None,
-    use_graphs: bool = False,
-    draft: Path | None = None,
-) -> EngineCore:
-    config = EngineConfig(
-        model=str(folder),
-        device="cpu",
-        dtype="float32",
-        block_size=BLOCK_SIZE,
-        max_model_len=MAX_LEN,
-        max_num_seqs=max_num_seqs,
-        kernels=KERNELS if on_device else (),
-        kv_cache_memory=1 << 22,
-    )
-    loaded = load_model(config, folder)
-    size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
-    worker: Any
-    if on_device:
-        options = DeviceWorkerOptions(
-            BLOCK_SIZE,
-            max_num_seqs,
-            BUDGET,
-            use_graphs,
-            MOST_GUESSES if proposer is not None or draft is not None else 0,
-        )
-        draft_model = load_model(config, draft).model if draft is not None else None
-        worker = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model)
-    else:
-        worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs)
-    worker.warm_up()
-    if use_graphs:
-        worker.capture_all()
-    limits = SchedulerConfig(
-        num_blocks=min(num_blocks, size.num_blocks),
-        block_size=BLOCK_SIZE,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=BUDGET,
-        max_model_len=MAX_LEN,
-        max_queue_len=100,
-        enable_prefix_caching=True,
-        policy="fcfs",
-    )
-    speculation: Speculator | None = None
-    if proposer is not None:
-        speculation = Speculation(proposer, MOST_GUESSES)
-    elif draft is not None:
-        speculation = Drafting(MOST_GUESSES, cost=0.5)
-    return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
-
-
-def _run(core: EngineCore, requests: Sequence[AddRequest]) -> dict[str, list[Any]]:
-    outputs: dict[str, list[Any]] = {request.request_id: [] for request in requests}
-    for request in requests:
-        core.add(request)
-    while core.has_work:
-        for output in core.step():
-            outputs[output.request_id].append((output.token_id, output.logprob, output.prompt_logprobs))
-    core.check_integrity()
-    core.close()
-    return outputs
-
-
-def _prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(2, 500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def _greedy_requests(**params: Any) -> list[AddRequest]:
-    shared = _prompt(17, 99)
-    longer = [shared + _prompt(3, 2), shared + _prompt(30, 5)]
-    prompts = [_prompt(1, 1), longer[0], _prompt(40, 3), shared, _prompt(9, 4), longer[1], [7]]
-    return [
-        add_request(f"r{index}", prompt, max_tokens=20 + index, temperature=0.0, **params)
-        for index, prompt in enumerate(prompts)
-    ]
-
-
 @pytest.mark.parametrize("num_blocks", [1000, 30], ids=["room for all", "preemptions"])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_greedy_tokens_are_those_of_the_cpu_worker(tiny_llama: Path, overlap: bool, num_blocks: int):
-    expected = _run(_core(tiny_llama, False, False, 1000), _greedy_requests())
-    assert _run(_core(tiny_llama, True, overlap, num_blocks), _greedy_requests()) == expected
+    expected = run(core_of(tiny_llama, False, False, 1000), greedy_requests())
+    assert run(core_of(tiny_llama, True, overlap, num_blocks), greedy_requests()) == expected
 
 
 def test_prompts_that_are_padded_to_as_many_tokens_as_rows_are_no_decoding_step(tiny_llama: Path):
     """Five rows with eight tokens between them: both are padded to eight."""
     lengths = (1, 1, 2, 2, 2)
     requests = [
-        add_request(f"r{index}", _prompt(length, index), max_tokens=6, temperature=0.0)
+        add_request(f"r{index}", prompt_of(length, index), max_tokens=6, temperature=0.0)
         for index, length in enumerate(lengths)
     ]
-    expected = _run(_core(tiny_llama, False, False, 1000, max_num_seqs=8), requests)
-    assert _run(_core(tiny_llama, True, True, 1000, max_num_seqs=8), requests) == expected
+    expected = run(core_of(tiny_llama, False, False, 1000, max_num_seqs=8), requests)
+    assert run(core_of(tiny_llama, True, True, 1000, max_num_seqs=8), requests) == expected
 
 
 def test_penalties_biases_and_logprobs_go_by_the_host_and_agree(tiny_llama: Path):
-    requests = _greedy_requests()
-    requests[1] = add_request("r1", _prompt(20, 6), max_tokens=12, temperature=0.0, repetition_penalty=1.3, logprobs=2)
-    requests[2] = add_request("r2", _prompt(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0})
-    requests[4] = add_request("r4", _prompt(30, 7), max_tokens=6, temperature=0.0, prompt_logprobs=1)
-    expected = _run(_core(tiny_llama, False, False, 1000), requests)
-    got = _run(_core(tiny_llama, True, True, 1000), requests)
+    requests = greedy_requests()
+    requests[1] = add_request(
+        "r1", prompt_of(20, 6), max_tokens=12, temperature=0.0, repetition_penalty=1.3, logprobs=2
+    )
+    requests[2] = add_request("r2", prompt_of(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0})
+    requests[4] = add_request("r4", prompt_of(30, 7), max_tokens=6, temperature=0.0, prompt_logprobs=1)
+    expected = run(core_of(tiny_llama, False, False, 1000), requests)
+    got = run(core_of(tiny_llama, True, True, 1000), requests)
     for name, tokens in expected.items():
         assert [token for token, _, _ in got[name]] == [token for token, _, _ in tokens], name
     for (_, a, b), (_, c, d) in zip(got["r1"] + got["r4"], expected["r1"] + expected["r4"], strict=True):
@@ -164,12 +73,14 @@ def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
     params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
 
     def draws() -> list[AddRequest]:
-        return [add_request(f"d{index}", _prompt(5 + index, 8), seed=index, **params) for index in range(4)]
+        return [add_request(f"d{index}", prompt_of(5 + index, 8), seed=index, **params) for index in range(4)]
 
-    together = _run(_core(tiny_llama, True, True, 1000), draws())
+    together = run(core_of(tiny_llama, True, True, 1000), draws())
     assert len({str(tokens) for tokens in together.values()}) == 4
     for request in draws():
-        assert _run(_core(tiny_llama, True, False, 1000), [request])[request.request_id] == together[request.request_id]
+        assert (
+            run(core_of(tiny_llama, True, False, 1000), [request])[request.request_id] == together[request.request_id]
+        )
 
 
 class Prophet:
@@ -219,31 +130,14 @@ def _texts(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -> 
     }
 
 
-def _greedy_and_drawn_requests() -> list[AddRequest]:
-    """With everything that the device does without the host."""
-    drawn: list[dict[str, Any]] = [
-        {"temperature": 0.8},
-        {"temperature": 1.0, "top_k": 20},
-        {"temperature": 1.2, "top_p": 0.9},
-        {"temperature": 0.9, "min_p": 0.05, "top_k": 50, "top_p": 0.95},
-    ]
-    return [
-        *_greedy_requests(),
-        *(
-            add_request(f"d{index}", _prompt(6 + 9 * index, index), seed=index, max_tokens=18 + index, **params)
-            for index, params in enumerate(drawn)
-        ),
-    ]
-
-
 @pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int):
     """Prompts of up to 49 tokens come in chunks beside rows with guesses: a step has 24."""
-    requests = _greedy_and_drawn_requests()
-    expected = _run(_core(tiny_llama, True, True, 1000), requests)
-    core = _core(tiny_llama, True, True, num_blocks, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
-    assert _run(core, requests) == expected
+    requests = greedy_and_drawn_requests()
+    expected = run(core_of(tiny_llama, True, True, 1000), requests)
+    core = core_of(tiny_llama, True, True, num_blocks, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+    assert run(core, requests) == expected
     stats = core.stats()
     assert stats.guessed_tokens_total > 100
     assert (stats.accepted_tokens_total > 0) == (quality != "wrong")
@@ -259,22 +153,22 @@ def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, qualit
     drawn = {"temperature": 0.9, "seed": 3, "max_tokens": 16}
     groups = [
         [
-            add_request("r0", _prompt(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
-            add_request("r1", _prompt(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
-            add_request("r2", _prompt(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
-            add_request("r3", _prompt(5, 8), max_tokens=20, temperature=0.0, min_tokens=9, stop_token_ids=range(250)),
-            add_request("r4", _prompt(5, 9), max_tokens=20, temperature=0.0),
+            add_request("r0", prompt_of(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
+            add_request("r1", prompt_of(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
+            add_request("r2", prompt_of(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
+            add_request("r3", prompt_of(5, 8), max_tokens=20, temperature=0.0, min_tokens=9, stop_token_ids=range(250)),
+            add_request("r4", prompt_of(5, 9), max_tokens=20, temperature=0.0),
         ],
         [
-            add_request("d0", _prompt(7, 1), frequency_penalty=1.5, **drawn),
-            add_request("d1", _prompt(30, 2), presence_penalty=1.0, top_p=0.9, **drawn),
-            add_request("d2", _prompt(9, 3), repetition_penalty=1.2, top_k=30, logprobs=0, **drawn),
+            add_request("d0", prompt_of(7, 1), frequency_penalty=1.5, **drawn),
+            add_request("d1", prompt_of(30, 2), presence_penalty=1.0, top_p=0.9, **drawn),
+            add_request("d2", prompt_of(9, 3), repetition_penalty=1.2, top_k=30, logprobs=0, **drawn),
         ],
     ]
     for requests in groups:
-        expected = _run(_core(tiny_llama, True, True, 1000), requests)
-        core = _core(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
-        got = _run(core, requests)
+        expected = run(core_of(tiny_llama, True, True, 1000), requests)
+        core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+        got = run(core, requests)
         assert core.stats().guessed_tokens_total > 20
         for name, outputs in expected.items():
             assert [token for token, _, _ in got[name]] == [token for token, _, _ in outputs], name
@@ -287,8 +181,8 @@ def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, qualit
 
 
 def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_llama: Path):
-    requests = _greedy_and_drawn_requests()
-    whole = _run(_core(tiny_llama, True, False, 1000), requests)
+    requests = greedy_and_drawn_requests()
+    whole = run(core_of(tiny_llama, True, False, 1000), requests)
     stops = {name: [tokens[5 + index % 3][0]] for index, (name, tokens) in enumerate(whole.items())}
     stopping = [
         add_request(
@@ -304,10 +198,10 @@ def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_
         )
         for each in requests
     ]
-    expected = _run(_core(tiny_llama, True, False, 1000), stopping)
+    expected = run(core_of(tiny_llama, True, False, 1000), stopping)
     assert all(len(expected[name]) < len(tokens) for name, tokens in whole.items())
     # Guesses go on behind the stop.
-    core = _core(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, whole), QUALITIES["right"]))
+    core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, whole), QUALITIES["right"]))
     for request in stopping:
         core.add(request)
     outputs: dict[str, list[Any]] = {request.request_id: [] for request in stopping}
@@ -324,33 +218,15 @@ def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_
     assert len(outputs["r2"]) < len(expected["r2"])
 
 
-class _Recorder:
-    """Stands in for ``GraphCache``: runs steps as they are, and remembers what would have been captured."""
-
-    def __init__(self, step: DeviceStep, ints: torch.Tensor, *unused: Any) -> None:
-        self.memory_bytes = 0
-        self.captured: set[tuple[Bucket, Mode]] = set()
-        self._step = step
-        self._ints = ints
-
-    @property
-    def num_graphs(self) -> int:
-        return len(self.captured)
-
-    def run(self, bucket: Bucket, mode: Mode) -> StepOutputs:
-        self.captured.add((bucket, mode))
-        return self._step.run(self._ints, bucket, mode)
-
-
 def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(device_worker, "GraphCache", _Recorder)
-    requests = _greedy_requests()
-    plain = _core(tiny_llama, True, True, 1000, use_graphs=True)
-    recorder: Any = plain._worker.graphs
-    assert recorder.captured == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)}
-    expected = _run(plain, requests)
-    without = recorder.captured
-    core = _core(
+    monkeypatch.setattr(device_worker, "GraphCache", Recorder)
+    requests = greedy_requests()
+    plain = core_of(tiny_llama, True, True, 1000, use_graphs=True)
+    worker: Any = plain._worker
+    assert worker.graphs.captured(worker._step) == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)}
+    expected = run(plain, requests)
+    without = worker.graphs.captured(worker._step)
+    core = core_of(
         tiny_llama,
         True,
         True,
@@ -358,20 +234,27 @@ def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Pa
         proposer=Prophet(_texts(requests, expected), QUALITIES["one in three wrong"]),
         use_graphs=True,
     )
-    recorder = core._worker.graphs
+    worker = core._worker
     # Five rows with four guesses each would be 25 tokens; a step has at most 24.
     ahead = {(Bucket.verifying(size), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
-    assert recorder.captured == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)} | ahead
-    assert _run(core, requests) == expected
-    others = {bucket for bucket, _ in recorder.captured - without - ahead}
+    assert (
+        worker.graphs.captured(worker._step) == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)} | ahead
+    )
+    assert run(core, requests) == expected
+    others = {bucket for bucket, _ in worker.graphs.captured(worker._step) - without - ahead}
     assert all(not bucket.decodes for bucket in others)
     # Beside chunks of prompts: to one size of rows more than without guesses.
-    assert {bucket.num_rows for bucket, _ in recorder.captured if not bucket.decodes} <= {1, 4, 5, 24}
+    assert {bucket.num_rows for bucket, _ in worker.graphs.captured(worker._step) if not bucket.decodes} <= {
+        1,
+        4,
+        5,
+        24,
+    }
     assert any(bucket.num_rows == 24 for bucket in others)
 
 
 def test_more_guesses_than_the_worker_was_made_for_are_refused_in_words(tiny_llama: Path):
-    core = _core(tiny_llama, True, False, 1000)
+    core = core_of(tiny_llama, True, False, 1000)
     row = Row("r0", 0, 3, 3, True, 1, (7, 8))
     with pytest.raises(ValueError, match=r"a row has 2 guesses and the worker was made for num_guesses = 0"):
         core._worker.execute(StepPlan(0, (row,), (), ()), [])
@@ -428,16 +311,16 @@ def shorter_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return leave_out_layers(tiny_llama, {1}, tmp_path_factory.mktemp("shorter-llama"))
 
 
-@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("num_blocks", [1000, 30], ids=["room for all", "preemptions"])
 @pytest.mark.parametrize("itself", [True, False], ids=["the target drafts", "a shorter one drafts"])
 def test_a_draft_model_changes_no_token(tiny_llama: Path, shorter_llama: Path, itself: bool, num_blocks: int):
-    requests = _greedy_and_drawn_requests()
-    expected = _run(_core(tiny_llama, True, True, 1000), requests)
-    core = _core(tiny_llama, True, True, num_blocks, draft=tiny_llama if itself else shorter_llama)
-    assert _run(core, requests) == expected
+    requests = greedy_and_drawn_requests()
+    expected = run(core_of(tiny_llama, True, True, 1000), requests)
+    core = core_of(tiny_llama, True, True, num_blocks, draft=tiny_llama if itself else shorter_llama)
+    assert run(core, requests) == expected
     stats = core.stats()
     assert stats.guessed_tokens_total > 100
-    assert (stats.preemptions_total > 0) == (num_blocks == 40)
+    assert (stats.preemptions_total > 0) == (num_blocks == 30)
     if itself:
         # The draft's draws are the target's, since they take the same numbers.
         assert stats.accepted_tokens_total >= 0.98 * stats.guessed_tokens_total
@@ -447,13 +330,13 @@ def test_a_draft_model_changes_no_token(tiny_llama: Path, shorter_llama: Path, i
 
 def test_what_the_host_samples_is_the_same_with_a_draft_model(tiny_llama: Path, shorter_llama: Path):
     requests = [
-        add_request("r0", _prompt(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
-        add_request("r1", _prompt(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
-        add_request("r2", _prompt(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
+        add_request("r0", prompt_of(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
+        add_request("r1", prompt_of(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
+        add_request("r2", prompt_of(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
     ]
-    expected = _run(_core(tiny_llama, True, True, 1000), requests)
-    core = _core(tiny_llama, True, True, 1000, draft=shorter_llama)
-    got = _run(core, requests)
+    expected = run(core_of(tiny_llama, True, True, 1000), requests)
+    core = core_of(tiny_llama, True, True, 1000, draft=shorter_llama)
+    got = run(core, requests)
     assert core.stats().accepted_tokens_total > 0
     assert {name: [token for token, _, _ in outputs] for name, outputs in got.items()} == {
         name: [token for token, _, _ in outputs] for name, outputs in expected.items()

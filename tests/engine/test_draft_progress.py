@@ -74,6 +74,14 @@ def test_a_head_stays_one_token_behind_and_computes_again_what_it_guessed() -> N
     assert step(progress, rows_of((0, 10, 2, 2)), [0]) == [[(0, 9, 1, 1)]]
 
 
+def test_rows_that_only_decode_catch_up_once_they_lag_by_as_much_as_they_may() -> None:
+    patient, prompt = progress_of(), DraftProgress(*TABLE.shape, TABLE.size, BLOCK, 64, behind=1, most_lag=2)
+    for start in (1, 2, 3, 4):
+        rows = rows_of((0, start, 1, 1))
+        assert step(patient, rows, [0]) == []
+        assert step(prompt, rows, [0]) == ([[(0, start - 2, 2, 0)]] if start % 2 == 0 else [])
+
+
 @pytest.mark.parametrize("budget", [4, 5, 7, 9])
 def test_what_is_lacking_is_computed_in_passes_of_the_budgets_size(budget: int) -> None:
     progress = progress_of(budget)

@@ -25,9 +25,6 @@ def count(drafting: Drafting, num_rows: int = 1, most: int = 99) -> int:
 
 def test_without_a_pace_there_are_as_many_as_there_is_room_for_but_now_and_then_none() -> None:
     drafting = Drafting(4, cost=2.0)
-    # The first one makes none either, so that there is something to compare with.
-    assert count(drafting) == 0
-    drafting.observe(1, 1, 1, 0.1)
     counts = [count(drafting) for _ in range(128)]
     assert set(counts) == {4, 0}
     assert counts.count(0) == 2
@@ -55,6 +52,14 @@ def test_with_a_pace_there_are_as_many_as_pay(
     assert count(drafting) == guesses
     assert drafting.follows == bool(guesses)
     assert drafting.is_resting == (guesses == 0)
+
+
+def test_with_a_pace_the_first_step_makes_none_so_that_there_is_something_to_compare_with() -> None:
+    drafting = Drafting(4, cost=0.1, pace=Pace())
+    assert count(drafting) == 0
+    assert drafting.follows
+    drafting.observe(1, 1, 1, 0.1)
+    assert count(drafting) == 4
 
 
 def test_what_the_draft_model_takes_is_measured_and_counts_more_than_its_size() -> None:

@@ -1,0 +1,146 @@
+"""A draft head on the device: it guesses from hidden states that the target's steps leave there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from parhelion.engine.device_sampling import DeviceSampler
+from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device_step import Mode, StepOutputs
+from parhelion.engine.draft_progress import DraftProgress, num_guesses
+from parhelion.engine.step_layout import Bucket, Ints, StepInts, StepRows, view_ints
+from parhelion.models.decoder import HiddenStates
+from parhelion.models.eagle3 import Eagle3Head
+
+
+class HeadFeatures:
+    """What the head reads at each position: of the last step that it followed, and behind its own last guesses.
+
+    The former lie in the order of that step's tokens, the latter behind them, in a row for every slot. A table says of
+    each slot where to look: how far the place of its next feature is from the position that the feature belongs to.
+
+    Args:
+        head: with its weights.
+        layers: of the target, before which the hidden states are taken.
+        max_num_tokens: of a step of the target.
+        state: of all slots.
+    """
+
+    def __init__(self, head: Eagle3Head, layers: tuple[int, ...], max_num_tokens: int, state: DeviceState) -> None:
+        self._head = head
+        self._layers = layers
+        self._spare_slot, self._spare_position = state.spare_slot, state.spare_position
+        self._own = max_num_tokens
+        shape = (max_num_tokens + state.spare_slot + 1, head.config.layer.hidden_size)
+        self._features = torch.zeros(shape, dtype=head.dtype, device=head.device)
+        self._shifts = torch.zeros(state.spare_slot + 1, dtype=torch.int64, device=head.device)
+
+    def wanted(self) -> HiddenStates:
+        """See ``StatesReader``."""
+        return HiddenStates(self._layers)
+
+    def keep(self, ints: StepInts, states: HiddenStates) -> None:
+        """See ``StatesReader``."""
+        features = self._head.features(torch.cat(states.taken, dim=-1))
+        # Padding may hold anything, and a slot whose features are gone may look there: it must find finite numbers.
+        features = features.masked_fill(ints.token_row[:, None] < 0, 0)
+        self._features[: len(features)] = features
+        self._shifts[ints.row_slot.long()] = (ints.query_start_loc[1:] - ints.seq_lens).long()
+
+    def of(self, ints: StepInts) -> torch.Tensor:
+        """[num_tokens, hidden_size] the features of a pass's tokens; any for those whose features are gone."""
+        slots = ints.row_slot.long()[ints.token_row.long()]
+        places = self._shifts[slots] + ints.token_position.long()
+        # The last row is the spare slot's.
+        return self._features[places.clamp(0, len(self._features) - 2)]
+
+    def leave(self, ints: StepInts, features: torch.Tensor) -> None:
+        """Keep the features [num_rows, hidden_size] that the head left at its rows' last tokens, which go with their
+        guesses; those of rows that do not sample are of no use.
+        """
+        slots = torch.where(ints.sample_position == self._spare_position, self._spare_slot, ints.row_slot).long()
+        self._features[self._own + slots] = features
+        self._shifts[slots] = self._own + slots - ints.seq_lens
+
+
+class HeadStep:
+    """A pass of an EAGLE-3 head, as a ``Step``: of rows that stay one token behind what is known.
+
+    Args:
+        head: with its weights.
+        kv_cache: a tensor a layer of the head's.
+        features: what it reads.
+        state: of all slots.
+        sampler: draws tokens.
+    """
+
+    def __init__(
+        self,
+        head: Eagle3Head,
+        kv_cache: Sequence[torch.Tensor],
+        features: HeadFeatures,
+        state: DeviceState,
+        sampler: DeviceSampler,
+    ) -> None:
+        self._head = head
+        self._kv_cache = kv_cache
+        self._features = features
+        self._state = state
+        self._sampler = sampler
+
+    def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
+        """See ``Step``; the host never chooses."""
+        ints = view_ints(buffer, bucket)
+        batch = self._state.batch(ints, bucket, tokens_ahead=1)
+        hidden, features = self._head.forward(batch, self._features.of(ints), self._kv_cache)
+        last = hidden
+        if not bucket.decodes:
+            last, features = (each[ints.sample_token.long()] for each in (hidden, features))
+        if mode is Mode.GREEDY:
+            token_ids = self._head.likeliest(last)
+        else:
+            token_ids = self._sampler.draw(self._head.compute_logits(last).float(), ints, self._state)
+        self._features.leave(ints, features)
+        self._state.store(ints, token_ids, tokens_ahead=1)
+        return StepOutputs(token_ids, hidden)
+
+
+class HeadProgress(DraftProgress):
+    """How far a head has followed each request, if features stay until the next step that it follows.
+
+    So it computes all that it can of a step's rows before that step. What a row lacks otherwise, having been left out
+    of a step or computed in one that the head did not follow, it never sees; its guesses may be worse for it.
+
+    Args:
+        max_num_seqs, max_blocks, num_blocks, block_size, budget: see ``DraftProgress``.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int) -> None:
+        super().__init__(max_num_seqs, max_blocks, num_blocks, block_size, budget, behind=1, most_lag=1)
+        # By slot: the positions that there are features of, from the first to before the end; none end at -1.
+        self._firsts = np.zeros(max_num_seqs, np.int64)
+        self._ends = np.full(max_num_seqs, -1, np.int64)
+
+    def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
+        """See ``DraftProgress.append``."""
+        super().append(slot, first, block_ids, num_cached_tokens)
+        if num_cached_tokens is not None:
+            self._ends[slot] = -1
+
+    def passes(self, rows: StepRows) -> Iterator[StepRows]:
+        """See ``DraftProgress.passes``. A row that must guess and has no features makes do with what it finds."""
+        has_features = self._ends[rows.slots] == rows.starts
+        least = np.where(has_features, self._firsts[rows.slots], rows.starts)
+        self.computed[rows.slots] = np.maximum(self.computed[rows.slots], least)
+        yield from super().passes(rows)
+
+    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
+        """See ``DraftProgress.settle``."""
+        accepted = super().settle(rows, guessed, chosen)
+        self._ends[:] = -1
+        self._firsts[rows.slots] = rows.starts
+        self._ends[rows.slots] = rows.starts + rows.counts - num_guesses(rows) + accepted
+        return accepted
