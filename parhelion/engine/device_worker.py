@@ -264,7 +264,7 @@ class DeviceWorker:
 
     def _mode(self, rows: StepRows) -> Mode:
         slots = rows.slots[rows.samples != 0]
-        if self._sampling.needs_host(slots, rows.output_indices[rows.samples != 0]):
+        if self._sampling.needs_host(slots, rows.output_indices[rows.samples != 0]).any():
             return Mode.HOST
         return Mode.GREEDY if not self._sampling.temperature[slots].any() else Mode.DRAW
 

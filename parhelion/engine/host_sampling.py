@@ -84,10 +84,18 @@ class HostSampler:
     def sample(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
         """Choose and remember a token for each row of logits [len(samples), vocab_size] float32 on the CPU.
 
+        Of several ranks, rank 0 chooses and tells the others; log-probabilities are there as well.
+
         Args:
             stays: of the step's rows.
         """
-        chosen, logprobs = sample(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
+        group = self._model.group
+        count = len(samples.rows)
+        chosen, logprobs = np.zeros(count, np.int64), list[TokenLogprob | None]([None] * count)
+        if group.rank == 0:
+            chosen, logprobs = sample(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
+        if not group.is_alone:
+            chosen = group.from_first(torch.from_numpy(chosen).to(self._model.device)).cpu().numpy()
         self.note(samples, chosen, stays)
         return chosen, logprobs
 

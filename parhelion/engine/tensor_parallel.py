@@ -1,0 +1,181 @@
+"""An engine whose layers several ranks share: whether a model can be divided, where ranks run, and how they step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from parhelion.config import EngineConfig
+from parhelion.distributed.group import Group
+from parhelion.distributed.layouts import divisors, why_not_tp
+from parhelion.distributed.model_size import ModelSize
+from parhelion.distributed.rendezvous import host_store, join, leave
+from parhelion.engine.device_worker import DeviceWorker
+from parhelion.engine.graphs import GraphCache
+from parhelion.engine.kv_storage import KVCacheSize
+from parhelion.engine.messages import AddRequest
+from parhelion.engine.ranks import CAUSE_TIMEOUT_S, RankProcesses
+from parhelion.engine.step_result import PendingStep, StepResult
+from parhelion.engine.worker import Worker
+from parhelion.errors import ConfigError, ParhelionError
+from parhelion.models.checkpoint import read_model_config
+from parhelion.models.config import ModelConfig
+from parhelion.platform.device import choose_device
+from parhelion.quantization import QuantScheme, choose_scheme
+from parhelion.scheduler import StepPlan
+
+
+class OtherRanks:
+    """The other ranks of an engine, and this process's place in their group.
+
+    Args:
+        config: all options, ``tp`` above 1.
+        model_path: a folder or a ``.gguf`` file.
+
+    Attributes:
+        group: this process is rank 0 of it.
+        device: this rank's, by name.
+
+    Raises:
+        ConfigError: the model or the devices do not allow so many ranks.
+        EngineDeadError: a rank's process did not start.
+    """
+
+    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        model = read_model_config(model_path)
+        check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
+        devices = rank_devices(config)
+        self.device = devices[0]
+        store = host_store(config.tp)
+        self._processes = RankProcesses(config, devices, model_path)
+        try:
+            self._processes.wait_for_all()
+            self._processes.join(store.port)
+            self.group: Group = join(store, 0, config.tp, torch.device(self.device))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process id of every other rank."""
+        return self._processes.pids
+
+    def smallest(self, own: KVCacheSize) -> KVCacheSize:
+        """The KV cache that all ranks have room for; see ``RankProcesses``."""
+        return self._processes.smallest(own)
+
+    def check(self) -> None:
+        """Raise what ended a rank, if any has ended."""
+        self._processes.check()
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Look for another rank behind what is raised within: a collective fails wherever one of the ranks fails.
+
+        Raises:
+            ParhelionError: a rank failed or ended; else what was raised is raised again.
+        """
+        try:
+            yield
+        except ParhelionError:
+            raise
+        except Exception as error:
+            try:
+                self._processes.check_for(CAUSE_TIMEOUT_S)
+            except ParhelionError as cause:
+                raise cause from error
+            raise
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
+        """Let the other ranks run a step."""
+        self._processes.execute(plan, admitted)
+
+    def close(self) -> None:
+        """End the other ranks and leave the group."""
+        self._processes.close()
+        leave()
+
+
+class TensorParallelWorker:
+    """Runs every step on all ranks.
+
+    Args:
+        worker: this rank's.
+        others: the other ranks, which have the same worker.
+    """
+
+    def __init__(self, worker: Worker | DeviceWorker, others: OtherRanks) -> None:
+        self._worker = worker
+        self._others = others
+
+    @property
+    def graphs(self) -> GraphCache | None:
+        """This rank's captured graphs, if any are used."""
+        return self._worker.graphs if isinstance(self._worker, DeviceWorker) else None
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        """See ``Worker``.
+
+        Raises:
+            EngineDeadError: a rank has ended.
+        """
+        with self._others.blamed():
+            self._others.execute(plan, admitted)
+            return _SharedStep(self._worker.execute(plan, admitted), self._others)
+
+
+class _SharedStep:
+    """A step under way, whose failure may be another rank's."""
+
+    def __init__(self, step: PendingStep, others: OtherRanks) -> None:
+        self._step = step
+        self._others = others
+
+    def wait(self) -> StepResult:
+        """The step's result."""
+        with self._others.blamed():
+            return self._step.wait()
+
+
+def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
+    """See that a model can be divided among so many ranks.
+
+    Raises:
+        ConfigError: it cannot; the message names the sizes that would work.
+    """
+    size = ModelSize(
+        model.architecture,
+        model.num_layers,
+        model.hidden_size,
+        model.intermediate_size,
+        model.num_heads,
+        model.num_kv_heads,
+        model.head_dim,
+        model.vocab_size,
+        model.tie_word_embeddings,
+        scheme,
+    )
+    if (reason := why_not_tp(size, tp)) is not None:
+        works = [each for each in divisors(model.num_heads) if why_not_tp(size, each) is None]
+        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing'}")
+
+
+def rank_devices(config: EngineConfig) -> list[str]:
+    """The device of every rank, by name.
+
+    Raises:
+        ConfigError: there are fewer GPUs than ranks.
+    """
+    if choose_device(config.device).type == "cpu":
+        return ["cpu"] * config.tp
+    count = torch.cuda.device_count()
+    if config.tp > count:
+        raise ConfigError(
+            f"tp is {config.tp}, but this machine has {count} GPUs, and every rank needs its own: lower tp, or pass "
+            "device cpu"
+        )
+    return [f"cuda:{rank}" for rank in range(config.tp)]
