@@ -223,7 +223,9 @@ class DeviceWorker:
         self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
         sampling = torch.from_numpy(samples.rows)
         logits = outputs.logits[sampling.to(self._device)].float().cpu()
-        chosen, logprobs = self._host_sampler.sample(logits, samples, stays)
+        sampler = self._host_sampler
+        sample = sampler.sample if self._model.group.is_alone else sampler.sample_together
+        chosen, logprobs = sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[sampling] = torch.from_numpy(chosen)
         self._step.store(self._queue.ints, bucket, ids.to(self._device))

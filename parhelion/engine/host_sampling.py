@@ -84,20 +84,26 @@ class HostSampler:
     def sample(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
         """Choose and remember a token for each row of logits [len(samples), vocab_size] float32 on the CPU.
 
-        Of several ranks, rank 0 chooses and tells the others; log-probabilities are there as well.
-
         Args:
             stays: of the step's rows.
         """
-        group = self._model.group
-        count = len(samples.rows)
-        chosen, logprobs = np.zeros(count, np.int64), list[TokenLogprob | None]([None] * count)
-        if group.rank == 0:
-            chosen, logprobs = sample(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
-        if not group.is_alone:
-            chosen = group.from_first(torch.from_numpy(chosen).to(self._model.device)).cpu().numpy()
+        chosen, logprobs = sample(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
         self.note(samples, chosen, stays)
         return chosen, logprobs
+
+    def sample_together(
+        self, logits: torch.Tensor, samples: Samples, stays: Ints
+    ) -> tuple[Ints, list[TokenLogprob | None]]:
+        """The same with other ranks: rank 0 chooses and tells the others, who learn no log-probabilities."""
+        group, count = self._model.group, len(samples.rows)
+        if group.rank == 0:
+            chosen, logprobs = self.sample(logits, samples, stays)
+            group.from_first(torch.from_numpy(chosen).to(self._model.device))
+            return chosen, logprobs
+        told = group.from_first(torch.empty(count, dtype=torch.int64, device=self._model.device))
+        chosen = told.cpu().numpy()
+        self.note(samples, chosen, stays)
+        return chosen, [None] * count
 
     def prompt_logprobs(
         self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor

@@ -19,7 +19,7 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
+from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker, rank_device
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
@@ -30,7 +30,7 @@ from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
 from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
-from parhelion.platform.device import choose_device, device_name
+from parhelion.platform.device import device_name
 from parhelion.platform.memory import peak_resident_memory
 from parhelion.quantization import QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
@@ -104,7 +104,7 @@ def load_model(
     config: EngineConfig, model_path: Path, progress: Progress | None = None, group: Group = ALONE
 ) -> LoadedModel:
     """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``."""
-    device = choose_device(config.device)
+    device = rank_device(config, group.rank)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
     pack, notes = pack_kernels(config.pack, device)
@@ -130,7 +130,6 @@ def _load(
     if config.tp == 1:
         return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, None)
     others = OtherRanks(config, model_path)
-    config = replace(config, device=others.device)
     try:
         with others.blamed():
             return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, others)

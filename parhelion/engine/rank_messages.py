@@ -13,7 +13,7 @@ class RankOptions(msgspec.Struct, frozen=True):
     """What a rank's process is started with.
 
     Attributes:
-        config: the engine's, with this rank's device.
+        config: the engine's.
         rank: 1 or more.
         address: the ZeroMQ address that rank 0 has bound.
         secret: that proves to rank 0 whom it hears.

@@ -38,6 +38,7 @@ from parhelion.engine.rank_messages import (
     ToRank,
 )
 from parhelion.engine.step_result import PendingStep
+from parhelion.engine.tensor_parallel import rank_device
 from parhelion.errors import EngineDeadError, ParhelionError
 
 PARENT_CHECK_S = 0.5
@@ -113,7 +114,8 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     config = options.config
     torch.set_num_threads(rank_threads(config))
     port = _next(channel, Join).port
-    group = join(reach_store(port, config.tp), options.rank, config.tp, torch.device(config.device))
+    device = rank_device(config, options.rank)
+    group = join(reach_store(port, config.tp), options.rank, config.tp, device)
     loaded = load_model(config, Path(options.model_path), group=group)
     size = kv_cache_size(config, loaded.model)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
@@ -144,4 +146,7 @@ def _next(channel: RankChannel, kind: type[_Message]) -> _Message:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    result = main()
+    # Nothing is left to do, and torch would take half a second to be torn down.
+    sys.stderr.flush()
+    os._exit(result)

@@ -55,7 +55,6 @@ class RankProcesses:
 
     Args:
         config: the engine's.
-        devices: of all ranks, by name.
         model_path: a folder or a ``.gguf`` file.
         hello_timeout_s, load_timeout_s: see the constants.
     """
@@ -63,7 +62,6 @@ class RankProcesses:
     def __init__(
         self,
         config: EngineConfig,
-        devices: Sequence[str],
         model_path: Path,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         load_timeout_s: float = LOAD_TIMEOUT_S,
@@ -75,15 +73,9 @@ class RankProcesses:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._closed = False
         try:
-            for rank in range(1, len(devices)):
-                options = RankOptions(
-                    replace(config, device=devices[rank]),
-                    str(model_path),
-                    rank,
-                    self._port.address,
-                    self._port.secret,
-                    os.getpid(),
-                )
+            for rank in range(1, config.tp):
+                port = self._port
+                options = RankOptions(config, str(model_path), rank, port.address, port.secret, os.getpid())
                 self._processes[rank] = _start(options)
         except BaseException:
             self.close()
@@ -155,9 +147,10 @@ class RankProcesses:
         self._closed = True
         self._port.send(Leave())
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        for process in self._processes.values():
+        for rank, process in self._processes.items():
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                # Who has not said hello has not been told to leave.
+                process.wait(max(0.0, deadline - time.monotonic()) if rank in self._port.hosts else 0.0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -10,7 +10,7 @@ import torch
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.group import Group
-from parhelion.distributed.layouts import divisors, why_not_tp
+from parhelion.distributed.layouts import sizes_of_tp, why_not_tp
 from parhelion.distributed.model_size import ModelSize
 from parhelion.distributed.rendezvous import host_store, join, leave
 from parhelion.engine.device_worker import DeviceWorker
@@ -37,7 +37,6 @@ class OtherRanks:
 
     Attributes:
         group: this process is rank 0 of it.
-        device: this rank's, by name.
 
     Raises:
         ConfigError: the model or the devices do not allow so many ranks.
@@ -47,14 +46,13 @@ class OtherRanks:
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         model = read_model_config(model_path)
         check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
-        devices = rank_devices(config)
-        self.device = devices[0]
+        device = rank_device(config, 0)
         store = host_store(config.tp)
-        self._processes = RankProcesses(config, devices, model_path)
+        self._processes = RankProcesses(config, model_path)
         try:
             self._processes.wait_for_all()
             self._processes.join(store.port)
-            self.group: Group = join(store, 0, config.tp, torch.device(self.device))
+            self.group: Group = join(store, 0, config.tp, device)
         except BaseException:
             self.close()
             raise
@@ -160,22 +158,23 @@ def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
         scheme,
     )
     if (reason := why_not_tp(size, tp)) is not None:
-        works = [each for each in divisors(model.num_heads) if why_not_tp(size, each) is None]
-        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing'}")
+        works = sizes_of_tp(size)
+        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing but 1'}")
 
 
-def rank_devices(config: EngineConfig) -> list[str]:
-    """The device of every rank, by name.
+def rank_device(config: EngineConfig, rank: int) -> torch.device:
+    """The device of a rank: with several, rank N has GPU N.
 
     Raises:
-        ConfigError: there are fewer GPUs than ranks.
+        ConfigError: no such device is here, or there are fewer GPUs than ranks.
     """
-    if choose_device(config.device).type == "cpu":
-        return ["cpu"] * config.tp
+    device = choose_device(config.device)
+    if config.tp == 1 or device.type == "cpu":
+        return device
     count = torch.cuda.device_count()
     if config.tp > count:
         raise ConfigError(
             f"tp is {config.tp}, but this machine has {count} GPUs, and every rank needs its own: lower tp, or pass "
             "device cpu"
         )
-    return [f"cuda:{rank}" for rank in range(config.tp)]
+    return torch.device("cuda", rank)

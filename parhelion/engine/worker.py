@@ -123,8 +123,9 @@ class Worker:
         chosen, logprobs = np.zeros(count, np.int64), list[TokenLogprob | None]([None] * count)
         likeliest = self._sampling.takes_likeliest(samples.slots, samples.output_indices)
         if not likeliest.all():
-            some, their_logprobs = self._choose(hidden, samples.those(~likeliest), stays)
-            chosen[~likeliest] = some
+            others = samples.those(~likeliest)
+            logits = self._model.compute_logits(hidden[torch.from_numpy(others.tokens)]).float()
+            chosen[~likeliest], their_logprobs = self._sampler.sample_together(logits, others, stays)
             for index, found in zip(np.flatnonzero(~likeliest).tolist(), their_logprobs, strict=True):
                 logprobs[index] = found
         if likeliest.any():
