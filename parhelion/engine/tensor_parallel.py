@@ -52,7 +52,8 @@ class OtherRanks:
         try:
             self._processes.wait_for_all()
             self._processes.join(store.port)
-            self.group: Group = join(store, 0, config.tp, device)
+            with self.blamed():
+                self.group: Group = join(store, 0, config.tp, device)
         except BaseException:
             self.close()
             raise

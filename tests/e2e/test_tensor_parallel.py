@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,14 +46,29 @@ def written(model: TinyModel, folder: Path) -> Path:
     return folder
 
 
-def test_the_text_is_that_of_one_rank_with_every_setting_and_the_prefix_cache(make_llm: Callable[..., LLM]) -> None:
-    alone = tokens_of(make_llm(block_size=8).generate(PROMPTS, PARAMS))
-    llm = make_llm(block_size=8, tp=2)
-    assert llm.info.tp == 2
+def test_every_setting_the_prefix_cache_and_a_vocabulary_that_needs_padding(
+    make_llm: Callable[..., LLM], tmp_path: Path
+) -> None:
+    folder = written(ODD_VOCABULARY, tmp_path)
+    prompts = [*PROMPTS, "The end"]
+    params = [*PARAMS, SamplingParams(temperature=0, max_tokens=8, logprobs=3, prompt_logprobs=2)]
+    one, two = (make_llm(folder, block_size=8, tp=tp) for tp in (1, 2))
+    assert two.info.tp == 2
+    alone = one.generate(prompts, params)
     for _ in range(2):
-        results = llm.generate(PROMPTS, PARAMS)
-        assert tokens_of(results) == alone
-    assert results[3].num_cached_tokens >= len(PREFIX) // 8 * 8
+        together = two.generate(prompts, params)
+        assert tokens_of(together) == tokens_of(alone)
+    assert together[3].num_cached_tokens >= len(PREFIX) // 8 * 8
+    for ours, theirs in zip(logprobs_of(together[-1]), logprobs_of(alone[-1]), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[token].logprob == pytest.approx(theirs[token].logprob, abs=1e-4) for token in ours)
+
+
+def logprobs_of(output: RequestOutput) -> list[TokenLogprobs]:
+    """Those of the prompt but its first token, and those of the answer."""
+    assert output.prompt_logprobs is not None
+    assert output.outputs[0].logprobs is not None
+    return [each for each in output.prompt_logprobs if each is not None] + output.outputs[0].logprobs
 
 
 def test_preemption_chunks_and_guesses_change_nothing_where_ranks_share_a_kv_head(
@@ -79,25 +93,6 @@ def test_preemption_chunks_and_guesses_change_nothing_where_ranks_share_a_kv_hea
     stats = llm.stats()
     assert stats.preemptions_total > 0
     assert stats.acceptance_rate
-
-
-def test_a_vocabulary_that_does_not_divide_is_padded_and_padding_is_never_chosen(
-    make_llm: Callable[..., LLM], tmp_path: Path
-) -> None:
-    folder = written(ODD_VOCABULARY, tmp_path)
-    params = [*PARAMS[:2], SamplingParams(temperature=0, max_tokens=8, logprobs=3, prompt_logprobs=2)]
-    one, two = (make_llm(folder, tp=tp).generate(PROMPTS[:3], params) for tp in (1, 2))
-    assert tokens_of(two) == tokens_of(one)
-    for ours, theirs in zip(logprobs_of(two[2]), logprobs_of(one[2]), strict=True):
-        assert ours.keys() == theirs.keys()
-        assert all(ours[token].logprob == pytest.approx(theirs[token].logprob, abs=1e-4) for token in ours)
-
-
-def logprobs_of(output: RequestOutput) -> list[TokenLogprobs]:
-    """Those of the prompt but its first token, and those of the answer."""
-    assert output.prompt_logprobs is not None
-    assert output.outputs[0].logprobs is not None
-    return [each for each in output.prompt_logprobs if each is not None] + output.outputs[0].logprobs
 
 
 def test_scales_by_block_are_cut_between_blocks_and_change_nothing(
@@ -163,47 +158,50 @@ def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def engine_and_ranks(engine: AsyncEngine) -> tuple[psutil.Process, list[psutil.Process]]:
-    connection = engine._connection
-    assert isinstance(connection, ProcessConnection)
-    process = psutil.Process(connection.pid)
-    ranks = process.children()
-    assert len(ranks) == 1
-    return process, ranks
-
-
-@pytest.mark.parametrize("busy", [True, False], ids=["in a step", "idle"])
-def test_a_killed_rank_ends_the_engine_with_an_error_that_names_it(busy: bool, tiny_path: Path) -> None:
+def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tiny_path: Path) -> None:
     async def run() -> None:
         engine = await AsyncEngine.from_config(config_of(tiny_path))
-        process, ranks = engine_and_ranks(engine)
-        named = rf"rank 1 on {os.uname().nodename} \(process {ranks[0].pid}\) was killed by SIGKILL"
+        assert isinstance(engine._connection, ProcessConnection)
+        process = psutil.Process(engine._connection.pid)
+        (rank,) = process.children()
         stream = engine.generate("Once upon a time", LONG)
         await anext(stream)
-        if busy:
-            ranks[0].kill()
-            with pytest.raises(EngineDeadError, match=named):
-                async for _ in stream:
-                    pass
-        else:
-            await stream.aclose()
-            ranks[0].kill()
-            deadline = time.monotonic() + 8
-            while not engine.is_dead and time.monotonic() < deadline:
-                await asyncio.sleep(0.05)
-            with pytest.raises(EngineDeadError, match=named):
-                await anext(engine.generate("again", LONG))
-        await asyncio.to_thread(wait_for_end, [process, *ranks], 8)
+        rank.kill()
+        with pytest.raises(EngineDeadError, match=name_of(rank)):
+            async for _ in stream:
+                pass
+        await asyncio.to_thread(wait_for_end, [process, rank], 8)
         await engine.shutdown()
 
     asyncio.run(run())
 
 
+def test_a_rank_killed_while_idle_is_noticed_before_the_next_request(tiny_path: Path) -> None:
+    async def run() -> None:
+        engine = await AsyncEngine.from_config(config_of(tiny_path), in_process=True)
+        (rank,) = psutil.Process().children()
+        rank.kill()
+        deadline = time.monotonic() + 8
+        while not engine.is_dead and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        with pytest.raises(EngineDeadError, match=name_of(rank)):
+            await anext(engine.generate("again", LONG))
+        await engine.shutdown()
+
+    asyncio.run(run())
+
+
+def name_of(rank: psutil.Process) -> str:
+    return rf"rank 1 on {os.uname().nodename} \(process {rank.pid}\) was killed by SIGKILL"
+
+
 def test_ranks_end_with_the_engine(tiny_path: Path) -> None:
     async def run() -> None:
         engine = await AsyncEngine.from_config(config_of(tiny_path))
-        process, ranks = engine_and_ranks(engine)
-        os.kill(process.pid, signal.SIGKILL)
+        assert isinstance(engine._connection, ProcessConnection)
+        process = psutil.Process(engine._connection.pid)
+        ranks = process.children()
+        process.kill()
         await asyncio.to_thread(wait_for_end, [process, *ranks], 8)
         await engine.shutdown()
 
