@@ -167,6 +167,7 @@ def _load_engine(
     capture_graphs(config, worker)
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
+    ranks_s = others.start_s if others is not None else 0.0
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
         worker if others is None else TensorParallelWorker(worker, others),
@@ -197,7 +198,7 @@ def _load_engine(
         kv_cache_bytes=size.total_bytes,
         weight_bytes=loaded.weight_bytes,
         resident_bytes=resident_memory(),
-        load_s=time.monotonic() - started,
+        load_s=time.monotonic() - started + ranks_s,
         peak_host_bytes=peak_resident_memory(),
         compile_s=compile_s,
         num_graphs=graphs.num_graphs if graphs is not None else 0,
@@ -205,6 +206,7 @@ def _load_engine(
         graph_s=graph_s,
         phases=[
             Phase("imports", imports_s),
+            Phase("ranks", ranks_s),
             *loaded.phases,
             Phase("first steps", warm_up_s),
             Phase("graphs", graph_s),

@@ -161,8 +161,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         load_s: seconds from the start to being ready.
         peak_host_bytes: most memory that the engine's process has held so far.
         compile_s: seconds of that spent compiling.
-        phases: of the start, in order: imports (of the engine's own process, from its creation), pack, weights, first
-            steps (where what is missing compiles), graphs.
+        phases: of the start, in order: imports (of the engine's own process, from its creation), ranks (the other
+            processes, if any), pack, weights, first steps (where what is missing compiles), graphs.
         num_graphs, graph_bytes, graph_s: CUDA graphs captured at the start, their memory and their time.
     """
 

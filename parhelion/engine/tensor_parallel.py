@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ class OtherRanks:
 
     Attributes:
         group: this process is rank 0 of it.
+        start_s: seconds until all of them were there.
 
     Raises:
         ConfigError: the model or the devices do not allow so many ranks.
@@ -44,6 +46,7 @@ class OtherRanks:
     """
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        started = time.monotonic()
         model = read_model_config(model_path)
         check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
         device = rank_device(config, 0)
@@ -57,6 +60,7 @@ class OtherRanks:
         except BaseException:
             self.close()
             raise
+        self.start_s = time.monotonic() - started
 
     @property
     def pids(self) -> dict[int, int]:
