@@ -45,7 +45,8 @@ STOP_TIMEOUT_S = 3.0
 CAUSE_TIMEOUT_S = 3.0
 """How long a failed step waits to learn whether another rank is to blame."""
 
-_CHECK_S = 0.1
+CHECK_S = 0.1
+"""How often whoever waits for the other ranks looks whether they still live."""
 
 _Answer = TypeVar("_Answer", Hello, Loaded)
 
@@ -138,7 +139,7 @@ class RankProcesses:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.check()
-            time.sleep(_CHECK_S)
+            time.sleep(CHECK_S)
 
     def close(self) -> None:
         """End all of them; those that do not end by themselves are killed."""
@@ -161,7 +162,7 @@ class RankProcesses:
         answers: dict[int, _Answer] = {}
         deadline = time.monotonic() + timeout_s
         while len(answers) < len(self._processes):
-            found = self._read(_CHECK_S)
+            found = self._read(CHECK_S)
             if found is not None and isinstance(found[1], kind):
                 answers[found[0]] = found[1]
                 continue

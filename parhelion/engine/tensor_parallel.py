@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.ranks import CAUSE_TIMEOUT_S, RankProcesses
+from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError, ParhelionError
@@ -56,7 +58,7 @@ class OtherRanks:
             self._processes.wait_for_all()
             self._processes.join(store.port)
             with self.blamed():
-                self.group: Group = join(store, 0, config.tp, device)
+                self.group = self._joined(lambda: join(store, 0, config.tp, device))
         except BaseException:
             self.close()
             raise
@@ -74,6 +76,24 @@ class OtherRanks:
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
+
+    def _joined(self, join_group: Callable[[], Group]) -> Group:
+        """Join the group, but do not wait for a rank that has ended."""
+        joined: Future[Group] = Future()
+
+        def run() -> None:
+            try:
+                joined.set_result(join_group())
+            except Exception as error:
+                joined.set_exception(error)
+
+        # A daemon: whoever waits for a rank that has ended keeps no process alive.
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            try:
+                return joined.result(CHECK_S)
+            except TimeoutError:
+                self.check()
 
     @contextmanager
     def blamed(self) -> Iterator[None]:

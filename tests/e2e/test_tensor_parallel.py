@@ -224,6 +224,18 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
     assert have_ended(processes)
 
 
+def test_a_rank_that_ends_before_it_joins_is_not_waited_for(
+    tiny_path: Path, make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_instead(self: RankProcesses, port: int) -> None:
+        psutil.Process(self.pids[1]).kill()
+
+    monkeypatch.setattr(RankProcesses, "join", kill_instead)
+    with pytest.raises(EngineDeadError, match=r"rank 1 on .* was killed by SIGKILL"):
+        make_llm(tp=2)
+    monkeypatch.undo()
+
+
 def test_a_rank_that_says_nothing_is_given_up_and_ended(tiny_path: Path) -> None:
     ranks = RankProcesses(config_of(tiny_path), tiny_path, hello_timeout_s=0.01)
     processes = [psutil.Process(pid) for pid in ranks.pids.values()]
