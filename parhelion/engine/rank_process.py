@@ -7,6 +7,7 @@ that rank 0 hands it. It ends when it is told to, when anything fails, or when r
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -84,7 +85,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
-    threading.Thread(target=_end_with_parent, args=(options.parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(options,), daemon=True).start()
     channel = RankChannel(options.address)
     try:
         channel.send(Hello(options.rank, options.secret, os.uname().nodename))
@@ -103,10 +104,11 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent has ended, whatever it is doing."""
-    while os.getppid() == parent:
+def _end_with_parent(options: RankOptions) -> None:
+    """End this process when its parent has ended, whatever it is doing, and remove the folder that the parent left."""
+    while os.getppid() == options.parent:
         time.sleep(PARENT_CHECK_S)
+    shutil.rmtree(Path(options.address.removeprefix("ipc://")).parent, ignore_errors=True)
     os._exit(1)
 
 
