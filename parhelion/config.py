@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,6 +19,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
 GraphCapture = Literal["lazy", "startup", "off"]
+Executor = Literal["auto", "inproc", "multiproc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class EngineConfig:
             before the engine is ready, ``off`` never.
         max_model_len: most tokens of a request, prompt and output together; None takes the model's own limit.
         block_size: tokens a KV-cache block holds.
-        kv_cache_memory: bytes for the KV cache; None takes ``kv_cache_fraction`` of what is free once the
+        kv_cache_memory: bytes for the KV cache, of each rank; None takes ``kv_cache_fraction`` of what is free once the
             weights are loaded.
         kv_cache_fraction: share of the free memory, used when kv_cache_memory is None; None is 0.25 on a CPU and 0.9
             on a GPU.
@@ -59,7 +61,11 @@ class EngineConfig:
         draft_model: who guesses, named as ``model`` is: a smaller model with the same vocabulary, or an EAGLE-3 head
             that was made for ``model``.
         num_speculative_tokens: most tokens that are guessed for a request at once.
-        threads: intra-op CPU threads; None takes the cores this process may use.
+        threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among the ranks.
+        tp: tensor parallelism: so many ranks, each on a device of this machine, share every layer. Heads, feed-forward
+            and vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
+        executor: where the ranks run: ``multiproc`` is rank 0 in the engine's process and a process for each other one,
+            ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` needs.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -89,11 +95,13 @@ class EngineConfig:
     draft_model: str | None = None
     num_speculative_tokens: int = 5
     threads: int | None = None
+    tp: int = 1
+    executor: Executor = "auto"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens"):
+        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens", "tp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory", "threads"):
@@ -111,6 +119,7 @@ class EngineConfig:
                 f"speculate is 'ngram', which needs no draft_model, and that is {self.draft_model!r}: "
                 "leave it out, or choose draft, eagle3 or auto"
             )
+        self._check_ranks()
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         budget = self.max_num_batched_tokens
@@ -118,6 +127,26 @@ class EngineConfig:
             raise ConfigError(
                 f"max_num_batched_tokens ({budget}) is below max_num_seqs ({self.max_num_seqs}): "
                 "a step must have room for one token of every running request"
+            )
+
+    def _check_ranks(self) -> None:
+        if self.executor not in get_args(Executor):
+            raise ConfigError(f"executor is {self.executor!r}; it must be one of {', '.join(get_args(Executor))}")
+        if self.tp == 1:
+            return
+        if self.executor == "inproc":
+            raise ConfigError(f"executor is inproc, which runs one rank, and tp is {self.tp}: choose auto or multiproc")
+        if self.draft_model is not None:
+            raise ConfigError(
+                f"draft_model is {self.draft_model!r} and tp is {self.tp}: draft models run on one rank so far; leave "
+                "it out (speculate ngram works), or take tp 1"
+            )
+        if self.compile:
+            raise ConfigError(f"compile makes blocks of one rank, and tp is {self.tp}: leave it out, or take tp 1")
+        if re.fullmatch(r"cuda:\d+", self.device):
+            raise ConfigError(
+                f"device is {self.device} and tp is {self.tp}: rank N takes cuda:N, so choose cuda or auto "
+                "(CUDA_VISIBLE_DEVICES says which GPUs there are)"
             )
 
     def token_budget(self, on_gpu: bool) -> int:
@@ -194,6 +223,21 @@ def parse_bytes(text: str) -> int:
         return int(float(number) * _UNITS[unit])
     except (ValueError, KeyError):
         raise ConfigError(f"{text!r} is no size; write bytes or a number with a unit, such as 512MiB or 2GiB") from None
+
+
+@contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for libraries that are told in no other way; as they were afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def child_environment(overrides: Mapping[str, str]) -> dict[str, str]:

@@ -47,6 +47,13 @@ class OutOfMemoryError(ParhelionError):
     """The device has too little free memory for the weights or for a useful KV cache."""
 
 
+def error_of_kind(kind: str, message: str) -> ParhelionError:
+    """An error that another process met, under its own class if a start may fail with that, else as a dead engine's."""
+    known: tuple[type[ParhelionError], ...] = (CheckpointError, ConfigError, OutOfMemoryError)
+    classes = {each.__name__: each for each in known}
+    return classes.get(kind, EngineDeadError)(message)
+
+
 def first_line(error: Exception) -> str:
     """An error, whoever raised it, in one line."""
     lines = str(error).strip().splitlines()

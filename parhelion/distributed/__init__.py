@@ -1,1 +1,1 @@
-"""Several GPUs as one: so far what to plan them with; nothing here moves a byte between devices yet."""
+"""Several GPUs as one: what to plan them with, and the groups of ranks that share a model's layers."""

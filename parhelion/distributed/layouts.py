@@ -55,12 +55,17 @@ def why_not(model: ModelSize, layout: Layout, gpus_per_node: int) -> str | None:
     elif reason is None and layout.tp < gpus_per_node and gpus_per_node % layout.tp and layout.num_gpus > gpus_per_node:
         reason = f"nodes of {gpus_per_node} are no multiple of tp {layout.tp}: a group would be in two nodes"
     if reason is not None:
-        works = [tp for tp in divisors(model.num_heads) if why_not_tp(model, tp) is None and _fits(tp, gpus_per_node)]
+        works = [tp for tp in sizes_of_tp(model) if _fits(tp, gpus_per_node)]
         return f"{reason}; tp may be {_listed(works)}"
     if model.num_layers % layout.pp:
         works = divisors(model.num_layers)
         return f"{model.num_layers} layers are no multiple of pp {layout.pp}; pp may be {_listed(works)}"
     return None
+
+
+def sizes_of_tp(model: ModelSize) -> list[int]:
+    """Among how many ranks the layers can be divided, ascending."""
+    return [tp for tp in divisors(model.num_heads) if why_not_tp(model, tp) is None]
 
 
 def why_not_tp(model: ModelSize, tp: int) -> str | None:
@@ -80,6 +85,9 @@ def why_not_tp(model: ModelSize, tp: int) -> str | None:
         if size % (ranks * unit):
             per = "" if unit == 1 else f" in units of {unit} ({scheme.name})"
             return f"the {name} of {size} cannot be divided by {ranks}{per}"
+    kv_width = model.shard(tp).num_kv_heads * model.head_dim
+    if tp > 1 and scheme.block is not None and kv_width % scheme.block:
+        return f"a rank's keys are {kv_width} wide, no multiple of {scheme.block} ({scheme.name})"
     return None
 
 

@@ -25,13 +25,11 @@ from parhelion.engine.messages import (
 from parhelion.engine.names import model_name, tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
 from parhelion.errors import (
-    CheckpointError,
-    ConfigError,
     EngineDeadError,
     InvalidRequestError,
-    OutOfMemoryError,
     ParhelionError,
     QueueFullError,
+    error_of_kind,
 )
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer
@@ -279,8 +277,5 @@ async def _wait_until_ready(connection: Connection, progress: Callable[[int, int
 
 def _start_error(message: EngineFailed) -> ParhelionError:
     """The error that kept the engine from starting, under its own class where that is one of ours."""
-    kinds: dict[str, type[ParhelionError]] = {
-        kind.__name__: kind for kind in (CheckpointError, ConfigError, OutOfMemoryError)
-    }
-    kind = kinds.get(message.kind)
-    return kind(message.message) if kind else EngineDeadError(f"the engine did not start: {message.message}")
+    error = error_of_kind(message.kind, message.message)
+    return EngineDeadError(f"the engine did not start: {error}") if isinstance(error, EngineDeadError) else error

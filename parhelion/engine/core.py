@@ -25,6 +25,18 @@ class StepExecutor(Protocol):
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep: ...
 
 
+class Peers(Protocol):
+    """Other ranks that run every step as well."""
+
+    def check(self) -> None:
+        """Raise what ended one of them, if any has ended."""
+        ...
+
+    def close(self) -> None:
+        """End them."""
+        ...
+
+
 class EngineCore:
     """Requests in, tokens out; not thread-safe, one caller drives it.
 
@@ -34,6 +46,7 @@ class EngineCore:
         overlap: plan a step ahead; not while guesses are made, which follow what the last step sampled.
         speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
+        peers: the other ranks, which the core ends; None: the worker is alone.
     """
 
     def __init__(
@@ -44,10 +57,12 @@ class EngineCore:
         overlap: bool = True,
         speculation: Speculator | None = None,
         thread: ThreadPoolExecutor | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._scheduler = Scheduler(scheduler_config, speculation)
         self._speculation = speculation
         self._worker = worker
+        self._peers = peers
         self._requests: dict[str, AddRequest] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._in_flight: deque[tuple[StepPlan, Future[PendingStep], float]] = deque()
@@ -159,10 +174,17 @@ class EngineCore:
             return stats
         return replace(stats, num_graphs=graphs.num_graphs, graph_bytes=graphs.memory_bytes)
 
+    def check(self) -> None:
+        """Raise what ended another rank, if any has ended; a step would notice by itself."""
+        if self._peers is not None:
+            self._peers.check()
+
     def check_integrity(self) -> None:
         """Raise if any of the scheduler's invariants is broken."""
         self._scheduler.check_integrity()
 
     def close(self) -> None:
-        """Let the steps in flight end and stop the worker's thread."""
+        """Let the steps in flight end and stop the worker's thread and the other ranks."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._peers is not None:
+            self._peers.close()

@@ -94,6 +94,7 @@ class DeviceStep:
             return StepOutputs(ints.row_slot.long(), hidden, logits)
         greedy = mode is Mode.GREEDY
         token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits.float(), ints, self._state)
+        token_ids = self._model.group.from_first(token_ids)
         self._state.store(ints, token_ids)
         return StepOutputs(token_ids, hidden)
 

@@ -233,7 +233,9 @@ class DeviceWorker:
         sampling = torch.from_numpy(samples.rows)
         assert outputs.logits is not None, "the host chooses"
         logits = outputs.logits[sampling.to(self._device)].float().cpu()
-        chosen, logprobs = self._host_sampler.sample(logits, samples, stays)
+        sampler = self._host_sampler
+        sample = sampler.sample if self._model.group.is_alone else sampler.sample_together
+        chosen, logprobs = sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[sampling] = torch.from_numpy(chosen)
         self._state.store(view_ints(self._queue.ints, bucket), ids.to(self._device))
@@ -274,7 +276,7 @@ class DeviceWorker:
 
     def _mode(self, rows: StepRows) -> Mode:
         slots = rows.slots[rows.samples != 0]
-        if self._sampling.needs_host(slots, rows.output_indices[rows.samples != 0]):
+        if self._sampling.needs_host(slots, rows.output_indices[rows.samples != 0]).any():
             return Mode.HOST
         return Mode.GREEDY if not self._sampling.temperature[slots].any() else Mode.DRAW
 

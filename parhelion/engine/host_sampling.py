@@ -91,6 +91,20 @@ class HostSampler:
         self.note(samples, chosen, stays)
         return chosen, logprobs
 
+    def sample_together(
+        self, logits: torch.Tensor, samples: Samples, stays: Ints
+    ) -> tuple[Ints, list[TokenLogprob | None]]:
+        """The same with other ranks: rank 0 chooses and tells the others, who learn no log-probabilities."""
+        group, count = self._model.group, len(samples.rows)
+        if group.rank == 0:
+            chosen, logprobs = self.sample(logits, samples, stays)
+            group.from_first(torch.from_numpy(chosen).to(self._model.device))
+            return chosen, logprobs
+        told = group.from_first(torch.empty(count, dtype=torch.int64, device=self._model.device))
+        chosen = told.cpu().numpy()
+        self.note(samples, chosen, stays)
+        return chosen, [None] * count
+
     def prompt_logprobs(
         self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor
     ) -> list[PromptLogprobs]:

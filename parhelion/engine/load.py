@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
+from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import EngineCore
-from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
-from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
+from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.worker import Worker
+from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker, rank_device
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
@@ -30,7 +32,7 @@ from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
 from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
-from parhelion.platform.device import choose_device, device_name, free_memory
+from parhelion.platform.device import device_name
 from parhelion.platform.memory import peak_resident_memory
 from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
@@ -66,8 +68,9 @@ def load_engine(
         CheckpointError: the checkpoint is damaged or not supported.
         ConfigError: an option cannot be had here.
         OutOfMemoryError: too little memory for the KV cache asked for.
+        EngineDeadError: another rank ended while it started.
     """
-    threads = config.threads or usable_cores()
+    threads = rank_threads(config)
     # OpenMP keeps a pool of threads for every thread that computes, and throttles all of them once there are more than
     # cores. So one thread does all the computing, from the first weight on.
     thread = ThreadPoolExecutor(1, thread_name_prefix="worker", initializer=torch.set_num_threads, initargs=(threads,))
@@ -76,6 +79,11 @@ def load_engine(
     except BaseException:
         thread.shutdown(wait=False)
         raise
+
+
+def rank_threads(config: EngineConfig) -> int:
+    """CPU threads of each rank."""
+    return config.threads or max(1, usable_cores() // config.tp)
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,14 @@ class LoadedModel:
 
 
 def load_model(
-    config: EngineConfig, model_path: Path, progress: Progress | None = None, keep_tables: bool = False
+    config: EngineConfig,
+    model_path: Path,
+    progress: Progress | None = None,
+    group: Group = ALONE,
+    keep_tables: bool = False,
 ) -> LoadedModel:
-    """Only the model, with no engine around it; see ``load_engine``, and ``BuildOptions`` for ``keep_tables``."""
-    device = choose_device(config.device)
+    """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``, ``BuildOptions``."""
+    device = rank_device(config, group.rank)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
     pack, notes = pack_kernels(config.pack, device)
@@ -106,7 +118,7 @@ def load_model(
     resolver.notes += notes
     opened = time.monotonic()
     with torch.inference_mode():
-        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress, keep_tables)
+        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress, group, keep_tables)
     release_freed_memory()
     phases = (Phase("pack", opened - started), Phase("weights", time.monotonic() - opened))
     return LoadedModel(model, resolver, arithmetic, weight_bytes, phases)
@@ -121,49 +133,55 @@ def _load(
     progress: Progress | None,
     imports_s: float,
 ) -> LoadedEngine:
+    if config.tp == 1:
+        return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, None)
+    others = OtherRanks(config, model_path)
+    try:
+        with others.blamed():
+            return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, others)
+    except BaseException:
+        others.close()
+        raise
+
+
+def _load_engine(
+    config: EngineConfig,
+    model_path: Path,
+    model_name: str,
+    thread: ThreadPoolExecutor,
+    threads: int,
+    progress: Progress | None,
+    imports_s: float,
+    others: OtherRanks | None,
+) -> LoadedEngine:
+    """The engine of this rank, which is the first of several if there are others."""
     started = time.monotonic()
     chosen = choose_draft(config, model_path)
-    loaded = load_model(config, model_path, progress, keep_tables=chosen is not None and chosen.head is not None)
+    group = others.group if others is not None else ALONE
+    loaded = load_model(config, model_path, progress, group, keep_tables=chosen is not None and chosen.head is not None)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
     draft, draft_bytes = _load_draft(config, chosen, loaded)
-    size = plan_kv_cache(
-        config, model.config, model.dtype, free_memory(device), on_gpu, chosen.config if chosen else None
-    )
-    worker: Worker | DeviceWorker
-    if on_gpu:
-        options = DeviceWorkerOptions(
-            config.block_size,
-            config.max_num_seqs,
-            config.token_budget(on_gpu),
-            use_graphs=config.graphs != "off",
-            num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
-        )
-        worker = DeviceWorker(model, size, options, resolver, draft)
-    else:
-        worker = Worker(
-            model,
-            size,
-            config.block_size,
-            config.max_num_seqs,
-            draft,
-            max_num_batched_tokens=config.token_budget(False),
-        )
+    size = kv_cache_size(config, model, chosen.config if chosen else None)
+    if others is not None:
+        size = others.smallest(size)
+    worker = build_worker(config, model, size, resolver, draft)
     warming = time.monotonic()
     worker.warm_up()
     warm_up_s = time.monotonic() - warming
     compile_s = warm_up_s if config.compile or (on_gpu and resolver.compiles) else 0.0
-    if isinstance(worker, DeviceWorker) and config.graphs == "startup":
-        worker.capture_all()
+    capture_graphs(config, worker)
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
+    ranks_s = others.start_s if others is not None else 0.0
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
-        worker,
+        worker if others is None else TensorParallelWorker(worker, others),
         overlap=config.overlap,
         speculation=speculator(config, chosen, draft_bytes / max(1, loaded.weight_bytes)),
         thread=thread,
+        peers=others,
     )
     info = EngineInfo(
         model_name=model_name,
@@ -180,13 +198,14 @@ def _load(
         threads=threads,
         vocab_size=model.config.vocab_size,
         eos_token_ids=list(model.config.eos_token_ids),
+        tp=config.tp,
         max_model_len=size.max_model_len,
         block_size=config.block_size,
         num_blocks=size.num_blocks,
         kv_cache_bytes=size.total_bytes,
         weight_bytes=loaded.weight_bytes,
         resident_bytes=resident_memory(),
-        load_s=time.monotonic() - started,
+        load_s=time.monotonic() - started + ranks_s,
         peak_host_bytes=peak_resident_memory(),
         compile_s=compile_s,
         num_graphs=graphs.num_graphs if graphs is not None else 0,
@@ -194,6 +213,7 @@ def _load(
         graph_s=graph_s,
         phases=[
             Phase("imports", imports_s),
+            Phase("ranks", ranks_s),
             *loaded.phases,
             Phase("first steps", warm_up_s),
             Phase("graphs", graph_s),
@@ -213,7 +233,7 @@ def _load_draft(
     with torch.inference_mode():
         draft: DecoderModel | Eagle3Head
         if chosen.head is None:
-            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None)
+            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None, ALONE)
         else:
             draft, num_bytes = _load_head(options, chosen.path, chosen.head, target)
     target.model.tables = None
@@ -224,7 +244,7 @@ def _load_draft(
 def _load_head(config: EngineConfig, path: Path, head: Eagle3Config, target: LoadedModel) -> tuple[Eagle3Head, int]:
     resolver, tables = target.resolver, target.model.tables
     assert tables is not None, "the target was loaded for a head"
-    options = _build_options(config, head.layer, UNQUANTIZED, target.arithmetic, resolver)
+    options = _build_options(config, head.layer, UNQUANTIZED, target.arithmetic, resolver, ALONE)
     if config.load_format == "dummy":
         made = DummyWeights(config.seed, False, UNQUANTIZED, resolver.device, target.arithmetic.dtype)
         return Eagle3Head(head, made, options, *tables), made.num_bytes
@@ -240,6 +260,7 @@ def _load_model(
     arithmetic: Arithmetic,
     resolver: Resolver,
     progress: Progress | None,
+    group: Group,
     keep_tables: bool = False,
 ) -> tuple[DecoderModel, int]:
     """The model, and the bytes of its weights as stored."""
@@ -247,13 +268,13 @@ def _load_model(
         found = read_model_config(path)
         scheme = choose_scheme(found.quantization, config.quantization)
         weights = DummyWeights(config.seed, found.tie_word_embeddings, scheme, resolver.device, arithmetic.dtype)
-        return _build(config, found, scheme, weights, arithmetic, resolver, keep_tables), weights.num_bytes
+        return _build(config, found, scheme, weights, arithmetic, resolver, group, keep_tables), weights.num_bytes
     on_gpu = resolver.device.type != "cpu"
     with open_checkpoint(path, resolver.device if on_gpu else None) as checkpoint:
         found = checkpoint.config
         scheme = choose_scheme(found.quantization, config.quantization)
         stored = CheckpointWeights(checkpoint, progress, resolver.device if on_gpu else None)
-        return _build(config, found, scheme, stored, arithmetic, resolver, keep_tables), checkpoint.total_bytes
+        return _build(config, found, scheme, stored, arithmetic, resolver, group, keep_tables), checkpoint.total_bytes
 
 
 def _build(
@@ -263,6 +284,7 @@ def _build(
     weights: Weights,
     arithmetic: Arithmetic,
     resolver: Resolver,
+    group: Group,
     keep_tables: bool,
 ) -> DecoderModel:
     if config.max_model_len is not None and config.max_model_len > found.max_position:
@@ -270,7 +292,7 @@ def _build(
             f"max_model_len is {config.max_model_len}, but the model was made for {found.max_position} tokens: "
             f"pass at most {found.max_position}"
         )
-    options = _build_options(config, found, scheme, arithmetic, resolver, keep_tables)
+    options = _build_options(config, found, scheme, arithmetic, resolver, group, keep_tables)
     return model_class(found.architecture)(found, weights, options)
 
 
@@ -280,6 +302,7 @@ def _build_options(
     scheme: QuantScheme,
     arithmetic: Arithmetic,
     resolver: Resolver,
+    group: Group,
     keep_tables: bool = False,
 ) -> BuildOptions:
     return BuildOptions(
@@ -291,6 +314,7 @@ def _build_options(
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,
         compile_one_token=config.compile,
+        group=group,
         keep_tables=keep_tables,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from parhelion.engine.core import EngineCore
@@ -23,8 +24,11 @@ from parhelion.errors import InvalidRequestError, QueueFullError
 class Channel(Protocol):
     """The engine's end of the road to the front end."""
 
-    def receive(self, block: bool) -> ToEngine | None:
-        """The next message; None if there is none (``block`` waits, and returns None only if the front end is gone)."""
+    def receive(self, block: bool, check: Callable[[], None]) -> ToEngine | None:
+        """The next message; None if there is none (``block`` waits, and returns None only if the front end is gone).
+
+        ``check`` is called about once a second while it waits, and what it raises ends the wait.
+        """
         ...
 
     def send(self, message: FromEngine) -> None: ...
@@ -34,14 +38,14 @@ def run_loop(core: EngineCore, channel: Channel) -> None:
     """Serve until the front end says ``Shutdown`` or is gone; sends ``EngineFailed`` if the worker fails."""
     try:
         while True:
-            message = channel.receive(block=not core.has_work)
+            message = channel.receive(not core.has_work, core.check)
             if message is None and not core.has_work:
                 return
             while message is not None:
                 if isinstance(message, Shutdown):
                     return
                 _handle(core, channel, message)
-                message = channel.receive(block=False)
+                message = channel.receive(False, core.check)
             if tokens := core.step():
                 channel.send(Outputs(tokens))
     except Exception as error:

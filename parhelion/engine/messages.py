@@ -151,6 +151,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         pack: where the choice of kernels and their binaries come from; empty if from no pack.
         launches_per_layer: ops that one block of the model launches.
         threads: intra-op CPU threads.
+        tp: ranks that share every layer. What is said of memory, blocks aside, is said of the first of them.
         vocab_size: of the model.
         max_model_len: tokens of a request, prompt and output together.
         block_size, num_blocks: of the KV cache.
@@ -160,8 +161,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         load_s: seconds from the start to being ready.
         peak_host_bytes: most memory that the engine's process has held so far.
         compile_s: seconds of that spent compiling.
-        phases: of the start, in order: imports (of the engine's own process, from its creation), pack, weights, first
-            steps (where what is missing compiles), graphs.
+        phases: of the start, in order: imports (of the engine's own process, from its creation), ranks (the other
+            processes, if any), pack, weights, first steps (where what is missing compiles), graphs.
         num_graphs, graph_bytes, graph_s: CUDA graphs captured at the start, their memory and their time.
     """
 
@@ -177,6 +178,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     pack: str
     launches_per_layer: int
     threads: int
+    tp: int
     vocab_size: int
     eos_token_ids: list[int]
     max_model_len: int

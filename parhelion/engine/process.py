@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -42,11 +43,12 @@ class SocketChannel:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 
-    def receive(self, block: bool) -> ToEngine | None:
+    def receive(self, block: bool, check: Callable[[], None]) -> ToEngine | None:
         """The next message, or None (see ``Channel``)."""
         while not self._requests.poll(PARENT_CHECK_MS if block else 0):
             if not block or os.getppid() != self._parent:
                 return None
+            check()
         message: ToEngine = self._decoder.decode(self._requests.recv())
         return message
 

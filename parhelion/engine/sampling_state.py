@@ -76,15 +76,22 @@ class SamplingState:
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
 
-    def needs_host(self, slots: Ints, output_indices: Ints) -> bool:
-        """Whether any of the rows asks for more than temperature, top-k, top-p, min-p and a seed."""
-        return bool(
-            (self.logprobs[slots] != NO_LOGPROBS).any()
-            or (self.repetition_penalty[slots] != 1).any()
-            or (self.presence_penalty[slots] != 0).any()
-            or (self.frequency_penalty[slots] != 0).any()
-            or self.added_logits(slots, output_indices) is not None
+    def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows ask for more than temperature, top-k, top-p, min-p and a seed."""
+        needs: npt.NDArray[np.bool_] = (
+            (self.logprobs[slots] != NO_LOGPROBS)
+            | (self.repetition_penalty[slots] != 1)
+            | (self.presence_penalty[slots] != 0)
+            | (self.frequency_penalty[slots] != 0)
         )
+        if (added := self.added_logits(slots, output_indices)) is not None:
+            needs[added.rows] = True
+        return needs
+
+    def takes_likeliest(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows ask for nothing but the likeliest token."""
+        is_greedy: npt.NDArray[np.bool_] = self.temperature[slots] == 0
+        return is_greedy & ~self.needs_host(slots, output_indices)
 
     def added_logits(self, slots: Ints, output_indices: Ints) -> TokenValues | None:
         """What to add to the logits of the rows that hold ``slots``: biases, and -inf for stop ids that come too early.

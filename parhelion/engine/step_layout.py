@@ -136,6 +136,12 @@ class Samples:
     positions: Ints
     output_indices: Ints
 
+    def those(self, which: npt.NDArray[np.bool_]) -> Samples:
+        """Some of them, in the same order."""
+        return Samples(
+            self.rows[which], self.slots[which], self.tokens[which], self.positions[which], self.output_indices[which]
+        )
+
 
 def samples_of(rows: StepRows) -> Samples:
     """What the rows sample."""

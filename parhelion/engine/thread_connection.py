@@ -14,6 +14,9 @@ from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import FromEngine, LoadProgress, Shutdown, ToEngine
 
+CHECK_S = 1.0
+"""How often an idle engine looks whether its ranks still live."""
+
 
 class ThreadConnection:
     """An engine in a thread of this process, for tests and small tools."""
@@ -66,11 +69,14 @@ class _QueueChannel:
         self._incoming = incoming
         self._deliver = deliver
 
-    def receive(self, block: bool) -> ToEngine | None:
-        try:
-            return self._incoming.get(block)
-        except queue.Empty:
-            return None
+    def receive(self, block: bool, check: Callable[[], None]) -> ToEngine | None:
+        while True:
+            try:
+                return self._incoming.get(block, CHECK_S)
+            except queue.Empty:
+                if not block:
+                    return None
+            check()
 
     def send(self, message: FromEngine) -> None:
         self._deliver(message)

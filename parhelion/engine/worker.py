@@ -18,7 +18,7 @@ from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
-from parhelion.engine.step_layout import StepRows, rows_of, samples_of
+from parhelion.engine.step_layout import Ints, Samples, StepRows, rows_of, samples_of
 from parhelion.engine.step_result import StepResult
 from parhelion.models.decoder import DecoderModel, HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
@@ -114,11 +114,37 @@ class Worker:
             samples = samples_of(rows)
             chosen, logprobs = np.zeros(0, np.int64), list[TokenLogprob | None]()
             if len(samples.rows):
-                logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
-                chosen, logprobs = self._sampler.sample(logits, samples, self._sampler.stays(rows))
+                choose = self._choose if self._model.group.is_alone else self._choose_together
+                chosen, logprobs = choose(hidden, samples, self._sampler.stays(rows))
             if drafter is not None and drafted is not None:
                 drafter.settle(rows, drafted, chosen, states)
             return StepResult(chosen.tolist(), logprobs, prompt_logprobs, drafted)
+
+    def _choose(self, hidden: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
+        """A token for each of at least one sample, and log-probabilities where they are wanted."""
+        logits = self._model.compute_logits(hidden[torch.from_numpy(samples.tokens)]).float()
+        return self._sampler.sample(logits, samples, stays)
+
+    def _choose_together(
+        self, hidden: torch.Tensor, samples: Samples, stays: Ints
+    ) -> tuple[Ints, list[TokenLogprob | None]]:
+        """The same with other ranks, each of which has logits of its part of the vocabulary: those are gathered only
+        for samples that take more than the largest.
+        """
+        count = len(samples.rows)
+        chosen, logprobs = np.zeros(count, np.int64), list[TokenLogprob | None]([None] * count)
+        likeliest = self._sampling.takes_likeliest(samples.slots, samples.output_indices)
+        if not likeliest.all():
+            others = samples.those(~likeliest)
+            logits = self._model.compute_logits(hidden[torch.from_numpy(others.tokens)]).float()
+            chosen[~likeliest], their_logprobs = self._sampler.sample_together(logits, others, stays)
+            for index, found in zip(np.flatnonzero(~likeliest).tolist(), their_logprobs, strict=True):
+                logprobs[index] = found
+        if likeliest.any():
+            greedy = samples.those(likeliest)
+            chosen[likeliest] = self._model.likeliest(hidden[torch.from_numpy(greedy.tokens)]).numpy()
+            self._sampler.note(greedy, chosen[likeliest], stays)
+        return chosen, logprobs
 
     def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         for admission, request in zip(plan.admissions, admitted, strict=True):

@@ -8,6 +8,7 @@ import torch
 
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import Call
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
@@ -46,7 +47,9 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Static dimensions of a block; ``sliding_window`` is this layer's own."""
+    """Static dimensions of a block; ``sliding_window`` is this layer's own. With several ranks, heads and intermediate
+    size are this rank's.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -58,6 +61,7 @@ class LayerShape:
     max_position: int
     sliding_window: int | None
     dtype: torch.dtype
+    num_ranks: int = 1
 
 
 def layer_calls(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor, is_first: bool) -> list[Call]:
@@ -85,11 +89,20 @@ def calls_from_normed(shape: LayerShape, weights: LayerWeights, cos_sin: torch.T
             ("attended",),
         ),
         *linear_calls("attended", "hidden", weights.out, dtype),
+        *sum_over_ranks(shape.hidden_size, shape.num_ranks, dtype),
         add_norm(shape.hidden_size, shape.epsilon, dtype, weights.post_attention_norm),
         *linear_calls("normed", "gate_up", weights.gate_up, dtype),
         Call(SiluAndMul(shape.intermediate_size, dtype), ("gate_up",), ("activated",)),
         *linear_calls("activated", "hidden", weights.down, dtype),
+        *sum_over_ranks(shape.hidden_size, shape.num_ranks, dtype),
     ]
+
+
+def sum_over_ranks(hidden_size: int, num_ranks: int, dtype: torch.dtype) -> list[Call]:
+    """Add up hidden, of which each rank has computed a part; nothing with one rank."""
+    if num_ranks == 1:
+        return []
+    return [Call(AllReduce(hidden_size, num_ranks, dtype), ("hidden",), ("hidden",))]
 
 
 def add_norm(hidden_size: int, epsilon: float, dtype: torch.dtype, weight: torch.Tensor) -> Call:

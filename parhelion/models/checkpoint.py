@@ -14,6 +14,7 @@ import torch
 
 from parhelion.errors import CheckpointError
 from parhelion.models.config import ModelConfig
+from parhelion.quantization import Section
 
 
 class Checkpoint(ABC):
@@ -51,6 +52,20 @@ class Checkpoint(ABC):
 
         Raises:
             CheckpointError: there is no such tensor, or it cannot be read.
+        """
+
+    @abstractmethod
+    def section(self, name: str, section: Section) -> torch.Tensor:
+        """Read a section of one tensor, as ``tensor`` does; the rest of it is not kept, nor read where the format
+        allows that.
+        """
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor as a whole, as its header says.
+
+        Raises:
+            CheckpointError: there is no such tensor.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ class ModelConfig:
     def sliding_window(self, layer: int) -> int | None:
         """The window of one layer, or None."""
         return self.sliding_windows[layer] if self.sliding_windows else None
+
+    def shard(self, tp: int) -> ModelConfig:
+        """What each of ``tp`` ranks computes of every layer: its heads and its part of the feed-forward. With fewer KV
+        heads than ranks each is held by several. Hidden size and vocabulary stay whole.
+        """
+        return replace(
+            self,
+            num_heads=self.num_heads // tp,
+            num_kv_heads=max(1, self.num_kv_heads // tp),
+            intermediate_size=self.intermediate_size // tp,
+        )
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
+from parhelion.distributed.group import ALONE, Group
 from parhelion.layers.alternatives import Alternatives, layer_program
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
-from parhelion.layers.linear import linear_calls
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
+from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead, rows_per_rank
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
-from parhelion.ops.embedding import Embedding
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
+from parhelion.ops.registry import COLLECTIVES
 from parhelion.ops.resolve import Resolver
-from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme, load_linear
+from parhelion.quantization import LinearWeights, QuantScheme, Section, load_linear
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class BuildOptions:
         compile_one_token: let TorchInductor make a function of each block for steps of one token (CPUs).
         keep_tables: leave the embedding's table and the output matrix, as stored, with the model, for a head that
             shares them; who asked for them takes them away.
+        group: the ranks that share each layer.
     """
 
     dtype: torch.dtype
@@ -49,6 +51,7 @@ class BuildOptions:
     max_model_len: int
     compile_one_token: bool = False
     keep_tables: bool = False
+    group: Group = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -56,10 +59,10 @@ class BuildOptions:
 
 
 class WeightLoader:
-    """Reads a block's parameters, stacking the projections that share an input.
+    """Reads this rank's part of a block's parameters, stacking the projections that share an input.
 
     Args:
-        config: the model's.
+        config: the model's, whole.
         weights: its tensors.
         options: dtype, device and scheme.
     """
@@ -69,22 +72,46 @@ class WeightLoader:
         self._weights = weights
         self._options = options
 
-    def linear(self, names: Sequence[str], rows: Sequence[int], in_features: int, bias: bool) -> LinearWeights:
-        """One layer out of several projections of the same input, stacked in the order given."""
+    def linear(
+        self,
+        names: Sequence[str],
+        rows: Sequence[int],
+        in_features: int,
+        bias: bool,
+        sections: Sequence[Section] = (),
+    ) -> LinearWeights:
+        """One layer out of several projections of the same input, stacked in the order given.
+
+        Args:
+            sections: what this rank has of each; everything if it is alone.
+        """
         o = self._options
-        return load_linear(self._weights, o.scheme, tuple(names), tuple(rows), in_features, bias, o.dtype, o.device)
+        kept = () if o.group.is_alone else tuple(sections)
+        rows = tuple(rows)
+        return load_linear(self._weights, o.scheme, tuple(names), rows, in_features, bias, o.dtype, o.device, kept)
 
     def vector(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight, [size]."""
         return self._weights.get(f"{name}.weight", size).to(self._options.device, self._options.dtype)
 
     def table(self, name: str) -> torch.Tensor:
-        """An embedding's or an output head's [vocab_size, hidden_size], as stored."""
-        return self._weights.get(f"{name}.weight", self._config.vocab_size, self._config.hidden_size)
+        """An embedding's or an output head's [vocab_size, hidden_size], as stored; of several ranks each has as many
+        rows, zeros behind the last of the vocabulary included.
+        """
+        group, shape = self._options.group, (self._config.vocab_size, self._config.hidden_size)
+        if group.is_alone:
+            return self._weights.get(f"{name}.weight", *shape)
+        rows = rows_per_rank(shape[0], group)
+        first = min(rows * group.rank, shape[0])
+        section = Section(0, first, min(first + rows, shape[0]))
+        found = self._weights.get_section(f"{name}.weight", section, *shape)
+        if section.size == rows:
+            return found
+        return torch.cat((found, found.new_zeros(rows - section.size, shape[1])))
 
     def shape(self, index: int) -> LayerShape:
-        """Static dimensions of block number ``index``."""
-        return _layer_shape(self._config, self._options, index)
+        """Static dimensions of block number ``index``, as this rank computes it."""
+        return _layer_shape(self._config.shard(self._options.group.size), self._options, index)
 
     def layer(self, index: int) -> LayerWeights:
         """Block number ``index``."""
@@ -94,8 +121,9 @@ class WeightLoader:
         """The block whose tensors' names begin with ``prefix``; its queries, keys and values are made of
         ``attention_in`` features.
         """
-        c = self._config
+        c, group = self._config, self._options.group
         q_rows, kv_rows = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        kv_section = group.heads(0, c.num_kv_heads, c.head_dim)
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         return LayerWeights(
             input_norm=self.vector(f"{prefix}.input_layernorm", c.hidden_size),
@@ -105,15 +133,29 @@ class WeightLoader:
                 (q_rows, kv_rows, kv_rows),
                 attention_in,
                 c.attention_bias,
+                (group.heads(0, c.num_heads, c.head_dim), kv_section, kv_section),
             ),
-            out=self.linear([f"{attention}.o_proj"], (c.hidden_size,), q_rows, c.attention_output_bias),
+            out=self.linear(
+                [f"{attention}.o_proj"],
+                (c.hidden_size,),
+                q_rows,
+                c.attention_output_bias,
+                (group.heads(1, c.num_heads, c.head_dim),),
+            ),
             gate_up=self.linear(
                 [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
                 (c.intermediate_size, c.intermediate_size),
                 c.hidden_size,
                 c.mlp_bias,
+                (group.section(0, c.intermediate_size),) * 2,
             ),
-            down=self.linear([f"{mlp}.down_proj"], (c.hidden_size,), c.intermediate_size, c.mlp_bias),
+            down=self.linear(
+                [f"{mlp}.down_proj"],
+                (c.hidden_size,),
+                c.intermediate_size,
+                c.mlp_bias,
+                (group.section(1, c.intermediate_size),),
+            ),
             q_norm=self.vector(f"{attention}.q_norm", c.head_dim) if c.qk_norm else None,
             k_norm=self.vector(f"{attention}.k_norm", c.head_dim) if c.qk_norm else None,
         )
@@ -141,15 +183,19 @@ class DecoderModel:
         options: how to put it together.
 
     Attributes:
+        config: dimensions; of several ranks, heads and feed-forward are this one's.
+        group: the ranks that share each layer; all of them must make the same calls.
         dtype: of the activations.
         scheme: of the linear layers.
         launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
-        tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept.
+        tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept; of
+            several ranks each has its rows.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
-        self.config = config
+        self.config = config.shard(options.group.size)
+        self.group = options.group
         self.dtype = options.dtype
         self.device = options.device
         resolver = options.resolver
@@ -157,9 +203,12 @@ class DecoderModel:
         table = loader.table("model.embed_tokens")
         tied = config.tie_word_embeddings or not weights.has("lm_head.weight")
         head = table if tied else loader.table("lm_head")
-        self._lm_head = self._head(head, options)
-        embedding = Embedding(config.vocab_size, config.hidden_size, options.storage_dtype)
-        self._embed = resolver.bind(embedding, table.to(options.device, options.storage_dtype))
+        self._lm_head = VocabularyHead(
+            head.to(options.device, options.dtype), config.vocab_size, options.group, resolver
+        )
+        self._embed = VocabularyEmbedding(
+            table.to(options.device, options.storage_dtype), options.dtype, options.group, resolver
+        )
         self.tables = (table, head) if options.keep_tables else None
         del table, head
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
@@ -169,7 +218,7 @@ class DecoderModel:
         self._one_token_layers = []
         compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
         for index in range(config.num_layers):
-            calls = layer_calls(_layer_shape(config, options, index), loader.layer(index), cos_sin, index == 0)
+            calls = layer_calls(loader.shape(index), loader.layer(index), cos_sin, index == 0)
             self._layers.append(layer_program(calls, options.plans, resolver, STEP_VALUES))
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
@@ -181,13 +230,8 @@ class DecoderModel:
         self.scheme = options.scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
         self.launches_per_layer = len(contracts)
-        self.linear_provider = ", ".join(resolver.served_by(contracts[-1]))
-
-    @staticmethod
-    def _head(head: torch.Tensor, options: BuildOptions) -> Program:
-        weights = LinearWeights(head.to(options.device, options.dtype), None, None, UNQUANTIZED)
-        calls = linear_calls("hidden", "logits", weights, options.dtype)
-        return Program(calls, options.resolver, ("hidden", "logits"))
+        last_product = next(contract for contract in reversed(contracts) if contract.name not in COLLECTIVES)
+        self.linear_provider = ", ".join(resolver.served_by(last_product))
 
     def forward(
         self, batch: StepBatch, kv_cache: Sequence[torch.Tensor], states: HiddenStates | None = None
@@ -203,7 +247,7 @@ class DecoderModel:
             [num_tokens, hidden_size], normed, in the activations' dtype.
         """
         values: list[Any] = [None] * self._num_values
-        embedded = self._embed(batch.token_ids).to(self.dtype)
+        embedded = self._embed(batch.token_ids)
         values[:6] = None, embedded, batch.positions, batch.slot_mapping, None, batch.attention
         row = self._single_row(batch)
         if states is not None:
@@ -235,10 +279,13 @@ class DecoderModel:
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], in the activations' dtype: who computes with logits widens
         them first, and who only compares them need not."""
-        values: list[Any] = [hidden, None]
-        self._lm_head(values)
-        logits: torch.Tensor = values[1]
-        return logits
+        return self._lm_head(hidden)
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to the likeliest ids, [num_rows] int64: what ``compute_logits`` is largest for, while
+        ranks tell each other no more than their best. For models of several ranks.
+        """
+        return self._lm_head.likeliest(hidden)
 
 
 def rotary_table(inverse_frequencies: torch.Tensor, max_position: int) -> torch.Tensor:
@@ -259,4 +306,5 @@ def _layer_shape(config: ModelConfig, options: BuildOptions, index: int) -> Laye
         max_position=options.max_model_len,
         sliding_window=config.sliding_window(index),
         dtype=options.dtype,
+        num_ranks=options.group.size,
     )

@@ -16,6 +16,7 @@ from parhelion.models.checkpoint import Checkpoint
 from parhelion.models.config import ModelConfig
 from parhelion.models.gguf_config import ROPE_FACTORS, gguf_model_config
 from parhelion.models.gguf_header import GgufHeader, TensorInfo, read_gguf_header
+from parhelion.quantization import Section
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _OUTER_NAMES = {
@@ -77,12 +78,30 @@ class GgufCheckpoint(Checkpoint):
         return name in self._infos
 
     def tensor(self, name: str) -> torch.Tensor:
-        info = self._infos.get(name)
-        if info is None:
-            raise self.missing(name)
+        info = self._info(name)
         tensor = torch.from_numpy(_dequantized(self._header.path, info))
         heads = self._permuted_heads(info.name)
         return tensor if heads is None else unpermuted_rows(tensor, heads)
+
+    def section(self, name: str, section: Section) -> torch.Tensor:
+        info = self._info(name)
+        tensor = torch.from_numpy(_dequantized(self._header.path, info, section))
+        heads = self._permuted_heads(info.name)
+        if heads is None:
+            return tensor
+        # Rows are interleaved within heads, so sections of whole heads keep theirs.
+        kept, rest = divmod(heads * tensor.shape[0], info.shape[0])
+        assert rest == 0, f"{name}: a section of rows must hold whole heads"
+        return unpermuted_rows(tensor, kept)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._info(name).shape
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self._infos.get(name)
+        if info is None:
+            raise self.missing(name)
+        return info
 
     def _permuted_heads(self, stored_name: str) -> int | None:
         """How many heads' rows are interleaved in this tensor; None when its rows are in order."""
@@ -137,21 +156,32 @@ def _hugging_face_name(stored_name: str) -> str | None:
     return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"
 
 
-def _dequantized(path: Path, info: TensorInfo) -> npt.NDArray[np.float32]:
-    """The tensor as float32, read in pieces of whole rows."""
+def _dequantized(path: Path, info: TensorInfo, section: Section | None = None) -> npt.NDArray[np.float32]:
+    """The tensor or a section of it as float32, read in pieces of whole rows.
+
+    A vector is one row, of which a section is cut like columns.
+    """
     row_elements = info.shape[-1] if info.shape else 1
     num_rows = int(np.prod(info.shape[:-1], dtype=np.int64))
+    first_row, columns, shape = 0, slice(None), info.shape
+    if section is not None:
+        shape = section.shape(info.shape)
+        if section.dim == len(info.shape) - 1:
+            columns = slice(section.start, section.stop)
+        else:
+            first_row, num_rows = section.start, section.size
     block_size, block_bytes = GGML_QUANT_SIZES[info.type]
     row_bytes = row_elements // block_size * block_bytes
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(row_elements, 1))
-    result = np.empty((num_rows, row_elements), np.float32)
+    result = np.empty((num_rows, len(range(row_elements)[columns])), np.float32)
     for start in range(0, num_rows, rows_per_chunk):
         count = min(rows_per_chunk, num_rows - start)
-        raw = np.fromfile(path, np.uint8, count=count * row_bytes, offset=info.offset + start * row_bytes)
+        offset = info.offset + (first_row + start) * row_bytes
+        raw = np.fromfile(path, np.uint8, count=count * row_bytes, offset=offset)
         if raw.size != count * row_bytes:
             raise CheckpointError(f"{path} became shorter while it was read (tensor {info.name}): fetch it again")
-        result[start : start + count] = _decode_rows(path, info, raw.reshape(count, row_bytes))
-    return result.reshape(info.shape)
+        result[start : start + count] = _decode_rows(path, info, raw.reshape(count, row_bytes))[:, columns]
+    return result.reshape(shape)
 
 
 def _decode_rows(path: Path, info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 import safetensors
@@ -15,16 +16,27 @@ from parhelion.models.checkpoint import Checkpoint
 from parhelion.models.config import ModelConfig
 from parhelion.models.hf_config import read_hf_config
 from parhelion.models.safetensors_stream import SafetensorsStream, StagingBuffer
+from parhelion.quantization import Section
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
+
+_Read = TypeVar("_Read")
 
 
 class _ShardIndex(msgspec.Struct):
     """The part of model.safetensors.index.json that matters: which shard holds a tensor."""
 
     weight_map: dict[str, str]
+
+
+class _Slice(Protocol):
+    """A tensor of an open safetensors file that has not been read yet."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> torch.Tensor: ...
 
 
 class _Shard(Protocol):
@@ -34,11 +46,17 @@ class _Shard(Protocol):
 
     def get_tensor(self, name: str) -> torch.Tensor: ...
 
+    def get_slice(self, name: str) -> _Slice: ...
+
 
 class _Reader(Protocol):
     """Reads the tensors of one shard."""
 
     def tensor(self, name: str) -> torch.Tensor: ...
+
+    def section(self, name: str, section: Section) -> torch.Tensor: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
     def close(self) -> None: ...
 
@@ -51,6 +69,14 @@ class _MappedShard:
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._file.get_tensor(name)
+
+    def section(self, name: str, section: Section) -> torch.Tensor:
+        """Only the pages that hold the section are touched."""
+        kept = slice(section.start, section.stop)
+        return self._file.get_slice(name)[(slice(None),) * section.dim + (kept,)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
 
     def close(self) -> None:
         # The file is unmapped when it is dropped and no tensor that was read from it lives any more.
@@ -101,11 +127,20 @@ class SafetensorsCheckpoint(Checkpoint):
         return name in self._shards
 
     def tensor(self, name: str) -> torch.Tensor:
+        return self._read(name, lambda reader: reader.tensor(name))
+
+    def section(self, name: str, section: Section) -> torch.Tensor:
+        return self._read(name, lambda reader: reader.section(name, section))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._read(name, lambda reader: reader.shape(name))
+
+    def _read(self, name: str, read: Callable[[_Reader], _Read]) -> _Read:
         shard = self._shards.get(name)
         if shard is None:
             raise self.missing(name)
         try:
-            return self._readers[shard].tensor(name)
+            return read(self._readers[shard])
         except KeyError:
             raise CheckpointError(f"{self._folder} is closed; open it again to read {name}") from None
         except (SafetensorError, OSError) as error:

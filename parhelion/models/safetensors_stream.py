@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from parhelion.errors import CheckpointError
+from parhelion.quantization import Section
 
 _STAGING_BYTES = 32 << 20
 _LENGTH_BYTES = 8
@@ -93,17 +94,48 @@ class SafetensorsStream:
         Raises:
             CheckpointError: a dtype that torch lacks, or a file that became shorter.
         """
-        entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{name} in {self._path} has dtype {entry.dtype}; supported are {', '.join(_DTYPES)}: convert the model"
-            )
-        dtype = _DTYPES[entry.dtype]
-        self._file.seek(self._data_start + entry.data_offsets[0])
-        raw = self._staging.read(self._file, math.prod(entry.shape) * dtype.itemsize)
+        return self._elements(name, 0, math.prod(self._entries[name].shape)).view(self._entries[name].shape)
+
+    def section(self, name: str, section: Section) -> torch.Tensor:
+        """Read a section of one tensor to the device. Rows are all that is read; of columns whole rows are read, in
+        pieces that are cut on the device.
+
+        Raises:
+            CheckpointError: see ``tensor``.
+        """
+        whole = self.shape(name)
+        shape = section.shape(whole)
+        row_elements = math.prod(whole[1:])
+        if section.dim == 0:
+            return self._elements(name, section.start * row_elements, math.prod(shape)).view(shape)
+        rows = max(1, _STAGING_BYTES // (row_elements * self._dtype(name).itemsize))
+        result = torch.empty(shape, dtype=self._dtype(name), device=self._staging.device)
+        for start in range(0, whole[0], rows):
+            count = min(rows, whole[0] - start)
+            piece = self._elements(name, start * row_elements, count * row_elements).view(count, *whole[1:])
+            result[start : start + count].copy_(piece.narrow(section.dim, section.start, section.size))
+        return result
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        return tuple(self._entries[name].shape)
+
+    def _elements(self, name: str, start: int, count: int) -> torch.Tensor:
+        """``count`` elements of a tensor from number ``start``, [count]."""
+        dtype = self._dtype(name)
+        self._file.seek(self._data_start + self._entries[name].data_offsets[0] + start * dtype.itemsize)
+        raw = self._staging.read(self._file, count * dtype.itemsize)
         if raw is None:
             raise CheckpointError(f"{self._path} became shorter while it was read (tensor {name}): fetch it again")
-        return raw.view(dtype).view(entry.shape)
+        return raw.view(dtype)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        dtype = self._entries[name].dtype
+        if dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{name} in {self._path} has dtype {dtype}; supported are {', '.join(_DTYPES)}: convert the model"
+            )
+        return _DTYPES[dtype]
 
     def close(self) -> None:
         """Close the file; nothing can be read any more."""

@@ -11,7 +11,7 @@ import torch
 from parhelion.errors import CheckpointError
 from parhelion.models.checkpoint import Checkpoint
 from parhelion.models.random_values import RandomValues
-from parhelion.quantization import UNQUANTIZED, QuantScheme
+from parhelion.quantization import UNQUANTIZED, QuantScheme, Section
 from parhelion.quantization import Weights as TensorsByName
 from parhelion.quantization.codes import code_max
 
@@ -62,11 +62,26 @@ class CheckpointWeights:
         tensor = self._checkpoint.tensor(name)
         if tensor.numel() == 1 == math.prod(shape):
             tensor = tensor.reshape(shape)
-        if tuple(tensor.shape) != shape:
+        self._check_shape(name, tuple(tensor.shape), shape)
+        return self._handed_out(tensor)
+
+    def get_section(self, name: str, section: Section, *shape: int) -> torch.Tensor:
+        """Read a section of a tensor, whose shape as a whole is checked.
+
+        Raises:
+            CheckpointError: see ``get``.
+        """
+        self._check_shape(name, self._checkpoint.shape(name), shape)
+        return self._handed_out(self._checkpoint.section(name, section))
+
+    def _check_shape(self, name: str, found: tuple[int, ...], implied: tuple[int, ...]) -> None:
+        if found != implied:
             raise CheckpointError(
-                f"{name} in {self._checkpoint.source_path} has shape {tuple(tensor.shape)}, but the configuration "
-                f"implies {shape}: the weights and the configuration belong to different models"
+                f"{name} in {self._checkpoint.source_path} has shape {found}, but the configuration "
+                f"implies {implied}: the weights and the configuration belong to different models"
             )
+
+    def _handed_out(self, tensor: torch.Tensor) -> torch.Tensor:
         self._read += 1
         self.num_bytes += tensor.nbytes
         if self._progress is not None:
@@ -107,6 +122,12 @@ class DummyWeights:
     def get(self, name: str, *shape: int) -> torch.Tensor:
         """Ones for norms, zeros for biases, else normal numbers of deviation 0.02 or codes that stand for them."""
         tensor = self._make(name, shape)
+        self.num_bytes += tensor.nbytes
+        return tensor
+
+    def get_section(self, name: str, section: Section, *shape: int) -> torch.Tensor:
+        """A section of what ``get`` makes: all ranks together have the numbers of one that has everything."""
+        tensor = section.of(self._make(name, shape))
         self.num_bytes += tensor.nbytes
         return tensor
 

@@ -44,8 +44,12 @@ class Op:
         raise ConfigError(f"{self.name} has no provider {name!r}; its providers are {known}")
 
 
+COLLECTIVES = ("all_reduce",)
+"""Ops over several ranks, under ``parhelion/ops/collectives``; ``op`` knows them, tuning and packs do not."""
+
+
 def op_names() -> tuple[str, ...]:
-    """The folders under ``parhelion/ops`` that hold a contract, in alphabetical order."""
+    """The folders under ``parhelion/ops`` that hold a contract, in alphabetical order, without collectives."""
     return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/contract.py")))
 
 
@@ -55,9 +59,10 @@ def op(name: str) -> Op:
     Raises:
         ConfigError: there is none; the message lists those that exist.
     """
-    if name not in op_names():
-        raise ConfigError(f"there is no op {name!r}; the ops are {', '.join(op_names())}")
-    found: Op = importlib.import_module(f"parhelion.ops.{name}").OP
+    if name not in (*op_names(), *COLLECTIVES):
+        raise ConfigError(f"there is no op {name!r}; the ops are {', '.join((*op_names(), *COLLECTIVES))}")
+    folder = f"collectives.{name}" if name in COLLECTIVES else name
+    found: Op = importlib.import_module(f"parhelion.ops.{folder}").OP
     return found
 
 

@@ -12,7 +12,7 @@ from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.pack_kernels import PackKernels, TunedLaunch
 from parhelion.ops.preferences import COMPILING, preferred
 from parhelion.ops.provider import Provider, fixed, packs
-from parhelion.ops.registry import op
+from parhelion.ops.registry import COLLECTIVES, op
 
 
 def parse_overrides(entries: tuple[str, ...]) -> dict[str, str]:
@@ -126,8 +126,8 @@ class Resolver:
         return fixed(self.launcher(contract), weights)
 
     def _from_pack(self, contract: Contract) -> TunedLaunch | None:
-        """What the pack has for a contract, unless the user asked for a provider by hand."""
-        if self._pack is None or contract.name in self._overrides:
+        """What the pack has for a contract, unless the user asked for a provider by hand. It has no collectives."""
+        if self._pack is None or contract.name in self._overrides or contract.name in COLLECTIVES:
             return None
         if contract not in self._tuned:
             tuned = self._pack.launcher(contract, self.provider(contract)) if self._pack.holds(contract) else None

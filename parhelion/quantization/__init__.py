@@ -11,6 +11,7 @@ from parhelion.quantization.scheme import (
     QuantScheme,
     choose_scheme,
 )
+from parhelion.quantization.section import Section
 
 __all__ = [
     "FP8_BLOCK",
@@ -20,6 +21,7 @@ __all__ = [
     "ActivationQuant",
     "LinearWeights",
     "QuantScheme",
+    "Section",
     "Weights",
     "choose_scheme",
     "dequantize",

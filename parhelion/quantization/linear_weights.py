@@ -14,6 +14,7 @@ import torch
 from parhelion.errors import CheckpointError
 from parhelion.quantization.codes import expand_block_scales, quantize_per_block, quantize_per_channel
 from parhelion.quantization.scheme import UNQUANTIZED, QuantScheme
+from parhelion.quantization.section import Section
 
 _PLAIN_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -23,6 +24,10 @@ class Weights(Protocol):
 
     def get(self, name: str, *shape: int) -> torch.Tensor:
         """The tensor of that name, [*shape], in the dtype it is kept in."""
+        ...
+
+    def get_section(self, name: str, section: Section, *shape: int) -> torch.Tensor:
+        """A section of the tensor of that name, which as a whole is [*shape]."""
         ...
 
     def has(self, name: str) -> bool:
@@ -56,29 +61,39 @@ def load_linear(
     bias: bool,
     dtype: torch.dtype,
     device: torch.device,
+    sections: tuple[Section, ...] = (),
 ) -> LinearWeights:
     """One layer out of one or several projections of the same input.
+
+    A section of rows is quantized by itself, since each has a scale of its own. A section of columns keeps the scales
+    of whole rows: a weight that is quantized here is read whole and then cut.
 
     Args:
         weights: where tensors come from.
         scheme: the model's.
         names: the projections, such as ``model.layers.0.self_attn.q_proj``, in the order they are stacked in.
-        rows: output features of each.
-        in_features: K.
+        rows: output features of each, as stored.
+        in_features: K, as stored.
         bias: whether they have biases.
         dtype: the engine's, of plain weights and of biases.
         device: where the parameters shall lie.
+        sections: what is kept of each projection: rows with their scales and biases, or columns. Empty: everything.
+            The sum over all ranks' columns has a bias once: the rank of the first columns has it, the others zeros.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape or in another form than the scheme says, or projections
             that must be stacked are not quantized alike.
     """
-    parts = [_Part(weights, name, count, in_features, device) for name, count in zip(names, rows, strict=True)]
+    kept: Sequence[Section | None] = sections or [None] * len(names)
+    parts = [
+        _Part(weights, name, count, in_features, device, section)
+        for name, count, section in zip(names, rows, kept, strict=True)
+    ]
     own = _common_scheme(scheme, names)
     stacked_bias = _cat([part.bias(dtype) for part in parts]) if bias else None
     if not own.is_quantized:
         return LinearWeights(_cat([part.plain(scheme).to(dtype) for part in parts]), None, stacked_bias, own)
-    _check_blocks_stack(own, names, rows)
+    _check_blocks_stack(own, names, tuple(part.kept_rows for part in parts))
     read: Callable[[_Part], tuple[torch.Tensor, torch.Tensor]]
     read = (lambda part: part.stored(own)) if own.source == "checkpoint" else (lambda part: part.made(own))
     codes, scales = zip(*map(read, parts), strict=True)
@@ -104,13 +119,24 @@ class _Part:
     rows: int
     in_features: int
     device: torch.device
+    section: Section | None
+
+    @property
+    def kept_rows(self) -> int:
+        """Output features of the section."""
+        return self.rows if self.section is None or self.section.dim else self.section.size
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.weights.get(f"{self.name}.bias", self.rows).to(device=self.device, dtype=dtype)
+        if self.section is not None and self.section.dim and self.section.start:
+            return torch.zeros(self.rows, dtype=dtype, device=self.device)
+        section = None if self.section is None or self.section.dim else self.section
+        return self._get(f"{self.name}.bias", section, self.rows).to(device=self.device, dtype=dtype)
 
     def plain(self, scheme: QuantScheme) -> torch.Tensor:
-        """The float weight [rows, in_features]."""
-        weight = self._weight()
+        """The float weight, [rows, in_features] or the section of it."""
+        return self._checked_plain(self._weight(self.section), scheme)
+
+    def _checked_plain(self, weight: torch.Tensor, scheme: QuantScheme) -> torch.Tensor:
         if weight.dtype not in _PLAIN_DTYPES:
             raise CheckpointError(
                 f"{self.name}.weight is stored as {_name(weight.dtype)}, but {self._says(scheme)} a plain weight: "
@@ -119,24 +145,27 @@ class _Part:
         return weight
 
     def stored(self, scheme: QuantScheme) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes [rows, in_features] and scales as the checkpoint has them."""
+        """Codes and scales as the checkpoint has them, of the section."""
         scale_name = f"{self.name}.{scheme.scale_name}"
-        codes = self._weight()
+        codes = self._weight(self.section)
         if codes.dtype != scheme.weight_dtype or not self.weights.has(scale_name):
             raise CheckpointError(
                 f"{self.name} is stored as {_name(codes.dtype)}, and {scale_name} is "
                 f"{'there' if self.weights.has(scale_name) else 'missing'}, but {self._says(scheme)} codes in "
                 f"{_name(scheme.weight_dtype)} with scales: fetch config.json and the weights again"
             )
-        scales = self.weights.get(scale_name, *self._scale_shape(scheme)).to(self.device).float()
+        section = self._scale_section(scheme)
+        scales = self._get(scale_name, section, *self._scale_shape(scheme)).to(self.device).float()
         if scheme.scale_per_tensor:
-            scales = scales.expand(self.rows, 1).contiguous()
+            scales = scales.expand(self.kept_rows, 1).contiguous()
         return codes, scales
 
     def made(self, scheme: QuantScheme) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes and scales made of the float weight."""
+        """Codes and scales made of the float weight; those of a section are the whole weight's."""
         assert scheme.weight_dtype is not None  # only quantized schemes come here
-        weight = self.plain(UNQUANTIZED)
+        assert scheme.block is None or self.section is None  # blocks may not end where sections do
+        columns = self.section if self.section is not None and self.section.dim else None
+        weight = self._checked_plain(self._weight(None if columns else self.section), UNQUANTIZED)
         if scheme.block is None:
             codes, scales = quantize_per_channel(weight, scheme.weight_dtype)
         else:
@@ -146,10 +175,21 @@ class _Part:
                 f"{self.name}.weight holds values that are not finite, which cannot be quantized: fetch the weights "
                 "again, or load them without quantization"
             )
-        return codes, scales
+        return (codes if columns is None else columns.of(codes)), scales
 
-    def _weight(self) -> torch.Tensor:
-        return self.weights.get(f"{self.name}.weight", self.rows, self.in_features).to(self.device)
+    def _weight(self, section: Section | None) -> torch.Tensor:
+        return self._get(f"{self.name}.weight", section, self.rows, self.in_features).to(self.device)
+
+    def _get(self, name: str, section: Section | None, *shape: int) -> torch.Tensor:
+        return self.weights.get(name, *shape) if section is None else self.weights.get_section(name, section, *shape)
+
+    def _scale_section(self, scheme: QuantScheme) -> Section | None:
+        """What of the stored scales belongs to the section; None is all of them."""
+        if self.section is None or scheme.scale_per_tensor:
+            return None
+        if scheme.block is not None:
+            return self.section.in_blocks(scheme.block)
+        return None if self.section.dim else self.section
 
     def _scale_shape(self, scheme: QuantScheme) -> tuple[int, ...]:
         if scheme.block is not None:

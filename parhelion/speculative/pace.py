@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-_MEMORY = 0.8
-"""What is left of an old observation after a new one of the same size."""
+_MEMORY = 0.6
+"""What is left of an old observation after a new one of the same size: little, since attention grows with the texts."""
 
 _HOPE = 0.98
 """What is left of what guesses are taken to add, each time that none have paid for a while."""
@@ -24,6 +24,7 @@ class Pace:
     def __init__(self) -> None:
         self._plain = _Line()
         self._added = _Line({0: 0.0})
+        self._warm: set[int] = set()
 
     def observe(self, num_rows: int, num_guesses: int, seconds: float) -> None:
         """A step of so many requests, with so many guesses for them in all, took so long."""
@@ -32,6 +33,9 @@ class Pace:
         # longer than a step.
         if num_guesses == 0:
             self._plain.observe(num_rows, min(seconds, 2 * plain_s) if self._plain.knows(num_rows) else seconds)
+        elif _rounded(num_guesses) not in self._warm:
+            # The first step of a size may have made ready whatever serves it.
+            self._warm.add(_rounded(num_guesses))
         elif self.is_known:
             known = self._added.knows(num_guesses)
             most_s = 2 * (plain_s + self._added.seconds(num_guesses)) if known else plain_s * (1 + num_guesses)

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from parhelion.speculative.acceptance import Shares
 from parhelion.speculative.pace import Pace
 from parhelion.speculative.proposer import Proposer
-from parhelion.speculative.speculator import LEAST_GAIN, Speculator
+from parhelion.speculative.speculator import Speculator
+
+_MARGIN = 1.1
+"""What a guess must gain over what the time for it would gain otherwise: less is within what is known of either."""
+
+_LEAST = 0.03
+"""Tokens that a request's guesses must gain at least."""
+
+_PLAIN_EVERY = 16
+"""While guesses pay, one step in so many makes none: what a step takes without changes as texts grow."""
 
 _PATIENCE = 4
 """A request whose guesses do not pay, and would if they were better, tries one again when asked so many times."""
@@ -35,6 +44,8 @@ class Speculation(Speculator):
         self._asked = False
         self._pays = False
         self._rest = 0
+        self._since_plain = 0
+        self._is_plain = False
 
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """See ``Guesser.begin_step``."""
@@ -43,6 +54,8 @@ class Speculation(Speculator):
             self.pace.hope()
         elif self._rest:
             self._rest -= 1
+        self._since_plain = self._since_plain + 1 if self._planned else 0
+        self._is_plain = self._auto and self._since_plain >= _PLAIN_EVERY - 1
         self._asked = self._pays = False
         self._num_rows, self._planned = max(1, num_decoding), 0
 
@@ -83,7 +96,7 @@ class Speculation(Speculator):
         """How many guesses of this request pay: with each more, the chance that it counts falls and the step grows."""
         if not self._auto:
             return self.most
-        if not self.pace.is_known:
+        if self._is_plain or not self.pace.is_known:
             return 0
         self._asked = True
         best = self._best(self.acceptance.of(request_id))
@@ -97,15 +110,18 @@ class Speculation(Speculator):
         return min(1, self._best(Shares(1.0, 1.0)))
 
     def _best(self, shares: Shares) -> int:
-        """The number of guesses with which most tokens a second are to be expected, if these shares are right."""
+        """The number of guesses that pays most, if these shares are right: tokens to expect, less those that the step
+        would gain without guesses in the time that these add to it.
+        """
         num_rows, planned = self._num_rows, self._planned
-        usual_s, planned_s = self.pace.seconds(num_rows), self.pace.seconds(num_rows, planned)
-        best, best_speed = 0, LEAST_GAIN * num_rows / usual_s
-        # What other rows' guesses gain is not counted: these must pay for what they add to the step by themselves.
-        tokens = float(num_rows)
+        speed = num_rows / self.pace.seconds(num_rows)
+        planned_s = self.pace.seconds(num_rows, planned)
+        best, best_gained = 0, _LEAST
+        tokens = 0.0
         for count, chance in zip(range(1, self.most + 1), shares.chances(), strict=False):
             tokens += chance
-            speed = tokens / (usual_s + self.pace.seconds(num_rows, planned + count) - planned_s)
-            if speed > best_speed:
-                best, best_speed = count, speed
+            added_s = self.pace.seconds(num_rows, planned + count) - planned_s
+            gained = tokens - _MARGIN * speed * added_s
+            if gained > best_gained:
+                best, best_gained = count, gained
         return best

@@ -24,6 +24,7 @@ BANNER = Banner(
     pack="h100-sxm",
     phases=[Phase("imports", 3.5), Phase("pack", 0.25), Phase("graphs", 0.0)],
     threads=2,
+    tp=1,
     max_model_len=8192,
     kv_cache_blocks=10,
     kv_cache_block_size=16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -41,7 +41,7 @@ class ScriptedChannel:
         self.sent: list[FromEngine] = []
         self.blocked = 0
 
-    def receive(self, block: bool) -> ToEngine | None:
+    def receive(self, block: bool, check: Callable[[], None]) -> ToEngine | None:
         self.blocked += block
         while block and self._script and self._script[0] is None:
             self._script.popleft()

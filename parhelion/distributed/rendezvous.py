@@ -1,0 +1,96 @@
+"""How the ranks of one host find each other: a store that only this host can reach, and torch's process group.
+
+Everything listens on the loopback interface: the store on a socket of its own, gloo's and NCCL's on the interface that
+their environment variables name.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from parhelion.config import environment_variables
+from parhelion.distributed.group import Group
+from parhelion.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+
+JOIN_TIMEOUT = timedelta(seconds=120)
+"""How long ranks wait for each other at the start."""
+
+CALL_TIMEOUT = timedelta(seconds=600)
+"""How long a rank waits in a collective for ranks that live but do not answer. One that ended is noticed at once."""
+
+
+def host_store(num_ranks: int) -> dist.TCPStore:
+    """Rank 0's end of the store, on a free port of the loopback interface; it does not wait for the others.
+
+    Raises:
+        ConfigError: this process is in a group already.
+    """
+    if dist.is_initialized():
+        raise ConfigError(
+            "this process already has an engine of several ranks, and torch has one group a process: shut that down "
+            "first, or start the other one in a process of its own"
+        )
+    listener = socket.socket()
+    listener.bind((LOOPBACK, 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        LOOPBACK,
+        port,
+        num_ranks,
+        is_master=True,
+        timeout=JOIN_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def reach_store(port: int, num_ranks: int) -> dist.TCPStore:
+    """Another rank's end of the store."""
+    return dist.TCPStore(LOOPBACK, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
+
+
+def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) -> Group:
+    """Make this process a rank of the group; returns once all of them are there.
+
+    Args:
+        store: that all of them reach.
+        rank: of this process.
+        num_ranks: in all.
+        device: that this rank computes on.
+    """
+    on_gpu = device.type != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    interface = _loopback_interface()
+    with environment_variables({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}):
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=num_ranks,
+            timeout=CALL_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+    return Group(rank, num_ranks)
+
+
+def leave() -> None:
+    """Leave the group, if this process is in one; collectives under way elsewhere fail."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _loopback_interface() -> str:
+    """Its name, such as ``lo``."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == LOOPBACK for address in addresses):
+            return name
+    raise ConfigError(f"no network interface has the address {LOOPBACK}, which ranks of one host talk through")

@@ -1,0 +1,60 @@
+"""From a loaded model to a worker that is warm; the same on every rank."""
+
+from __future__ import annotations
+
+from parhelion.config import EngineConfig
+from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
+from parhelion.engine.worker import Worker
+from parhelion.models.config import ModelConfig
+from parhelion.models.decoder import DecoderModel
+from parhelion.models.eagle3 import Eagle3Head
+from parhelion.ops.resolve import Resolver
+from parhelion.platform.device import free_memory
+
+
+def kv_cache_size(config: EngineConfig, model: DecoderModel, draft: ModelConfig | None = None) -> KVCacheSize:
+    """How many KV blocks this rank has room for; ranks on CPUs share the host's memory.
+
+    Raises:
+        OutOfMemoryError: see ``plan_kv_cache``.
+    """
+    on_gpu = model.device.type != "cpu"
+    free = free_memory(model.device) // (1 if on_gpu else model.group.size)
+    return plan_kv_cache(config, model.config, model.dtype, free, on_gpu, draft)
+
+
+def build_worker(
+    config: EngineConfig,
+    model: DecoderModel,
+    size: KVCacheSize,
+    resolver: Resolver,
+    draft: DecoderModel | Eagle3Head | None = None,
+) -> Worker | DeviceWorker:
+    """The worker of the model's device.
+
+    Args:
+        config: all options.
+        model: with its weights.
+        size: of the KV cache, the same on all ranks.
+        resolver: finds the providers of sampling.
+        draft: guesses tokens for steps to check.
+    """
+    on_gpu = model.device.type != "cpu"
+    if not on_gpu:
+        budget = config.token_budget(on_gpu)
+        return Worker(model, size, config.block_size, config.max_num_seqs, draft, max_num_batched_tokens=budget)
+    options = DeviceWorkerOptions(
+        config.block_size,
+        config.max_num_seqs,
+        config.token_budget(on_gpu),
+        use_graphs=config.graphs != "off",
+        num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
+    )
+    return DeviceWorker(model, size, options, resolver, draft)
+
+
+def capture_graphs(config: EngineConfig, worker: Worker | DeviceWorker) -> None:
+    """Capture what shall be captured before the engine is ready."""
+    if isinstance(worker, DeviceWorker) and config.graphs == "startup":
+        worker.capture_all()

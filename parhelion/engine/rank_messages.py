@@ -1,0 +1,95 @@
+"""What rank 0 and the other ranks say to each other: msgspec structs, MessagePack on the wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+from parhelion.config import EngineConfig
+from parhelion.engine.messages import AddRequest
+from parhelion.scheduler import StepPlan
+
+
+class RankOptions(msgspec.Struct, frozen=True):
+    """What a rank's process is started with.
+
+    Attributes:
+        config: the engine's.
+        rank: 1 or more.
+        address: the ZeroMQ address that rank 0 has bound.
+        secret: that proves to rank 0 whom it hears.
+        parent: process id of rank 0.
+    """
+
+    config: EngineConfig
+    model_path: str
+    rank: int
+    address: str
+    secret: str
+    parent: int
+
+
+class Join(msgspec.Struct, tag=True, frozen=True):
+    """Join the group through the store at this port of the loopback interface, and load the model."""
+
+    port: int
+
+
+class Serve(msgspec.Struct, tag=True, frozen=True):
+    """Make room for so many KV blocks, warm up, and take steps."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+class ExecuteStep(msgspec.Struct, tag=True, frozen=True):
+    """Run a step. ``admitted`` are the requests of the plan's admissions, in their order."""
+
+    plan: StepPlan
+    admitted: tuple[AddRequest, ...]
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """Rank 0 does not know whoever it heard."""
+
+    message: str
+
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """End."""
+
+
+ToRank = Join | Serve | ExecuteStep | Refused | Leave
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """A rank's first message; rank 0 hears nobody who has not sent it.
+
+    Attributes:
+        host: the machine's name.
+    """
+
+    rank: int
+    secret: str
+    host: str
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True):
+    """A rank has its part of the model, and room for so many KV blocks."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+class RankFailed(msgspec.Struct, tag=True, frozen=True):
+    """A rank's last message.
+
+    Attributes:
+        kind: name of the error's class.
+        message: for the user.
+    """
+
+    kind: str
+    message: str
+
+
+FromRank = Hello | Loaded | RankFailed

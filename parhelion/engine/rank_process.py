@@ -1,0 +1,154 @@
+"""A rank's own process: ``python -m parhelion.engine.rank_process``, started by ``RankProcesses``.
+
+It reads its options as JSON from standard input, says hello to rank 0, loads its part of the model and runs the steps
+that rank 0 hands it. It ends when it is told to, when anything fails, or when rank 0's process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+import zmq
+
+from parhelion.distributed.rendezvous import join, leave, reach_store
+from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
+from parhelion.engine.load import load_model, rank_threads
+from parhelion.engine.loop import failure
+from parhelion.engine.rank_messages import (
+    ExecuteStep,
+    FromRank,
+    Hello,
+    Join,
+    Leave,
+    Loaded,
+    RankFailed,
+    RankOptions,
+    Refused,
+    Serve,
+    ToRank,
+)
+from parhelion.engine.step_result import PendingStep
+from parhelion.engine.tensor_parallel import rank_device
+from parhelion.errors import EngineDeadError, ParhelionError
+
+PARENT_CHECK_S = 0.5
+"""How often a rank looks whether rank 0's process still lives."""
+
+
+_Message = TypeVar("_Message", Join, Serve, ExecuteStep)
+
+
+class RankChannel:
+    """A rank's end of the road to rank 0."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(address)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToRank)
+
+    def send(self, message: FromRank) -> None:
+        """Queue a message."""
+        self._socket.send(self._encoder.encode(message))
+
+    def receive(self) -> ToRank:
+        """The next message; waits for it."""
+        message: ToRank = self._decoder.decode(self._socket.recv())
+        return message
+
+    def close(self) -> None:
+        """Send what is queued, within two seconds, and close the socket."""
+        self._context.destroy(linger=2000)
+
+
+class _Stopped(Exception):
+    """Rank 0 has said that this is the end."""
+
+
+def main() -> int:
+    """Run the rank; returns the exit status."""
+    # Rank 0 decides when to stop: a Ctrl-C in a terminal reaches all processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
+    threading.Thread(target=_end_with_parent, args=(options,), daemon=True).start()
+    channel = RankChannel(options.address)
+    try:
+        channel.send(Hello(options.rank, options.secret, os.uname().nodename))
+        _serve(options, channel)
+    except _Stopped:
+        return 0
+    except Exception as error:
+        said = failure(error)
+        channel.send(RankFailed(said.kind, said.message))
+        if not isinstance(error, ParhelionError) and os.getppid() == options.parent:
+            traceback.print_exc()
+        return 1
+    finally:
+        channel.close()
+        leave()
+    return 0
+
+
+def _end_with_parent(options: RankOptions) -> None:
+    """End this process when its parent has ended, whatever it is doing, and remove the folder that the parent left."""
+    while os.getppid() == options.parent:
+        time.sleep(PARENT_CHECK_S)
+    shutil.rmtree(Path(options.address.removeprefix("ipc://")).parent, ignore_errors=True)
+    os._exit(1)
+
+
+def _serve(options: RankOptions, channel: RankChannel) -> None:
+    config = options.config
+    torch.set_num_threads(rank_threads(config))
+    port = _next(channel, Join).port
+    device = rank_device(config, options.rank)
+    group = join(reach_store(port, config.tp), options.rank, config.tp, device)
+    loaded = load_model(config, Path(options.model_path), group=group)
+    size = kv_cache_size(config, loaded.model)
+    channel.send(Loaded(size.num_blocks, size.max_model_len))
+    serve = _next(channel, Serve)
+    size = replace(size, num_blocks=serve.num_blocks, max_model_len=serve.max_model_len)
+    worker = build_worker(config, loaded.model, size, loaded.resolver)
+    worker.warm_up()
+    capture_graphs(config, worker)
+    before: PendingStep | None = None
+    while True:
+        step = _next(channel, ExecuteStep)
+        pending = worker.execute(step.plan, step.admitted)
+        # Where the device computes on its own, a step is waited for while the next one runs.
+        if before is not None:
+            before.wait()
+        before = pending
+
+
+def _next(channel: RankChannel, kind: type[_Message]) -> _Message:
+    message = channel.receive()
+    if isinstance(message, kind):
+        return message
+    if isinstance(message, Leave):
+        raise _Stopped
+    if isinstance(message, Refused):
+        raise EngineDeadError(f"rank 0 refused this rank: {message.message}")
+    raise AssertionError(f"rank 0 sent {type(message).__name__} where {kind.__name__} belongs")
+
+
+if __name__ == "__main__":
+    result = main()
+    # Nothing is left to do, and torch would take half a second to be torn down.
+    sys.stderr.flush()
+    os._exit(result)

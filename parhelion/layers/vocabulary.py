@@ -1,0 +1,104 @@
+"""Embedding and projection to the vocabulary, of which every rank of a group has its rows.
+
+Rows are divided evenly; where the vocabulary is no multiple of the ranks, the last ones have padding behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from parhelion.distributed.group import Group
+from parhelion.layers.decoder_layer import sum_over_ranks
+from parhelion.layers.linear import linear_calls
+from parhelion.layers.program import Program
+from parhelion.ops.argmax import Argmax
+from parhelion.ops.embedding import Embedding
+from parhelion.ops.resolve import Resolver
+from parhelion.quantization import UNQUANTIZED, LinearWeights
+
+
+def rows_per_rank(vocab_size: int, group: Group) -> int:
+    """Rows of a table that each rank holds, padding included."""
+    return -(-vocab_size // group.size)
+
+
+class VocabularyEmbedding:
+    """Rows of a table by token id.
+
+    Args:
+        table: [rows per rank, hidden_size], this rank's, on the device.
+        dtype: of the activations.
+        group: the ranks.
+        resolver: finds the providers.
+    """
+
+    def __init__(self, table: torch.Tensor, dtype: torch.dtype, group: Group, resolver: Resolver) -> None:
+        self._rows, hidden_size = table.shape
+        self._first = self._rows * group.rank
+        self._dtype = dtype
+        self._embed = resolver.bind(Embedding(self._rows, hidden_size, table.dtype), table)
+        calls = sum_over_ranks(hidden_size, group.size, dtype)
+        self._sum = Program(calls, resolver, ("hidden",)) if calls else None
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens] int64 to [num_tokens, hidden_size] of the activations' dtype."""
+        if self._sum is None:
+            embedded: torch.Tensor = self._embed(token_ids)
+            return embedded.to(self._dtype)
+        own = token_ids - self._first
+        is_elsewhere = (own < 0) | (own >= self._rows)
+        found = self._embed(own.masked_fill(is_elsewhere, 0)).to(self._dtype)
+        # One rank has the row and the others zeros, so the sum is exact.
+        values: list[Any] = [found.masked_fill(is_elsewhere[:, None], 0)]
+        self._sum(values)
+        summed: torch.Tensor = values[0]
+        return summed
+
+
+class VocabularyHead:
+    """Logits of hidden states.
+
+    Args:
+        table: [rows per rank, hidden_size], this rank's, on the device in the activations' dtype.
+        vocab_size: without padding.
+        group: the ranks.
+        resolver: finds the providers.
+    """
+
+    def __init__(self, table: torch.Tensor, vocab_size: int, group: Group, resolver: Resolver) -> None:
+        weights = LinearWeights(table, None, None, UNQUANTIZED)
+        self._product = Program(linear_calls("hidden", "logits", weights, table.dtype), resolver, ("hidden", "logits"))
+        self._vocab_size = vocab_size
+        self._group = group
+        self._first = len(table) * group.rank
+        self._num_real = min(max(vocab_size - self._first, 0), len(table))
+        self._best_of_own = resolver.launcher(Argmax(len(table), table.dtype)) if group.size > 1 else None
+        self._best_of_ranks = resolver.launcher(Argmax(group.size, table.dtype)) if group.size > 1 else None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
+        logits = self._own(hidden)
+        if self._group.is_alone:
+            return logits
+        return self._group.gather_columns(logits)[:, : self._vocab_size].contiguous()
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to the ids of the largest logits, of equal ones the first: [num_rows] int64 on every
+        rank. Ranks tell each other no more than their best.
+        """
+        logits = self._own(hidden)
+        if self._best_of_own is None or self._best_of_ranks is None:
+            raise ValueError("the rank is alone and has all logits: compute them and compare")
+        logits[:, self._num_real :] = -torch.inf
+        own = self._best_of_own(logits)[:, None]
+        values = self._group.gather_columns(logits.gather(1, own))
+        ids: torch.Tensor = self._group.gather_columns(own + self._first)
+        return ids.gather(1, self._best_of_ranks(values)[:, None])[:, 0]
+
+    def _own(self, hidden: torch.Tensor) -> torch.Tensor:
+        values: list[Any] = [hidden, None]
+        self._product(values)
+        logits: torch.Tensor = values[1]
+        return logits

@@ -1,0 +1,79 @@
+"""What ranks do together, in two processes, against the references."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from parhelion.ops.collectives.all_reduce import AllReduce
+from parhelion.ops.registry import COLLECTIVES, op, op_names
+from parhelion.ops.resolve import Resolver
+
+TOGETHER = """
+import sys
+import torch
+from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead
+from parhelion.ops.collectives.all_reduce import AllReduce
+from parhelion.ops.resolve import Resolver
+
+CPU = torch.device("cpu")
+if sys.argv[1] == "first":
+    store = host_store(2)
+    print(store.port, flush=True)
+    group = join(store, 0, 2, CPU)
+else:
+    group = join(reach_store(int(sys.stdin.readline()), 2), 1, 2, CPU)
+
+resolver = Resolver(CPU)
+for dtype in (torch.float32, torch.bfloat16):
+    contract = AllReduce(64, 2, dtype)
+    assert resolver.provider(contract).name == "torch"
+    (part,) = contract.sample_inputs(5, CPU, torch.Generator().manual_seed(group.rank))
+    expected = contract.reference(part)
+    assert not torch.equal(expected, part)
+    found = resolver.launcher(contract)(part)
+    assert found.data_ptr() == part.data_ptr()
+    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-2)
+
+# A vocabulary of 5: three rows here, two and a padded one there. Rows 1 and 4 are equal.
+table = torch.tensor([[0.0, 1.0], [2.0, 2.0], [-1.0, 0.0], [0.5, 0.5], [2.0, 2.0], [0.0, 0.0]])
+own = table[3 * group.rank : 3 * group.rank + 3].clone()
+ids = torch.tensor([4, 0, 2, 3, 1])
+assert torch.equal(VocabularyEmbedding(own, torch.float32, group, resolver)(ids), table[ids])
+head = VocabularyHead(own, 5, group, resolver)
+hidden = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0]])
+torch.testing.assert_close(head(hidden), hidden @ table[:5].t())
+# Of equal logits the first; and where all real ones are negative, not the padding's 0.
+assert head.likeliest(hidden).tolist() == [1, 2, 0]
+assert head.likeliest(torch.tensor([[-1.0, -1.0]])).tolist() == [2]
+values = torch.tensor([7 + group.rank])
+assert group.from_first(values).item() == 7
+leave()
+"""
+
+
+def test_two_ranks_agree_with_the_references(tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    first = subprocess.Popen([sys.executable, str(script), "first"], stdout=subprocess.PIPE)
+    second = subprocess.Popen([sys.executable, str(script), "second"], stdin=first.stdout)
+    assert [each.wait(60) for each in (first, second)] == [0, 0]
+
+
+def test_a_process_that_is_alone_has_the_sum_already() -> None:
+    contract = AllReduce(64, 1)
+    (hidden,) = contract.sample_inputs(3, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert torch.equal(Resolver(torch.device("cpu")).launcher(contract)(hidden), contract.reference(hidden))
+    refused = op("all_reduce").provider("torch").refuses(AllReduce(64, 2))
+    assert refused == "it sums over 2 ranks, and this process is in a group of 1"
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_collectives_are_known_and_neither_tuned_nor_packed(name: str) -> None:
+    assert op(name).name == name
+    assert name not in op_names()
