@@ -163,7 +163,7 @@ def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tin
         engine = await AsyncEngine.from_config(config_of(tiny_path))
         assert isinstance(engine._connection, ProcessConnection)
         process = psutil.Process(engine._connection.pid)
-        (rank,) = process.children()
+        (rank,) = ranks_of(process)
         stream = engine.generate("Once upon a time", LONG)
         await anext(stream)
         rank.kill()
@@ -179,7 +179,7 @@ def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tin
 def test_a_rank_killed_while_idle_is_noticed_before_the_next_request(tiny_path: Path) -> None:
     async def run() -> None:
         engine = await AsyncEngine.from_config(config_of(tiny_path), in_process=True)
-        (rank,) = psutil.Process().children()
+        (rank,) = ranks_of(psutil.Process())
         rank.kill()
         deadline = time.monotonic() + 8
         while not engine.is_dead and time.monotonic() < deadline:
@@ -191,6 +191,11 @@ def test_a_rank_killed_while_idle_is_noticed_before_the_next_request(tiny_path: 
     asyncio.run(run())
 
 
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    """The ranks that a process has started; other tests may have left it other children."""
+    return [child for child in process.children() if "parhelion.engine.rank_process" in child.cmdline()]
+
+
 def name_of(rank: psutil.Process) -> str:
     return rf"rank 1 on {os.uname().nodename} \(process {rank.pid}\) was killed by SIGKILL"
 
@@ -200,7 +205,8 @@ def test_ranks_end_with_the_engine(tiny_path: Path) -> None:
         engine = await AsyncEngine.from_config(config_of(tiny_path))
         assert isinstance(engine._connection, ProcessConnection)
         process = psutil.Process(engine._connection.pid)
-        ranks = process.children()
+        ranks = ranks_of(process)
+        assert ranks
         process.kill()
         await asyncio.to_thread(wait_for_end, [process, *ranks], 8)
         await engine.shutdown()
