@@ -28,7 +28,7 @@ def builds() -> list[Build]:
         contracts = reduced(with_uncalled_kinds(contracts_of_models([model_shape("qwen3-8b")], SCHEMES)))
         builds = build_matrix(contracts, TARGETS[:1], jobs=2)
         for which, each in enumerate(TARGETS[1:]):
-            builds += build_matrix(contracts[which::2], (each,), jobs=2)
+            builds += build_matrix(contracts[which::2], (each,), num_tokens=(16,), jobs=2)
         return builds
 
 
