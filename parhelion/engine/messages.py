@@ -204,7 +204,7 @@ class LoadProgress(msgspec.Struct, tag=True, frozen=True):
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):
-    """The engine's last message: it cannot start or cannot go on.
+    """The engine's last message, or one of its ranks': it cannot start or cannot go on.
 
     Attributes:
         kind: name of the error's class.

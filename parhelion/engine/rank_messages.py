@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from parhelion.config import EngineConfig
-from parhelion.engine.messages import AddRequest
+from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.scheduler import StepPlan
 
 
@@ -80,16 +80,4 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     max_model_len: int
 
 
-class RankFailed(msgspec.Struct, tag=True, frozen=True):
-    """A rank's last message.
-
-    Attributes:
-        kind: name of the error's class.
-        message: for the user.
-    """
-
-    kind: str
-    message: str
-
-
-FromRank = Hello | Loaded | RankFailed
+FromRank = Hello | Loaded | EngineFailed

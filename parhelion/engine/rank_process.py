@@ -32,7 +32,6 @@ from parhelion.engine.rank_messages import (
     Join,
     Leave,
     Loaded,
-    RankFailed,
     RankOptions,
     Refused,
     Serve,
@@ -93,8 +92,7 @@ def main() -> int:
     except _Stopped:
         return 0
     except Exception as error:
-        said = failure(error)
-        channel.send(RankFailed(said.kind, said.message))
+        channel.send(failure(error))
         if not isinstance(error, ParhelionError) and os.getppid() == options.parent:
             traceback.print_exc()
         return 1

@@ -17,7 +17,7 @@ import msgspec
 from parhelion.config import EngineConfig, child_environment
 from parhelion.engine.connection import SPIN_BRIEFLY
 from parhelion.engine.kv_storage import KVCacheSize
-from parhelion.engine.messages import AddRequest
+from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.rank_messages import (
     ExecuteStep,
     FromRank,
@@ -25,7 +25,6 @@ from parhelion.engine.rank_messages import (
     Join,
     Leave,
     Loaded,
-    RankFailed,
     RankOptions,
     Serve,
 )
@@ -70,7 +69,7 @@ class RankProcesses:
         self._hello_timeout_s = hello_timeout_s
         self._load_timeout_s = load_timeout_s
         self._port = RankPort()
-        self._failures: dict[int, RankFailed] = {}
+        self._failures: dict[int, EngineFailed] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._closed = False
         try:
@@ -176,7 +175,7 @@ class RankProcesses:
         found = self._port.receive(timeout_s)
         if found is not None:
             rank, message = found
-            if isinstance(message, RankFailed):
+            if isinstance(message, EngineFailed):
                 self._failures.setdefault(rank, message)
         return found
 

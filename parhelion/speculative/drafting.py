@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from parhelion.scheduler import DRAFTED
 from parhelion.speculative.pace import Pace
-from parhelion.speculative.speculator import LEAST_GAIN, Speculator
+from parhelion.speculative.speculator import Speculator
+
+_LEAST_GAIN = 1.03
+"""Tokens a second with guesses over those without, at least: less is within what is known of either."""
 
 _PLAIN_EVERY = 64
 """One step in so many makes no guesses, so that what they gain is measured and not supposed."""
@@ -77,7 +80,7 @@ class Drafting(Speculator):
         """The number of guesses with which most tokens a second are to be expected, as they were right so far."""
         plain_s = self.pace.seconds(num_rows)
         draft_s = self._draft_pace.seconds(num_rows) if self._draft_pace.is_known else self._cost * plain_s
-        best, best_speed = 0, LEAST_GAIN / plain_s
+        best, best_speed = 0, _LEAST_GAIN / plain_s
         tokens = 1.0
         for count, chance in zip(range(1, self.most + 1), self.acceptance.overall.chances(), strict=False):
             tokens += chance

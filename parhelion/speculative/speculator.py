@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from parhelion.speculative.acceptance import Acceptance
 from parhelion.speculative.pace import Pace
 
-LEAST_GAIN = 1.03
-"""Tokens a second with guesses over those without, at least: less is within what is known of either."""
-
 _MEMORY = 0.999
 """What is left of the seconds that the gain is measured by, after each step with guesses."""
 
