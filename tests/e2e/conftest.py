@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from parhelion import LLM
+from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 from tests.e2e.tiny_models import TINY_MODELS
 
 
@@ -53,6 +54,15 @@ def make_llm(tiny_path: Path) -> Iterator[Callable[..., LLM]]:
     for llm in opened:
         assert_empty(llm)
         llm.shutdown()
+
+
+@pytest.fixture
+def alone(make_llm: Callable[..., LLM]) -> list[Tokens]:
+    """Every request run by itself: one at a time, prompt in one piece, no prefix cache, no overlap, no guesses."""
+    llm = make_llm(overlap=False, enable_prefix_caching=False)
+    results = [llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
+    assert len({str(tokens) for tokens in tokens_of(results)}) == len(PROMPTS)
+    return tokens_of(results)
 
 
 def assert_empty(llm: LLM) -> None:

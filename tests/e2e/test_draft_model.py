@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from parhelion import LLM, SamplingParams
 from parhelion.errors import ConfigError, ModelNotFoundError, OutOfMemoryError
 from tests.e2e.draft_models import leave_out_layers
-from tests.e2e.test_identical_output import PARAMS, PROMPTS, Tokens, tokens_of
+from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 
 BLOCK_BYTES = 2 * 3 * 2 * 16 * 4 * 4
 """Of four tokens of the tiny model's keys and values."""
@@ -29,13 +29,6 @@ def drafts(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "two layers": leave_out_layers(tiny_path, {1}, folder / "two"),
         "one layer": leave_out_layers(tiny_path, {1, 2}, folder / "one"),
     }
-
-
-@pytest.fixture
-def alone(make_llm: Callable[..., LLM]) -> list[Tokens]:
-    """Every request by itself and without guesses."""
-    llm = make_llm(overlap=False, enable_prefix_caching=False)
-    return tokens_of([llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)])
 
 
 @pytest.mark.parametrize("draft", ["itself", "two layers", "one layer"])

@@ -17,7 +17,7 @@ from parhelion.engine.step_result import Drafted
 from parhelion.errors import ConfigError
 from parhelion.models.decoder import DecoderModel
 from tests.e2e.eagle3_scratch import HEAD_JSON, Scratch, write_fitted_head, write_random_head
-from tests.e2e.test_identical_output import PARAMS, PROMPTS, Tokens, tokens_of
+from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 from tests.models.eagle3_heads import write_head
 
 Steps = list[tuple[list[int], list[int]]]
@@ -40,13 +40,6 @@ def fitted_head(
     target: DecoderModel, random_head: tuple[Path, Scratch], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return write_fitted_head(random_head[1], tmp_path_factory.mktemp("fitted-head"))
-
-
-@pytest.fixture
-def alone(make_llm: Callable[..., LLM]) -> list[Tokens]:
-    """Every request by itself and without guesses."""
-    llm = make_llm(overlap=False, enable_prefix_caching=False)
-    return tokens_of([llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)])
 
 
 OPTIONS = [

@@ -10,7 +10,7 @@ import pytest
 from parhelion import LLM, SamplingParams
 from parhelion.engine import draft_choice
 from parhelion.errors import ConfigError
-from tests.e2e.test_identical_output import PARAMS, PROMPTS, Tokens, tokens_of
+from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 
 
 class Prophet:
