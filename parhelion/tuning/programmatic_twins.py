@@ -28,7 +28,9 @@ _THREAD_BYTES = 512
 
 
 def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
-    """A config's programmatic versions: of products and of attention some that read ahead, and one that does not otherwise."""
+    """A config's programmatic versions: of products and of attention some that read more or less ahead, and one that
+    changes nothing else.
+    """
     if not target.programmatic or bucket > MOST_TOKENS or not hasattr(config, "programmatic"):
         return []
     twin = dataclasses.replace(config, programmatic=True)

@@ -1,8 +1,7 @@
-"""``weight_only_mv`` as one tile program: multiplications and sums without the matrix unit, of which a single token would
-leave most idle.
+"""``weight_only_mv`` as one tile program: products and sums without the matrix unit, which a token would leave idle.
 
-A program makes ``block_n`` columns of y and takes K in steps of ``block_k``. The products are added up in place, each of
-its step, and across the step only once, at the end.
+A program makes ``block_n`` columns of y and takes K in steps of ``block_k``. Products of a step are added to those of
+the step before, each in its place, and all of them up only at the end.
 """
 
 from __future__ import annotations

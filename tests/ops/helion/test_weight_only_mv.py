@@ -71,9 +71,7 @@ def test_agrees_with_the_reference(contract: WeightOnlyMv, num_tokens: int):
 def test_every_kind_and_config_agrees_with_the_reference(
     kind: str, quant_dtype: torch.dtype, config: str, num_tokens: int
 ):
-    assert_agrees(
-        contract_of(kind, quant_dtype), launcher(contract_of(kind, quant_dtype), CONFIGS[config]), num_tokens
-    )
+    assert_agrees(contract_of(kind, quant_dtype), launcher(contract_of(kind, quant_dtype), CONFIGS[config]), num_tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)
