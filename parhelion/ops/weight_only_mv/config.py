@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from parhelion.ops.gemm.target import GemmTarget
 
 AHEAD = (1, 2, 4)
-"""Steps of K that a program may have in flight."""
+"""Steps that a program may have in flight."""
 
-_BLOCKS_N, _BLOCKS_K, _WARPS = (2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8)
+_BLOCKS_N, _BLOCKS_K, _BLOCKS, _WARPS = (2, 4, 8, 16), (512, 1024, 2048, 4096), (1, 2), (4, 8)
+
+_LONG = 2048
+"""Steps of which even many are not many barriers: x is shuffled through shared memory in each."""
 
 _THREAD_BYTES = 256
 """Of the weight, what a thread may hold in registers: a quarter of all there are."""
@@ -35,9 +38,10 @@ class MvConfig:
     """A choice of programs.
 
     Attributes:
-        block_n, block_k: columns of y that a program makes, and how much of K a step takes.
+        block_n, block_k: columns of y that a program makes at a time, and how much of K a step takes.
         num_warps: Triton's.
         ahead: steps of the weight in flight at a time, and before waiting for the kernel before; at most all there are.
+        blocks: of columns that a program makes one after the other, of an x that it has in registers.
         programmatic: see ``ops/programmatic.py``.
     """
 
@@ -45,6 +49,7 @@ class MvConfig:
     block_k: int
     num_warps: int = 8
     ahead: int = 1
+    blocks: int = 1
     programmatic: bool = False
 
 
@@ -69,14 +74,25 @@ class MvShape:
 @functools.lru_cache(maxsize=1024)
 def mv_candidates(shape: MvShape, target: GemmTarget) -> tuple[MvConfig, ...]:
     """What fits in registers, the most promising first; at least one."""
-    widest = max(_BLOCKS_K[0], 1 << (shape.in_features - 1).bit_length())
     found = [
-        MvConfig(block_n, block_k, num_warps, min(ahead, shape.steps(block_k)))
-        for block_k, block_n, num_warps, ahead in itertools.product(_BLOCKS_K, _BLOCKS_N, _WARPS, AHEAD)
-        if block_k <= widest
+        MvConfig(block_n, block_k, num_warps, min(ahead, blocks * shape.steps(block_k)), blocks)
+        for block_k, block_n, num_warps, ahead, blocks in itertools.product(
+            _depths(shape), _BLOCKS_N, _WARPS, AHEAD, _BLOCKS
+        )
     ]
     fitting = [config for config in dict.fromkeys(found) if _fits(config, shape)]
     return tuple(sorted(fitting, key=lambda config: _distance(config, shape, target))[:MOST_CANDIDATES])
+
+
+def _depths(shape: MvShape) -> list[int]:
+    """Steps that take all of K in one or two, the largest ones, and the largest that K is a multiple of."""
+    widest = max(_BLOCKS_K[0], 1 << (shape.in_features - 1).bit_length())
+    whole = [each for each in _BLOCKS_K if shape.in_features % each == 0]
+    return [
+        each
+        for each in _BLOCKS_K
+        if each <= widest and (each >= _LONG or shape.steps(each) <= 2 or each == max(whole, default=0))
+    ]
 
 
 def _fits(config: MvConfig, shape: MvShape) -> bool:
@@ -93,7 +109,7 @@ def _distance(config: MvConfig, shape: MvShape, target: GemmTarget) -> float:
     """From what is usual, in doublings. Each step has x shuffled for itself, and one that ends beyond K reads nothing
     there.
     """
-    programs, steps = -(-shape.out_features // config.block_n), shape.steps(config.block_k)
+    programs, steps = -(-shape.out_features // (config.block_n * config.blocks)), shape.steps(config.block_k)
     waste = steps * config.block_k / shape.in_features
     in_flight = _step_bytes(config, shape) * config.ahead
     return (

@@ -49,7 +49,8 @@ def launch(
             contract.gated,
             config.block_n,
             config.block_k,
-            min(config.ahead, -(-depth // config.block_k)),
+            config.blocks,
+            min(config.ahead, config.blocks * -(-depth // config.block_k)),
             config.programmatic,
         )
     return y if total is None else (y, total)

@@ -40,6 +40,8 @@ CONFIGS = {
     "many_steps": MvConfig(4, 32, 4, 4),
     "nothing_ahead": MvConfig(2, 64, 4, 0),
     "more_ahead_than_there_is": MvConfig(16, 256, 8, 4),
+    "two_blocks": MvConfig(4, 256, 8, 1, blocks=2),
+    "three_blocks_beyond_the_end": MvConfig(16, 128, 4, 3, blocks=3),
 }
 
 
@@ -142,10 +144,10 @@ def test_no_more_is_read_ahead_than_there_is():
         assert config.programmatic
         program(*(given | {"programmatic": False}).values())
 
-    for ahead in (0, 1, 2, 4):
-        config = MvConfig(8, 128, ahead=ahead, programmatic=True)
+    for ahead, blocks in ((0, 1), (1, 1), (2, 1), (4, 1), (8, 2)):
+        config = MvConfig(8, 128, ahead=ahead, blocks=blocks, programmatic=True)
         assert_agrees_once(contract, launcher(contract, config, interpret_alone))
-    assert seen == [0, 1, 2, 2]
+    assert seen == [0, 1, 2, 2, 4]
 
 
 def assert_agrees_once(contract: WeightOnlyMv, launch: Launcher) -> None:
