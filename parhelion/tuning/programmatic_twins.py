@@ -11,7 +11,9 @@ from parhelion.ops.fused_rope_attention.launch import AHEAD, RopeAttentionConfig
 from parhelion.ops.gemm.candidates import SMALL_BUCKET
 from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig, GemmShape
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.weight_only_mv import config as mv
+from parhelion.ops.weight_only_mv import WeightOnlyMv
+from parhelion.ops.weight_only_mv.config import MvConfig
+from parhelion.ops.weight_only_mv.launch import with_more_or_less_ahead
 from parhelion.tuning.prune import gemm_of
 
 MOST_TOKENS = 256
@@ -36,8 +38,8 @@ def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> l
     twin = dataclasses.replace(config, programmatic=True)
     if isinstance(twin, RopeAttentionConfig):
         return [twin, *(dataclasses.replace(twin, ahead=keys) for keys in AHEAD)]
-    if isinstance(twin, mv.MvConfig):
-        return list(dict.fromkeys([twin, *(dataclasses.replace(twin, ahead=steps) for steps in mv.AHEAD)]))
+    if isinstance(contract, WeightOnlyMv) and isinstance(twin, MvConfig):
+        return with_more_or_less_ahead(contract, twin)
     if not isinstance(twin, GemmConfig):
         return [twin]
     found = [twin, *(dataclasses.replace(twin, ahead=steps) for steps in _AHEAD)]

@@ -35,9 +35,15 @@ def test_for_a_few_tokens_there_are_some_gemms_that_read_all_of_their_weight_ahe
 
 
 def test_a_matrix_vector_product_may_have_any_part_of_the_weight_in_flight_before_it_waits() -> None:
-    found = twins(MvConfig(8, 1024, ahead=2), WeightOnlyMv(4096, 6144), 1, HOPPER)
-    assert [each.ahead for each in found] == [2, 1, 4]
-    assert all(map(is_programmatic, found))
+    product = WeightOnlyMv(4096, 6144)
+    for config, ahead in (
+        (MvConfig(8, 1024, ahead=2), [2, 1, 4]),
+        (MvConfig(8, 4096), [1]),
+        (MvConfig(8, 4096, blocks=2), [1, 2]),
+    ):
+        found = twins(config, product, 1, HOPPER)
+        assert [each.ahead for each in found] == ahead
+        assert all(map(is_programmatic, found))
 
 
 def test_there_are_none_for_long_steps_nor_where_no_such_launch_exists() -> None:

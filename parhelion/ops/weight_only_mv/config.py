@@ -21,14 +21,14 @@ _BLOCKS_N, _BLOCKS_K, _BLOCKS, _WARPS = (2, 4, 8, 16), (512, 1024, 2048, 4096), 
 _LONG = 2048
 """Steps of which even many are not many barriers: x is shuffled through shared memory in each."""
 
-_THREAD_BYTES = 256
-"""Of the weight, what a thread may hold in registers: a quarter of all there are."""
+_LOAD_BYTES = 16
+"""The widest load: a step has one for every thread at least."""
 
-_THREAD_SUMS = 64
-"""And so many of the sums, which are kept of every step's column."""
+_MOST_REGISTERS = 128
+"""For codes in flight, sums and x, half of all that a thread has."""
 
 _USUAL_THREAD_BYTES, _USUAL_PROGRAMS = 96, 3
-"""In flight, and a processor: what most shapes were quickest with on an H100."""
+"""In flight, and a processor: where the search begins."""
 
 MOST_CANDIDATES = 40
 
@@ -96,12 +96,17 @@ def _depths(shape: MvShape) -> list[int]:
 
 
 def _fits(config: MvConfig, shape: MvShape) -> bool:
-    sums = _step_bytes(config, shape) if shape.steps(config.block_k) > 1 else 0
-    return 16 <= _step_bytes(config, shape) * config.ahead <= _THREAD_BYTES and sums <= _THREAD_SUMS
+    step_bytes, steps = _step_bytes(config, shape), shape.steps(config.block_k)
+    # The next step is on its way before this one is used.
+    codes = step_bytes * min(config.ahead + 1, config.blocks * steps) // 4
+    sums = step_bytes if steps > 1 else 0
+    along_k = min(32 * config.num_warps, config.block_k // _LOAD_BYTES)
+    x = config.block_k * (steps if config.blocks > 1 else 1) // along_k
+    return step_bytes >= _LOAD_BYTES and codes + sums + x <= _MOST_REGISTERS
 
 
 def _step_bytes(config: MvConfig, shape: MvShape) -> int:
-    """Of the weight for a thread; also how many sums it has."""
+    """Of the weight, for a thread; it has as many products."""
     return shape.parts * config.block_n * config.block_k // (32 * config.num_warps)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from parhelion.ops.contract import Tensors
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
-from parhelion.ops.weight_only_mv.config import MvConfig, MvShape, mv_candidates
+from parhelion.ops.weight_only_mv.config import AHEAD, MvConfig, MvShape, mv_candidates
 from parhelion.ops.weight_only_mv.contract import WeightOnlyMv
 
 Config = MvConfig
@@ -50,10 +52,21 @@ def launch(
             config.block_n,
             config.block_k,
             config.blocks,
-            min(config.ahead, config.blocks * -(-depth // config.block_k)),
+            min(config.ahead, _steps(contract, config)),
             config.programmatic,
         )
     return y if total is None else (y, total)
+
+
+def with_more_or_less_ahead(contract: WeightOnlyMv, config: MvConfig) -> list[MvConfig]:
+    """The config, and those that differ in how much is in flight."""
+    steps = _steps(contract, config)
+    return list(dict.fromkeys([config, *(replace(config, ahead=min(ahead, steps)) for ahead in AHEAD)]))
+
+
+def _steps(contract: WeightOnlyMv, config: MvConfig) -> int:
+    """Of a program."""
+    return config.blocks * _shape(contract).steps(config.block_k)
 
 
 def _shape(contract: WeightOnlyMv) -> MvShape:

@@ -170,7 +170,8 @@ def test_candidates_are_few_differ_and_begin_with_the_untuned_one(name: str):
         assert found[0] == default_config(contract, bucket, target)
         parts = 2 if contract.gated else 1
         for config in found:
-            assert 16 <= parts * config.block_n * config.block_k * config.ahead // (32 * config.num_warps) <= 256
+            # Of a thread: no less than one load, no more than it has registers for beside all else.
+            assert 16 <= parts * config.block_n * config.block_k // (32 * config.num_warps) <= 256
 
 
 def test_a_residual_without_a_norm_is_refused():
