@@ -87,7 +87,7 @@ def _make_columns(
     scales = [[_load(weight_scales, [part], own) for part in parts] for own in columns]
     norm_weights = [] if norm_weight is None else [_load(norm_weight, [], step) for step in steps]
     wanted = [(own, step) for own in columns for step in steps]
-    codes = [[_load(weight, [part], *place) for part in parts] for place in wanted[:ahead]]
+    codes = [[_codes(weight, part, *place) for part in parts] for place in wanted[:ahead]]
     wait_for_predecessor(programmatic)
     values: list[torch.Tensor] = []
     squares: torch.Tensor | None = None
@@ -95,7 +95,7 @@ def _make_columns(
     finished: list[list[torch.Tensor]] = []
     for number in range(len(wanted)):
         if number + ahead < len(wanted):
-            codes.append([_load(weight, [part], *wanted[number + ahead]) for part in parts])
+            codes.append([_codes(weight, part, *wanted[number + ahead]) for part in parts])
         step = number % len(steps)
         if number == step:
             row = _load(x, [tile_m.begin], steps[step])
@@ -127,15 +127,17 @@ def _stretch(start: Any, length: int, size: int, whole: bool) -> _Stretch:
     return index, None if whole else index < size
 
 
-def _load(tensor: torch.Tensor, before: list[Any], *stretches: _Stretch) -> torch.Tensor:
-    """A tile of one or two dimensions at some place of those before, with zeros for what is not inside."""
-    index, inside = stretches[-1]
-    if len(stretches) == 1:
-        return hl.load(tensor, [*before, index], extra_mask=inside)
-    row, is_row = stretches[0]
-    if is_row is not None:
-        is_row = is_row.unsqueeze(1)
-        inside = is_row if inside is None else is_row & inside.unsqueeze(0)
-    elif inside is not None:
+def _load(tensor: torch.Tensor, before: list[Any], stretch: _Stretch) -> torch.Tensor:
+    """A stretch of the last dimension, at some place of those before, with zeros for what is not inside."""
+    index, inside = stretch
+    return hl.load(tensor, [*before, index], extra_mask=inside)
+
+
+def _codes(weight: torch.Tensor, part: int, rows: _Stretch, step: _Stretch) -> torch.Tensor:
+    """A tile of the weight, which is read once: other things may stay in the L2 cache instead."""
+    (row, is_row), (index, inside) = rows, step
+    if inside is not None:
         inside = inside.unsqueeze(0)
-    return hl.load(tensor, [*before, row, index], extra_mask=inside)
+    if is_row is not None:
+        inside = is_row.unsqueeze(1) if inside is None else is_row.unsqueeze(1) & inside
+    return hl.load(weight, [part, row, index], extra_mask=inside, eviction_policy="evict_first")
