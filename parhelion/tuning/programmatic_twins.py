@@ -32,7 +32,7 @@ def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> l
         return []
     twin = dataclasses.replace(config, programmatic=True)
     if isinstance(twin, RopeAttentionConfig):
-        return [twin, *(dataclasses.replace(twin, ahead=keys) for keys in AHEAD)]
+        return [twin, *(dataclasses.replace(twin, ahead=keys, prefetched=more) for keys, more in AHEAD)]
     if not isinstance(twin, GemmConfig):
         return [twin]
     found = [twin, *(dataclasses.replace(twin, ahead=steps) for steps in _AHEAD)]

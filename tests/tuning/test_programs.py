@@ -126,9 +126,9 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
 @pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
 def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
     contract, module = op(name).examples[1], launch_module(name)
+    config = replace(module.default_config(contract, 16, gemm_target("sm_90")), programs=programs)
     requests = set()
     for num_tokens in (1, 2, 5, 16, 31, 64, 256):
-        config = replace(module.default_config(contract, num_tokens, gemm_target("sm_90")), programs=programs)
         request = timed_request(contract, bucket_of(num_tokens), config)
         assert request is not None
         requests.add(request)
