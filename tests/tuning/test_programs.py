@@ -21,6 +21,7 @@ from parhelion.ops.packed_kinds import kind_of
 from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.registry import op, op_names
+from parhelion.ops.step_inputs import StepInputs
 from parhelion.packs.format import Binary
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.cross_compile import BuildError
@@ -105,6 +106,19 @@ def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: Generate
             assert binary.num_bytes == len(program.data)
             assert binary.file.endswith(".cubin")
             assert binary.registers > 0
+
+
+@pytest.mark.parametrize("max_model_len", [16, 100, 40960])
+def test_a_steps_integers_may_lie_anywhere_and_its_tables_have_any_width(max_model_len: int, code: GeneratedCode):
+    contract = StepInputs(16)
+    tables = [torch.empty((9, width), dtype=torch.int32) for width in (max_model_len + 2, -(-max_model_len // 16))]
+    for bucket, sizes in ((1, (1,)), (2, (2,)), (16, (9, 16))):
+        programs = built(contract, bucket, code)
+        for num_rows in sizes:
+            for first in (0, 1, 4):
+                buffer = torch.empty(first + 4 * num_rows, dtype=torch.int32)
+                fields = buffer[first:].split(num_rows)
+                assert len(launched(programs, contract, bucket, (*fields, *tables))) == 1
 
 
 @pytest.mark.parametrize(
