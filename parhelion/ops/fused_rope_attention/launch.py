@@ -57,15 +57,15 @@ AHEAD = ((32, 0), (64, 0), (0, 64), (64, 64))
 """Keys that are worth reading before waiting, and how many behind them are worth asking for."""
 
 _MANY_ROWS = 64
-"""From here on a program takes all keys of its row, and there are enough programs for every processor to have several:
-those with few warps, which seldom wait for one another, are the quickest.
+"""From here on a program takes all keys of its row, and a processor has several programs at a time: the quickest are
+those with few warps, which seldom wait for one another, and with a short pipeline, of which more fit.
 """
 
 
 def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> RopeAttentionConfig:
     """Untuned."""
     usual = _with_rope(contract, bucket, untuned(contract.attention, target))
-    return replace(usual, decode_warps=2) if target.wide_mma and bucket >= _MANY_ROWS else usual
+    return replace(usual, decode_warps=2, decode_stages=2) if target.wide_mma and bucket >= _MANY_ROWS else usual
 
 
 def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> list[RopeAttentionConfig]:
