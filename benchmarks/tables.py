@@ -19,6 +19,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ahead_tables import cold_start_table, corners_table, tune_table
+from compare_tables import compare_table
 from plan_check import plan_check_table
 
 from parhelion.bench.report import format_figure
@@ -311,6 +312,9 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_ops": ops_table,
     "h100_engine": engine_table,
     "h100_speed": speed_table,
+    "h200_vs_vllm": compare_table,
+    "h200_speed": speed_table,
+    "h200_tune": tune_table,
     "h100_launchers": plain_table,
     "h100_tune": tune_table,
     "cold_start": cold_start_table,
@@ -322,6 +326,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
 SOURCES: Mapping[str, Path] = {
     "ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json",
     "h100_speed": RESULTS / "h100_engine.json",
+    "h200_speed": RESULTS / "h200_engine.json",
     "three_corners": RESULTS / "h100_tune.json",
 }
 """Files of tables that are not made of a benchmark's result."""

@@ -30,6 +30,7 @@ class FoundPack:
 
     chosen: Chosen | None
     notes: tuple[str, ...] = ()
+    others: tuple[Chosen, ...] = ()
 
 
 def find_pack(name: str, here: Fingerprint) -> FoundPack:
@@ -52,15 +53,16 @@ def find_pack(name: str, here: Fingerprint) -> FoundPack:
             raise PackError(f"pack {name} cannot be used: {found.reason}; {way_out}")
         return FoundPack(Chosen(stored, found))
     packs, notes = _readable()
-    chosen = choose(packs, here)
-    if chosen is None:
+    usable = choose(packs, here)
+    if not usable:
         known = ", ".join(f"{each.pack.name} ({each.pack.fingerprint.target})" for each in packs) or "none"
         notes.append(
             f"no pack is for {here.device} ({here.target}; known: {known}): a table chooses the providers, and tile "
             "programs with untuned configs are compiled as they are first needed; parhelion tune MODEL makes a pack"
         )
         notes += [note for note in (expected_cost(each.pack) for each in packs) if note is not None]
-    return FoundPack(chosen, tuple(notes))
+        return FoundPack(None, tuple(notes))
+    return FoundPack(usable[0], tuple(notes), tuple(usable[1:]))
 
 
 def expected_cost(pack: Pack) -> str | None:
@@ -90,7 +92,7 @@ def _time_without(row: Row) -> float | None:
 
 
 def pack_kernels(name: str, device: torch.device) -> tuple[PackKernels | None, list[str]]:
-    """The pack of ``find_pack``, opened on a device, and its notes; no pack and no notes on a CPU.
+    """The packs of ``find_pack``, opened on a device, one behind the other, and its notes; nothing on a CPU.
 
     Raises:
         PackError: see ``find_pack``.
@@ -103,7 +105,9 @@ def pack_kernels(name: str, device: torch.device) -> tuple[PackKernels | None, l
     found = find_pack(name, here)
     if found.chosen is None:
         return None, list(found.notes)
-    opened = PackKernels(found.chosen, device, source_hashes(), here.num_processors)
+    opened: PackKernels | None = None
+    for chosen in reversed((found.chosen, *found.others)):
+        opened = PackKernels(chosen, device, source_hashes(), here.num_processors, behind=opened)
     return opened, list(found.notes)
 
 

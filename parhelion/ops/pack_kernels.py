@@ -39,9 +39,11 @@ class PackKernels:
         source_hashes: op to the hash of its sources here.
         num_processors: of the device.
         load: brings a binary onto the device.
+        behind: another pack, which serves what this one has no usable rows for; None: whoever would without a pack.
 
     Attributes:
         name: the pack's.
+        match: how it matches the device.
         notes: what was passed over and why, a sentence each.
     """
 
@@ -52,6 +54,7 @@ class PackKernels:
         source_hashes: Mapping[str, str],
         num_processors: int,
         load: Load = load_function,
+        behind: PackKernels | None = None,
     ) -> None:
         pack = chosen.stored.pack
         rows, stale = usable_rows(pack, source_hashes)
@@ -63,6 +66,8 @@ class PackKernels:
         self._device = device
         self._num_processors = num_processors
         self._load = load
+        self._behind = behind
+        self.match = chosen.match
         self._rows = {_program_key(key): group for key, group in rows_by_contract(rows).items()}
         self._tables: dict[Contract, BucketTable | None] = {}
         self._binaries: dict[str, list[Binary]] = {}
@@ -70,35 +75,53 @@ class PackKernels:
             self._binaries.setdefault(binary.file, []).append(binary)
         self._loaded: dict[str, tuple[PackedKernel, ...]] = {}
         self._target = pack.fingerprint.target
+        self._num_first_notes = len(self.notes)
 
     @property
     def num_loaded(self) -> int:
         """Files of binaries that are on the device."""
-        return len(self._loaded)
+        return len(self._loaded) + (self._behind.num_loaded if self._behind is not None else 0)
+
+    def all_notes(self) -> list[str]:
+        """This pack's, and what came up while those behind it were asked."""
+        behind = self._behind
+        return [*self.notes, *(() if behind is None else behind.all_notes()[behind._num_first_notes :])]
 
     def holds(self, contract: Contract) -> bool:
-        """Whether the pack has rows for a contract."""
-        return _program_key(contract.key()) in self._rows
+        """Whether the pack, or one behind it, has rows for a contract."""
+        return self._holder(contract) is not None
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
         """Microseconds of one launch of whom the pack names for M = ``num_tokens``; None if nobody measured it, as
         where M is larger than that of all rows."""
+        if (holder := self._holder(contract)) is not self:
+            return None if holder is None else holder.time_us(contract, num_tokens)
         table = self._table(contract)
         row = None if table is None else table.row(num_tokens)
         return None if row is None or num_tokens > row.num_tokens else row.best.time_us or None
 
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
-        """What computes a contract, all its inputs given; None if the pack has no rows for it.
+        """What computes a contract, all its inputs given; None if the pack, and any behind it, has no rows for it.
 
         Args:
             otherwise: who serves where none of a row's candidates can.
         """
+        holder = self._holder(contract)
+        if holder is not None and holder is not self:
+            self._note(f"pack {holder.name} serves what pack {self.name} has no rows for: {holder.match.reason}")
+            return holder.launcher(contract, otherwise)
         table = self._table(contract)
         if table is None:
             return None
         served = [self._served(contract, row, otherwise) for row in table.rows]
         names = tuple(dict.fromkeys(name for name, _ in served))
         return TunedLaunch(table, [launch for _, launch in served], names)
+
+    def _holder(self, contract: Contract) -> PackKernels | None:
+        """The first of this pack and those behind it that has rows for a contract."""
+        if _program_key(contract.key()) in self._rows:
+            return self
+        return None if self._behind is None else self._behind._holder(contract)
 
     def _table(self, contract: Contract) -> BucketTable | None:
         """A contract's rows by M, made once; None if there are none."""

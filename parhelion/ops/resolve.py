@@ -75,7 +75,7 @@ class Resolver:
 
     def all_notes(self) -> list[str]:
         """What was passed over and why, the pack's own notes first."""
-        return [*(self._pack.notes if self._pack is not None else ()), *self.notes]
+        return [*(self._pack.all_notes() if self._pack is not None else ()), *self.notes]
 
     def served_by(self, contract: Contract) -> tuple[str, ...]:
         """The names of the providers that compute a contract, at one size of M or another."""

@@ -67,16 +67,16 @@ def match(pack: Fingerprint, here: Fingerprint) -> Match:
     return Match("exact", f"it was measured on {pack.device}, as this is")
 
 
-def choose(packs: Iterable[StoredPack], here: Fingerprint) -> Chosen | None:
-    """The best pack for a device, or None if none can be used.
+def choose(packs: Iterable[StoredPack], here: Fingerprint) -> list[Chosen]:
+    """The packs that can be used on a device, the best first.
 
-    One that was measured on such a device comes first, else one for the same target, the nearest by number of
-    processors and bandwidth. Of equals the first is taken: ``find_packs`` lists the user's own before those that were
-    shipped, both by name.
+    One that was measured on such a device comes before those that are for the same target, of which the nearest is
+    first, by number of processors and bandwidth. Equals stay in order: ``find_packs`` lists the user's own before those
+    that were shipped, both by name.
     """
     matches = [Chosen(stored, match(stored.pack.fingerprint, here)) for stored in packs]
     usable = [chosen for chosen in matches if chosen.match.level != "none"]
-    return min(usable, key=lambda chosen: _rank(chosen, here), default=None)
+    return sorted(usable, key=lambda chosen: _rank(chosen, here))
 
 
 def _rank(chosen: Chosen, here: Fingerprint) -> tuple[bool, float]:

@@ -30,7 +30,9 @@ def neighbours(config: Any, contract: Contract, bucket: int, target: GemmTarget)
     in one field, launched as programmatically as this one."""
     shape = gemm_of(contract, target)
     if shape is None or not isinstance(config, GemmConfig):
-        overlap = {name: getattr(config, name) for name in ("programmatic", "ahead") if hasattr(config, name)}
+        overlap = {
+            name: getattr(config, name) for name in ("programmatic", "ahead", "prefetched") if hasattr(config, name)
+        }
         found = [replace(each, **overlap) for each in launch_module(contract.name).candidates(contract, bucket, target)]
         return [each for each in dict.fromkeys(found) if _differing_fields(each, config) == 1]
     moved = (normal(each, shape) for each in _moves(config, bucket))

@@ -37,7 +37,7 @@ def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> l
         return []
     twin = dataclasses.replace(config, programmatic=True)
     if isinstance(twin, RopeAttentionConfig):
-        return [twin, *(dataclasses.replace(twin, ahead=keys) for keys in AHEAD)]
+        return [twin, *(dataclasses.replace(twin, ahead=keys, prefetched=more) for keys, more in AHEAD)]
     if isinstance(contract, WeightOnlyMv) and isinstance(twin, MvConfig):
         return with_more_or_less_ahead(contract, twin)
     if not isinstance(twin, GemmConfig):

@@ -58,6 +58,7 @@ def opened(
     files: dict[str, bytes] | None = None,
     here: Any = sample.H100,
     hashes: dict[str, str] | None = None,
+    behind: PackKernels | None = None,
 ) -> PackKernels:
     """The pack, written, read and opened with a driver that launches nothing."""
     write_pack(content, files or sample.FILES, folder / "pack")
@@ -69,4 +70,4 @@ def opened(
         return driver.load_function(code, symbol, shared_bytes, 0)
 
     chosen = Chosen(stored, match(content.fingerprint, here))
-    return PackKernels(chosen, CPU, HASHES if hashes is None else hashes, 132, load)
+    return PackKernels(chosen, CPU, HASHES if hashes is None else hashes, 132, load, behind)

@@ -37,6 +37,8 @@ def test_auto_takes_the_devices_own_pack_and_off_takes_none(packs: Path) -> None
     assert found.chosen is not None
     assert found.chosen.stored.pack.name == "b-h100"
     assert found.notes == ()
+    assert [each.stored.pack.name for each in found.others] == ["a-h200"]
+    assert find_pack("b-h100", sample.H100).others == ()
     assert find_pack("off", sample.H100).chosen is None
 
 

@@ -100,6 +100,31 @@ def test_a_pack_of_another_variant_serves_and_says_so(tmp_path: Path, library: F
     assert "measured on NVIDIA H100 80GB HBM3" in kernels.notes[0]
 
 
+def test_what_a_pack_has_no_rows_for_is_served_by_the_one_behind_it(tmp_path: Path, library: FakeCuda) -> None:
+    behind = opened(tmp_path / "b", pack(row(8, tiles("gone.cubin"), tiles(FILE))), library, here=sample.H200)
+    content = pack(row(8, tiles(FILE)))
+    stale = opened(tmp_path / "a", content, library, here=sample.H200, hashes={"rms_norm": "1" * 16}, behind=behind)
+    assert stale.holds(NORM)
+    assert stale.time_us(NORM, 8) == behind.time_us(NORM, 8) is not None
+    launch = stale.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("helion",)
+    launch(*inputs(3))
+    assert library.launched[-1].grid == (3, 1, 1)
+    variant, old, taken, missing = stale.all_notes()
+    assert "and this is NVIDIA H200" in variant
+    assert "measured with other sources" in old
+    assert "has no rows for: it was measured on NVIDIA H100 80GB HBM3, and this is NVIDIA H200" in taken
+    assert "gone.cubin" in missing
+
+
+def test_a_pack_that_is_enough_leaves_the_one_behind_it_alone(tmp_path: Path, library: FakeCuda) -> None:
+    behind = opened(tmp_path / "b", pack(row(8, other("torch"))), library)
+    kernels = opened(tmp_path / "a", pack(row(8, tiles(FILE))), library, behind=behind)
+    assert Resolver(CPU, pack=kernels).served_by(NORM) == ("helion",)
+    assert kernels.all_notes() == []
+
+
 def test_the_resolver_takes_the_pack_unless_it_is_told_otherwise(tmp_path: Path, library: FakeCuda) -> None:
     kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library)
     assert Resolver(CPU, pack=kernels).served_by(NORM) == ("helion",)

@@ -21,6 +21,7 @@ from parhelion.ops.packed_kinds import kind_of
 from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.registry import op, op_names
+from parhelion.ops.step_inputs import StepInputs
 from parhelion.packs.format import Binary
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.cross_compile import BuildError
@@ -107,6 +108,19 @@ def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: Generate
             assert binary.registers > 0
 
 
+@pytest.mark.parametrize("max_model_len", [16, 100, 40960])
+def test_a_steps_integers_may_lie_anywhere_and_its_tables_have_any_width(max_model_len: int, code: GeneratedCode):
+    contract = StepInputs(16)
+    tables = [torch.empty((9, width), dtype=torch.int32) for width in (max_model_len + 2, -(-max_model_len // 16))]
+    for bucket, sizes in ((1, (1,)), (2, (2,)), (16, (9, 16))):
+        programs = built(contract, bucket, code)
+        for num_rows in sizes:
+            for first in (0, 1, 4):
+                buffer = torch.empty(first + 4 * num_rows, dtype=torch.int32)
+                fields = buffer[first:].split(num_rows)
+                assert len(launched(programs, contract, bucket, (*fields, *tables))) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "bucket"), [("paged_attention", 1), ("paged_attention", 1024), ("fused_rope_attention", 32)]
 )
@@ -126,9 +140,9 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
 @pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
 def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
     contract, module = op(name).examples[1], launch_module(name)
+    config = replace(module.default_config(contract, 16, gemm_target("sm_90")), programs=programs)
     requests = set()
     for num_tokens in (1, 2, 5, 16, 31, 64, 256):
-        config = replace(module.default_config(contract, num_tokens, gemm_target("sm_90")), programs=programs)
         request = timed_request(contract, bucket_of(num_tokens), config)
         assert request is not None
         requests.add(request)

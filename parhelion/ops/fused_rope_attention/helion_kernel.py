@@ -13,6 +13,7 @@ import torch
 
 from parhelion.ops.arrivals import arrived_last, forget_arrivals
 from parhelion.ops.interpreting import interpreting
+from parhelion.ops.l2_prefetch import prefetch
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.tile_dot import dot
 
@@ -57,6 +58,8 @@ def rope_attention_decode(
     is_split: hl.constexpr,
     programmatic: hl.constexpr,
     ahead: hl.constexpr,
+    prefetched: hl.constexpr,
+    combine_block: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Split s of row r, which is token r.
@@ -76,12 +79,16 @@ def rope_attention_decode(
         arrivals: a counter for each row and key head; see ``ops/arrivals.py``. None unless ``is_split``.
         ahead: of a split's keys, how many are read, with their values, before it waits for its predecessor; a power of
             two, or 0. What earlier steps left in the cache changes no more.
+        prefetched: how many of the keys behind those, with their values, it asks for meanwhile, so that they are in the
+            L2 cache by then; a power of two, or 0, which it must be unless ``programmatic``.
+        combine_block: splits that are combined at a time, a power of two.
         kv_tile: keys of a tile; None leaves it to the config.
     """
     num_rows, num_splits, num_kv_heads, group = lse.size()
     num_kv_heads = hl.specialize(num_kv_heads)
     group = hl.specialize(group)
     half = hl.specialize(qkv.size(3))
+    keys = hl.register_block_size(128) if kv_tile is None else kv_tile
     width = hl.specialize(flat_out.size(2))
     # A group's heads are the rows of the dot products, which have at least 16.
     for tile_r, tile_k, tile_s, tile_g, tile_d in hl.tile(
@@ -113,6 +120,15 @@ def rope_attention_decode(
             early_place = (early_block * block_size + early % block_size) * (2 * num_kv_heads) + kv_head
             early_key = hl.load(kv_cache, [early_place, dim], extra_mask=(early < old_end)[:, None])
             early_value = hl.load(kv_cache, [early_place + num_kv_heads, dim], extra_mask=(early < old_end)[:, None])
+        if prefetched > 0:
+            soon = begin + ahead + hl.arange(prefetched)
+            soon_block = hl.load(block_table, [row, soon // block_size], extra_mask=soon < old_end).to(torch.int64)
+            soon_place = (soon_block * block_size + soon % block_size) * (2 * num_kv_heads) + kv_head
+            # Of keys that there are not, those of block 0 are asked for, which there always is.
+            # A line has 64 elements of two bytes.
+            offsets = soon_place[:, None] * (2 * half) + (hl.arange(half // 32) * 64)[None, :]
+            prefetch(kv_cache, offsets)
+            prefetch(kv_cache, offsets + num_kv_heads * 2 * half)
         wait_for_predecessor(programmatic)
         heads = kv_head * group + tile_g.index
         key_head = num_kv_heads * group + kv_head
@@ -146,19 +162,26 @@ def rope_attention_decode(
             l = torch.sum(early_p, -1)
             acc = dot(early_p.to(early_value.dtype), early_value)
             later = torch.minimum(begin + ahead, old_end)
-        for tile_t in hl.tile(later, old_end, block_size=kv_tile):
-            block = block_table[row, tile_t.index // block_size].to(torch.int64)
-            old = (block * block_size + tile_t.index % block_size) * (2 * num_kv_heads) + kv_head
-            old_key = hl.load(kv_cache, [old, dim])
+        # The blocks of the next tile are found while this one is computed: Triton gives loads by way of a load that is
+        # made in the same iteration only half of the pipeline.
+        tokens = later + hl.arange(keys)
+        block = hl.load(block_table, [row, tokens // block_size], extra_mask=tokens < old_end)
+        for tile_t in hl.tile(later, old_end, block_size=keys):
+            token = tile_t.begin + hl.arange(keys)
+            is_old = token < old_end
+            old = (block.to(torch.int64) * block_size + token % block_size) * (2 * num_kv_heads) + kv_head
+            old_key = hl.load(kv_cache, [old, dim], extra_mask=is_old[:, None])
             scores = exponents(dot(query, old_key.transpose(0, 1)), scale, soft_cap)
-            scores = torch.where((tile_t.index < old_end)[None, :], scores, float("-inf"))
-            old_value = hl.load(kv_cache, [old + num_kv_heads, dim])
+            scores = torch.where(is_old[None, :], scores, float("-inf"))
+            old_value = hl.load(kv_cache, [old + num_kv_heads, dim], extra_mask=is_old[:, None])
             new_m = torch.maximum(m, torch.amax(scores, -1))
             p = torch.exp2(scores - new_m[:, None])
             alpha = torch.exp2(m - new_m)
             l = l * alpha + torch.sum(p, -1)
             acc = dot(p.to(old_value.dtype), old_value, acc * alpha[:, None])
             m = new_m
+            after = tile_t.end + hl.arange(keys)
+            block = hl.load(block_table, [row, after // block_size], extra_mask=after < old_end)
         # Behind the loop: before it, Helion would have its loads wait for the store, one after the other.
         if owns & (slot >= 0):
             # Slots are int64, and so is all that follows from them: a cache may have more than 2^31 elements.
@@ -184,7 +207,7 @@ def rope_attention_decode(
                 total_m = hl.full([helion.next_power_of_2(width)], -3.0e38, dtype=torch.float32)
                 total_l = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
                 total = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
-                for tile_p in hl.tile(num_splits, block_size=8):
+                for tile_p in hl.tile(num_splits, block_size=combine_block):
                     place_of_log = [row, tile_p, kv_head, element // (2 * half)]
                     logs = hl.load(lse, place_of_log, extra_mask=is_element[None, :])
                     logs = torch.where((tile_p.index < num_splits)[:, None], logs, float("-inf"))

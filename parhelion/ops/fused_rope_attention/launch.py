@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +23,11 @@ from parhelion.ops.paged_attention.launch import launch as launch_attention
 from parhelion.ops.paged_attention.launch import timed_inputs as timed_attention_inputs
 from parhelion.ops.paged_attention.launch import timed_programs as timed_attention_programs
 from parhelion.ops.paged_attention.tiling import (
+    PROMPT_CHOICES,
     AttentionConfig,
-    attention_candidates,
-    decode_config,
     num_splits,
     untuned,
+    varied,
 )
 from parhelion.ops.rope_and_cache.launch import launch as launch_rope
 
@@ -38,28 +39,49 @@ class RopeAttentionConfig(AttentionConfig):
     Attributes:
         ahead: keys and values that a program for single tokens reads before it waits for its predecessor; a power of
             two, or 0.
+        prefetched: keys and values behind those that it asks for meanwhile; a power of two, or 0.
+        heads_first: neighbouring programs take neighbouring key heads of a row, not one head of neighbouring rows.
         rope_heads, rope_warps: of the first half where it is launched by itself: heads and warps of a program.
     """
 
     ahead: int = 0
+    prefetched: int = 0
+    heads_first: bool = False
     rope_heads: int = 8
     rope_warps: int = 2
 
 
 Config = RopeAttentionConfig
 
-AHEAD = (32, 64)
-"""Keys that are worth reading before waiting."""
+AHEAD = ((32, 0), (64, 0), (0, 64), (64, 64))
+"""Keys that are worth reading before waiting, and how many behind them are worth asking for."""
+
+_MANY_ROWS = 64
+"""From here on a program takes all keys of its row, and a processor has several programs at a time: the quickest are
+those with few warps, which seldom wait for one another, and with a short pipeline, of which more fit.
+"""
 
 
 def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> RopeAttentionConfig:
     """Untuned."""
-    return _with_rope(contract, bucket, untuned(contract.attention, target))
+    usual = _with_rope(contract, bucket, untuned(contract.attention, target))
+    return replace(usual, decode_warps=2, decode_stages=2) if target.wide_mma and bucket >= _MANY_ROWS else usual
 
 
 def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> list[RopeAttentionConfig]:
     """What is worth trying."""
-    return [_with_rope(contract, bucket, each) for each in attention_candidates(contract.attention, bucket, target)]
+    usual = default_config(contract, bucket, target)
+    if bucket > MOST_DECODES:
+        return varied(usual, PROMPT_CHOICES)
+    tokens = usual.decode_tokens
+    choices: dict[str, tuple[Any, ...]] = {
+        "programs": (64, 128, 256, 512),
+        "decode_warps": (2, 4, 8),
+        "decode_stages": (2, 3, 4),
+        "heads_first": (False, True),
+        "decode_tokens": (max(16, tokens // 2), tokens),
+    }
+    return varied(usual, choices)
 
 
 def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
@@ -144,7 +166,7 @@ def _decode(
     parts = lse.new_empty((num_tokens, splits, c.num_heads * c.head_dim)) if is_split else out[:, None]
     run(
         "fused_rope_attention.rope_attention_decode",
-        decode_config(config),
+        _decode_config(config),
         in_halves(qkv, c.head_dim),
         qkv.unflatten(1, (-1, c.head_dim)),
         positions,
@@ -169,9 +191,17 @@ def _decode(
         is_split,
         config.programmatic,
         config.ahead,
+        config.prefetched if config.programmatic else 0,
+        2 * config.decode_warps,
         None,
     )
     return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _decode_config(config: RopeAttentionConfig) -> KernelConfig:
+    order = ((1, 2, 0, 3, 4),) if config.heads_first else ()
+    return KernelConfig((config.decode_tokens,), order, num_warps=config.decode_warps, num_stages=config.decode_stages)
 
 
 def _with_rope(contract: FusedRopeAttention, bucket: int, attention: AttentionConfig) -> RopeAttentionConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,8 +29,18 @@ _STAGES = (2, 3, 5, 7)
 part of the pipeline: two stages more are one more tile of keys on its way.
 """
 
+PROMPT_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "varlen_tokens": (32, 64, 128),
+    "varlen_warps": (4, 8),
+    "varlen_stages": (2, 3, 4),
+}
+"""Of the program for prompts, what is worth trying."""
+
 MOST_PACKED = 128
 """Query tokens times heads of a group that a program of the varlen kernel takes, at most."""
+
+
+Config = TypeVar("Config", bound="AttentionConfig")
 
 
 @dataclass(frozen=True)
@@ -67,23 +78,22 @@ def attention_candidates(c: PagedAttention, bucket: int, target: GemmTarget) -> 
     and for more, where prompts take the time, tiles and depths of the other one. Those that differ in little are first.
     """
     usual = untuned(c, target)
-    choices: dict[str, tuple[int, ...]]
     if bucket > MOST_DECODES:
-        choices = {"varlen_tokens": (32, 64, 128), "varlen_warps": (4, 8), "varlen_stages": (2, 3, 4)}
-    else:
-        tokens = tuple(
-            max(16, each) for each in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2)
-        )
-        choices = {
-            "programs": (128, 256, 512, 1024),
-            "decode_tokens": tokens,
-            "decode_warps": (2, 4, 8),
-            "decode_stages": _STAGES,
-        }
-    found = []
-    for values in itertools.product(*choices.values()):
-        changed: dict[str, Any] = dict(zip(choices, values, strict=True))
-        found.append(replace(usual, **changed))
+        return varied(usual, PROMPT_CHOICES)
+    tokens = tuple(max(16, each) for each in (usual.decode_tokens // 2, usual.decode_tokens, usual.decode_tokens * 2))
+    choices: dict[str, tuple[Any, ...]] = {
+        "programs": (128, 256, 512, 1024),
+        "decode_tokens": tokens,
+        "decode_warps": (2, 4, 8),
+        "decode_stages": _STAGES,
+    }
+    return varied(usual, choices)
+
+
+def varied(usual: Config, choices: Mapping[str, tuple[Any, ...]]) -> list[Config]:
+    """A config, and behind it the same with other values of these fields, those that differ in little first."""
+    combinations = itertools.product(*choices.values())
+    found = [replace(usual, **dict(zip(choices, values, strict=True))) for values in combinations]
     found.sort(key=lambda each: sum(getattr(each, name) != getattr(usual, name) for name in choices))
     return list(dict.fromkeys((usual, *found)))
 

@@ -1,0 +1,105 @@
+"""The table of a comparison with another engine, as ``benchmarks/tables.py`` writes it into the documents."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+OURS = "parhelion"
+
+
+class Row(msgspec.Struct):
+    """A model and a batch size, of what ``parhelion bench compare`` writes."""
+
+    model: str
+    batch: int
+    floor_ms: float | None
+    tpot_ms: dict[str, float]
+    prefill_ms: dict[str, float]
+    tpot_ms_range: dict[str, tuple[float, float]]
+    tpot_ratio: dict[str, dict[str, float]]
+    prefill_ratio: dict[str, dict[str, float]]
+    refused: dict[str, str]
+
+
+class EngineRow(msgspec.Struct):
+    """An engine with a model."""
+
+    model: str
+    engine: str
+    first_token_s: float | None
+    peak_gib: float | None
+    kv_cache_gib: float | None
+
+
+class Comparison(msgspec.Struct):
+    """The whole result."""
+
+    device: str
+    versions: dict[str, dict[str, str]]
+    command: str
+    measured_at: str
+    settings: dict[str, Any]
+    rows: list[Row]
+    engines: list[EngineRow]
+
+
+def compare_table(content: bytes) -> str:
+    """Time per output token and prefill of both, side by side, then cold start and memory."""
+    result = msgspec.json.decode(content, type=Comparison)
+    [peer] = sorted({name for row in result.rows for name in row.tpot_ms} - {OURS})
+    lines = [
+        f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | TPOT ratio | prefill (ms) | {peer} | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result.rows:
+        floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
+        times = " | ".join(_time(row, name) for name in (OURS, peer))
+        prefill = " | ".join(f"{row.prefill_ms[name]:.1f}" if name in row.prefill_ms else "" for name in (OURS, peer))
+        decode_ratio, prefill_ratio = _ratio(row.tpot_ratio, peer), _ratio(row.prefill_ratio, peer)
+        lines.append(
+            f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** | {prefill} | {prefill_ratio} |"
+        )
+    ratios = [row.tpot_ratio[peer]["median"] for row in result.rows if peer in row.tpot_ratio]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+    lines += ["", f"TPOT, geometric mean of the ratios: **{mean:.2f}x**."]
+    for model in dict.fromkeys(row.model for row in result.engines):
+        found = {row.engine: row for row in result.engines if row.model == model}
+        if {OURS, peer} <= found.keys():
+            lines[-1] += f" {_start_and_memory(model, found[OURS], found[peer], peer)}"
+    settings = result.settings
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.get(peer, {}).items())
+    note = (
+        f"Dummy FP8 weights (W8A8 by token), {settings['input_length']} tokens in, {settings['output_length']} out, "
+        f"greedy, no prefix caching, both engines alive, round by round: medians of {settings['rounds']} rounds with "
+        f"their range; ratios are formed within a round, above 1 Parhelion is the faster. {result.device}; "
+        f"{versions}; {result.measured_at[:10]}; `{result.command}`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _time(row: Row, name: str) -> str:
+    if name not in row.tpot_ms:
+        return ""
+    low, high = row.tpot_ms_range[name]
+    return f"{row.tpot_ms[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _ratio(ratios: dict[str, dict[str, float]], peer: str) -> str:
+    return f"{ratios[peer]['median']:.2f}x" if peer in ratios else "refused"
+
+
+def _start_and_memory(model: str, ours: EngineRow, theirs: EngineRow, peer: str) -> str:
+    """Seconds to the first token, and memory beside the KV cache."""
+    parts = []
+    if ours.first_token_s and theirs.first_token_s:
+        times = f"{ours.first_token_s:.1f} s, {peer} {theirs.first_token_s:.1f} s"
+        parts.append(f"first token {times} ({theirs.first_token_s / ours.first_token_s:.1f}x)")
+    beside = [
+        row.peak_gib - row.kv_cache_gib for row in (ours, theirs) if row.peak_gib is not None and row.kv_cache_gib
+    ]
+    if len(beside) == 2:
+        parts.append(f"memory beside the KV cache {beside[0]:.1f} GiB, {peer} {beside[1]:.1f} GiB")
+    return f"{model}: {'; '.join(parts)}." if parts else ""
