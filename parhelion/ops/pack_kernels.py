@@ -18,7 +18,7 @@ from parhelion.errors import PackError
 from parhelion.ops.contract import Contract, Launcher, program_key
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import launch_module
-from parhelion.ops.packed_launch import PackedKernel, PackedRunner, PackMissError
+from parhelion.ops.packed_launch import PackedAssumptionError, PackedKernel, PackedRunner, PackMissError
 from parhelion.ops.provider import Provider, fixed
 from parhelion.ops.registry import op, op_names
 from parhelion.packs.format import NEVER_SERVE, Binary, Candidate, Row
@@ -156,13 +156,14 @@ class PackKernels:
         return provider.launcher(contract)
 
     def _launch(self, programs: Launcher, otherwise: Callable[[], Launcher], *inputs: Any) -> Any:
-        """With the pack's programs; should one be missing, as where a pack leaves sizes of M out, as without a pack.
+        """With the pack's programs; should one be missing, as where a pack leaves sizes of M out and another size's row
+        serves there, as without a pack.
 
         What is missing is missed before anything is launched, or before what was launched is read.
         """
         try:
             return programs(*inputs)
-        except PackMissError as error:
+        except (PackMissError, PackedAssumptionError) as error:
             self._note(str(error))
         return otherwise()(*inputs)
 

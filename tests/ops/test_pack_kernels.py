@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm.providers import TorchRmsNorm
-from tests.ops.packed_norm import CPU, NORM, binary, opened, other, pack, row, tiles
+from tests.ops.packed_norm import CPU, NORM, RECIPE, binary, opened, other, pack, row, tiles
 from tests.packs import sample
 from tests.platform.fake_library import FakeCuda
 
@@ -68,6 +69,20 @@ def test_a_damaged_binary_is_refused_and_the_fallback_serves(tmp_path: Path, lib
     assert launch is not None
     assert launch.providers == ("torch",)
     assert "sha256" in kernels.notes[0]
+
+
+def test_a_launch_that_its_binary_was_not_compiled_for_is_served_by_the_fallback(
+    tmp_path: Path, library: FakeCuda
+) -> None:
+    only_of_8 = binary(recipe=msgspec.structs.replace(RECIPE, equal=(("x.size(0)", 8),)))
+    kernels = opened(tmp_path, pack(row(8, tiles(FILE)), binaries=(only_of_8,)), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    launch(*inputs(8))
+    x, weight = inputs(3)
+    torch.testing.assert_close(launch(x, weight), NORM.reference(x, weight))
+    assert [each.grid for each in library.launched] == [(8, 1, 1)]
+    assert "x.size(0) is 3, and its binary was compiled for 8" in kernels.notes[0]
 
 
 def test_torch_inductor_never_serves_from_a_pack(tmp_path: Path, library: FakeCuda) -> None:
