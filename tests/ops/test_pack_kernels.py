@@ -74,7 +74,7 @@ def test_a_damaged_binary_is_refused_and_the_fallback_serves(tmp_path: Path, lib
 def test_a_launch_that_its_binary_was_not_compiled_for_is_served_by_the_fallback(
     tmp_path: Path, library: FakeCuda
 ) -> None:
-    only_of_8 = binary(recipe=msgspec.structs.replace(RECIPE, equal=(("x.size(0)", 8),)))
+    only_of_8 = msgspec.structs.replace(binary(), recipe=msgspec.structs.replace(RECIPE, equal=(("x.size(0)", 8),)))
     kernels = opened(tmp_path, pack(row(8, tiles(FILE)), binaries=(only_of_8,)), library)
     launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
     assert launch is not None
