@@ -32,6 +32,7 @@ class EngineRow(msgspec.Struct):
     first_token_s: float | None
     peak_gib: float | None
     kv_cache_gib: float | None
+    error: str | None
 
 
 class Comparison(msgspec.Struct):
@@ -54,21 +55,25 @@ def compare_table(content: bytes) -> str:
         f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | TPOT ratio | prefill (ms) | {peer} | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in result.rows:
+    measured = [row for row in result.rows if {OURS, peer} <= row.tpot_ms.keys()]
+    for row in measured:
         floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
         times = " | ".join(_time(row, name) for name in (OURS, peer))
-        prefill = " | ".join(f"{row.prefill_ms[name]:.1f}" if name in row.prefill_ms else "" for name in (OURS, peer))
+        prefill = " | ".join(f"{row.prefill_ms[name]:.1f}" for name in (OURS, peer))
         decode_ratio, prefill_ratio = _ratio(row.tpot_ratio, peer), _ratio(row.prefill_ratio, peer)
         lines.append(
             f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** | {prefill} | {prefill_ratio} |"
         )
-    ratios = [row.tpot_ratio[peer]["median"] for row in result.rows if peer in row.tpot_ratio]
+    ratios = [row.tpot_ratio[peer]["median"] for row in measured if peer in row.tpot_ratio]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
     lines += ["", f"TPOT, geometric mean of the ratios: **{mean:.2f}x**."]
-    for model in dict.fromkeys(row.model for row in result.engines):
+    for model in dict.fromkeys(row.model for row in measured):
         found = {row.engine: row for row in result.engines if row.model == model}
         if {OURS, peer} <= found.keys():
             lines[-1] += f" {_start_and_memory(model, found[OURS], found[peer], peer)}"
+    failed = [f"{row.model} by {row.engine}: {row.error}" for row in result.engines if row.error]
+    if failed:
+        lines += ["", f"Not measured: {'; '.join(failed)}."]
     settings = result.settings
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.get(peer, {}).items())
     note = (
@@ -81,8 +86,6 @@ def compare_table(content: bytes) -> str:
 
 
 def _time(row: Row, name: str) -> str:
-    if name not in row.tpot_ms:
-        return ""
     low, high = row.tpot_ms_range[name]
     return f"{row.tpot_ms[name]:.2f} ({low:.2f} to {high:.2f})"
 

@@ -238,8 +238,12 @@ def engine_table(content: bytes) -> str:
     return "\n".join([*lines, "", engine_note(result)])
 
 
-def speed_table(content: bytes) -> str:
-    """Decoding and prefill on a GPU, beside the floor."""
+def speed_table(content: bytes, name: str = "h100_engine") -> str:
+    """Decoding and prefill on a GPU, beside the floor.
+
+    Args:
+        name: of the result.
+    """
     result = msgspec.json.decode(content)["parts"]
     lines = ["| model | kernels | batch | prefill (ms) | TPOT (ms) | floor (ms) | of the floor | output tokens/s |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
@@ -253,7 +257,7 @@ def speed_table(content: bytes) -> str:
                 f"| {row['output_tokens_per_s']:,.0f} |"
             )
     said = "FP8 weights and activations, 512 tokens in, 128 out, greedy; median and range of three rounds. "
-    return "\n".join([*lines, "", said + engine_note(result)])
+    return "\n".join([*lines, "", said + engine_note(result, name)])
 
 
 def _kernels(row: dict[str, Any]) -> str:
@@ -261,11 +265,11 @@ def _kernels(row: dict[str, Any]) -> str:
     return f"pack {row['pack']}" if row.get("pack") else "untuned"
 
 
-def engine_note(result: dict[str, Any]) -> str:
-    """Device, versions and command of ``h100_engine.py``."""
+def engine_note(result: dict[str, Any], name: str = "h100_engine") -> str:
+    """Device, versions and command of ``h100_engine.py``; ``name`` is the result's."""
     circumstances = result["circumstances"]
     versions = ", ".join(f"{package['name']} {package['version']}" for package in circumstances["packages"][:3])
-    by = _by(circumstances["command"], "h100_engine")
+    by = _by(circumstances["command"], name)
     return f"{result['device']}, {versions}, {circumstances['measured_at'][:10]}; {by}."
 
 
@@ -313,7 +317,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_engine": engine_table,
     "h100_speed": speed_table,
     "h200_vs_vllm": compare_table,
-    "h200_speed": speed_table,
+    "h200_speed": lambda content: speed_table(content, "h200_engine"),
     "h200_tune": tune_table,
     "h100_launchers": plain_table,
     "h100_tune": tune_table,

@@ -24,7 +24,7 @@ MODES: Mapping[str, Mode] = {"offline": "offline", "online": "online", "both": "
 """By the word that a command line has."""
 
 NOTES = (
-    "Ratios are Parhelion's time over the peer's, formed within each round: below 1 Parhelion is the faster.",
+    "Ratios are the peer's time over Parhelion's, formed within each round: above 1 Parhelion is the faster.",
     "Both engines are told the same KV cache in bytes, the same sequences and tokens of a step, and no prefix caching.",
     "Offline vLLM is asked for ids alone; Parhelion also spells its ids out as text, at its own expense.",
     "A server's TTFT, TPOT and ITL are its client's, over HTTP on the loopback; both detokenize with one tokenizer.",
