@@ -22,7 +22,7 @@ from parhelion.ops.oracle import Oracle
 from parhelion.ops.weight_only_mv import OP, WeightOnlyMv
 from parhelion.ops.weight_only_mv.config import MOST_CANDIDATES, MvConfig
 from parhelion.ops.weight_only_mv.launch import candidates, default_config, launch
-from tests.ops.helion.awkward import AWKWARD_ROWS, AWKWARD_TOKENS, generator, with_awkward_row
+from tests.ops.helion.awkward import AWKWARD_ROWS, generator, with_awkward_row
 
 CPU = torch.device("cpu")
 
@@ -60,14 +60,17 @@ def assert_agrees(contract: WeightOnlyMv, launch: Launcher, num_tokens: int) -> 
         assert error.problem is None, error
 
 
-@pytest.mark.parametrize("num_tokens", AWKWARD_TOKENS)
+@pytest.mark.parametrize("num_tokens", [1, 2, 5])
 @pytest.mark.parametrize("contract", OP.examples[:3], ids=str)
 def test_agrees_with_the_reference(contract: WeightOnlyMv, num_tokens: int):
     assert_agrees(contract, OP.provider("helion").launcher(contract), num_tokens)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3])
-@pytest.mark.parametrize("quant_dtype", [torch.float8_e4m3fn, torch.int8], ids=["fp8", "int8"])
+@pytest.mark.parametrize(
+    ("quant_dtype", "num_tokens"),
+    [(torch.float8_e4m3fn, 1), (torch.float8_e4m3fn, 3), (torch.int8, 2)],
+    ids=["fp8-1", "fp8-3", "int8-2"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_kind_and_config_agrees_with_the_reference(
