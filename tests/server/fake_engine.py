@@ -13,6 +13,7 @@ from parhelion.types import (
     EngineStats,
     Logprob,
     Prompt,
+    ReplicaState,
     RequestOutput,
     SamplingParams,
     TokenLogprobs,
@@ -80,6 +81,7 @@ class FakeEngine:
         self.model_name = "fake"
         self.max_model_len = max_model_len
         self.is_dead = False
+        self.replicas: Sequence[ReplicaState] = ()
         self.reply = reply
         self.delay_s = delay_s
         self.fail_after: int | None = None
@@ -96,7 +98,7 @@ class FakeEngine:
         self.most_running = 0
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0, whole: bool = False
     ) -> AsyncIterator[RequestOutput]:
         if self.is_dead:
             raise EngineDeadError("the engine died")
