@@ -130,7 +130,7 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
     """The figures, and two ways to try it."""
     several = [f"{banner.dp} replicas"] * (banner.dp > 1) + [f"{banner.tp} ranks"] * (banner.tp > 1)
     each_of = "".join(f"{one}, each " for one in several)
-    whose = " of each replica" * (banner.dp > 1) + " of each rank" * (banner.tp > 1)
+    whose = " of each rank" * (banner.tp > 1) + " of each replica" * (banner.dp > 1)
     lines = [
         f"{banner.model} is served at {banner.url}",
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "

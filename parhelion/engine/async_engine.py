@@ -273,6 +273,9 @@ class AsyncEngine:
     def _begin_again(self, message: RequestsLost) -> None:
         """Send requests again of which nobody has seen anything; the others end with an error."""
         lost = self._outputs.lost(message.request_ids, others_serve=message.others_serve)
+        for output in lost.again:
+            if (stream := self._streams.get(output.request_id)) is not None:
+                stream.news.clear()
         for request in lost.to_send:
             self._connection.send(request)
         for output in lost.given_up:

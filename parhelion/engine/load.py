@@ -19,7 +19,7 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.placement import rank_device, rank_threads
+from parhelion.engine.placement import compute_on, rank_device, rank_threads
 from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
@@ -107,9 +107,7 @@ def load_model(
 ) -> LoadedModel:
     """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``, ``BuildOptions``."""
     device = rank_device(config, group.rank)
-    if device.type == "cuda":
-        # Of this thread, which computes: binaries are loaded for, and programs launched on, the current device.
-        torch.cuda.set_device(device)
+    compute_on(device)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
     pack, notes = pack_kernels(config.pack, device)

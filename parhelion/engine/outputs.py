@@ -45,10 +45,12 @@ class Lost:
     """What becomes of requests whose engine has ended.
 
     Attributes:
-        to_send: engine requests of those that begin again.
+        again: those that begin again.
+        to_send: their engine requests.
         given_up: the others.
     """
 
+    again: list[RequestOutput]
     to_send: list[AddRequest]
     given_up: list[RequestOutput]
 
@@ -124,16 +126,16 @@ class OutputProcessor:
         """
         unfinished = [self._completions[name].request.request_id for name in names if name in self._completions]
         found = [self._requests[request_id] for request_id in dict.fromkeys(unfinished)]
-        to_send: list[AddRequest] = []
-        given_up: list[RequestOutput] = []
+        lost = Lost([], [], [])
         for request in found:
             if others_serve and not request.is_pinned and request.num_restarts < MAX_RESTARTS:
                 request.num_restarts += 1
                 self._begin(request)
-                to_send += request.requests
+                lost.again.append(request.result)
+                lost.to_send.extend(request.requests)
             else:
-                given_up.append(request.result)
-        return Lost(to_send, given_up)
+                lost.given_up.append(request.result)
+        return lost
 
     def process(self, tokens: Sequence[TokenOutput]) -> Processed:
         """Take in the tokens of a step. Tokens of requests that are over are ignored."""

@@ -40,6 +40,12 @@ def rank_device(config: EngineConfig, rank: int) -> torch.device:
     return torch.device(device.type, (device.index or 0) + rank)
 
 
+def compute_on(device: torch.device) -> None:
+    """Make it the current device of this thread: binaries are loaded for, and programs launched on, that one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def rank_threads(config: EngineConfig) -> int:
     """CPU threads of each rank of each replica."""
     return config.threads or max(1, usable_cores() // (config.tp * config.dp))

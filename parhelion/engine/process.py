@@ -22,7 +22,7 @@ import zmq
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
-from parhelion.engine.placement import replica_config
+from parhelion.engine.placement import compute_on, rank_device, replica_config
 from parhelion.errors import ParhelionError
 
 PARENT_CHECK_MS = 1000
@@ -72,8 +72,11 @@ def main() -> int:
     channel = SocketChannel(options)
     try:
         try:
+            config = replica_config(options.config, options.replica)
+            # This thread waits for the device; the one that computes sees to itself.
+            compute_on(rank_device(config, 0))
             loaded = load_engine(
-                replica_config(options.config, options.replica),
+                config,
                 Path(options.model_path),
                 options.model_name,
                 lambda done, total: channel.send(LoadProgress(done, total)),

@@ -148,10 +148,6 @@ class Router:
             del self._queues[place.replica].requests[request_id]
             self._forget(request_id)
 
-    def score(self, replica: int, request: AddRequest) -> int:
-        """Of a replica for a request, in tokens."""
-        return self._score(self._queues[replica], self._hashes(request))
-
     def _forget(self, request_id: str) -> None:
         del self._places[request_id]
         name = siblings_of(request_id)
@@ -170,12 +166,9 @@ class Router:
     def _best(self, hashes: Sequence[bytes]) -> int:
         def rank(replica: int) -> tuple[int, int]:
             queue = self._queues[replica]
-            return self._score(queue, hashes), -queue.last_given
+            return self._cached_tokens(queue, hashes) - queue.load, -queue.last_given
 
         return max(self._queues, key=rank)
-
-    def _score(self, queue: _Queue, hashes: Sequence[bytes]) -> int:
-        return self._cached_tokens(queue, hashes) - queue.load
 
     def _cached_tokens(self, queue: _Queue, hashes: Sequence[bytes]) -> int:
         return queue.prefixes.num_known(hashes) * self._block_size
