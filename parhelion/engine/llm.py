@@ -57,6 +57,9 @@ class Core(Protocol):
 class LLM:
     """Generate text offline, many prompts at once. Not thread-safe; for a server use ``AsyncEngine``.
 
+    With ``dp`` above 1 there are so many engines, each in a process of its own, that share the prompts; a prompt whose
+    engine ends begins again on another.
+
     Args:
         model: an alias, a Hugging Face style folder, a ``.gguf`` file or a hub id.
         load_progress: called with tensors read so far and how many there are.

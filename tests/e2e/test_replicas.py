@@ -163,6 +163,8 @@ def test_a_killed_replica_fails_only_what_was_seen_of_it_and_comes_back(engine: 
             said = f"replica 0: the engine's process {dead.process} was killed by SIGKILL"
             ends = await asyncio.gather(*(drained(stream) for stream in streams))
             assert time.monotonic() - killed < 5
+            health = await client.get("/health")
+            assert (health.status_code, health.json()["status"], health.json()["serving"]) == (200, "degraded", 1)
             lost = [end for end in ends if isinstance(end, EngineDeadError)]
             (text,) = {end for end in ends if isinstance(end, str)}
             assert len(lost) == 3
