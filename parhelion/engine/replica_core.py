@@ -90,8 +90,9 @@ class ReplicaCore:
 
     def abort(self, request_id: str) -> bool:
         """Forget a request."""
-        self._send(AbortRequests([request_id]))
-        return True
+        if self._failure is None:
+            self._send(AbortRequests([request_id]))
+        return self._failure is None
 
     def step(self) -> list[TokenOutput]:
         """Wait for the next message of a replica; returns the tokens that came, maybe none.
@@ -101,7 +102,6 @@ class ReplicaCore:
             EngineDeadError: all of them are given up.
             InvalidRequestError: a replica refused a request.
         """
-        self._check_alive()
         match self._messages.get():
             case Outputs(tokens):
                 return tokens
@@ -109,7 +109,10 @@ class ReplicaCore:
                 raise RequestsLostError(message, request_ids, others_serve)
             case RequestRejected(_, _, message, param):
                 raise InvalidRequestError(message, param)
-        self._check_alive()
+            case EngineFailed() as failure:
+                # The last message, which whoever asks again shall find.
+                self._messages.put(failure)
+                self._check_alive()
         return []
 
     def stats(self) -> EngineStats:
@@ -137,6 +140,7 @@ class ReplicaCore:
     def close(self) -> None:
         """End all replicas."""
         self._reader.cancel()
+        self._failure = self._failure or EngineFailed("EngineDeadError", "the replicas were shut down")
         self._end()
 
     def _send(self, message: ToEngine) -> None:
