@@ -59,7 +59,7 @@ class ReplicaConnections:
         self._config = config
         self._open_engine = open_engine
         self._outputs: asyncio.Queue[FromEngine] = asyncio.Queue()
-        self._router = Router(config.block_size, config.enable_prefix_caching)
+        self._router = Router(config)
         self._start: _Start | None = _Start({}, {})
         self._stats: dict[int, set[int]] = {}
         self._replicas = [Replica(number, self._open, self._hear, policy) for number in range(config.dp)]

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from parhelion.config import EngineConfig
 from parhelion.engine.messages import AddRequest, siblings_of
 from parhelion.scheduler.prefix_cache import extend_hashes
 
@@ -78,16 +79,19 @@ class Router:
 
     The score of a replica is the length of the longest prefix that it was given, in tokens, less its load: the prompt
     tokens that it still has to compute, and 64 for each of its unfinished requests. The highest score wins, and of
-    equal ones the replica that was given a request the longest ago.
+    equal ones the replica that was given a request the longest ago. But no score makes a request wait for others to
+    end, or be refused, where another replica has room.
 
     Args:
-        block_size: tokens of a KV block.
-        enable_prefix_caching: else only loads count.
+        config: block_size and enable_prefix_caching say what may be found cached, max_num_seqs and max_queue_len how
+            many requests of a replica run, and wait.
     """
 
-    def __init__(self, block_size: int, enable_prefix_caching: bool) -> None:
-        self._block_size = block_size
-        self._caching = enable_prefix_caching
+    def __init__(self, config: EngineConfig) -> None:
+        self._block_size = config.block_size
+        self._caching = config.enable_prefix_caching
+        self._most_running = config.max_num_seqs
+        self._most_unfinished = config.max_num_seqs + config.max_queue_len
         self._queues: dict[int, _Queue] = {}
         self._places: dict[str, _Place] = {}
         self._siblings: dict[str, list[int]] = {}
@@ -164,9 +168,11 @@ class Router:
         return hashes
 
     def _best(self, hashes: Sequence[bytes]) -> int:
-        def rank(replica: int) -> tuple[int, int]:
+        def rank(replica: int) -> tuple[int, int, int]:
             queue = self._queues[replica]
-            return self._cached_tokens(queue, hashes) - queue.load, -queue.last_given
+            num_unfinished = len(queue.requests)
+            room = (num_unfinished < self._most_running) + (num_unfinished < self._most_unfinished)
+            return room, self._cached_tokens(queue, hashes) - queue.load, -queue.last_given
 
         return max(self._queues, key=rank)
 

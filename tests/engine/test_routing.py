@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from parhelion.config import EngineConfig
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.routing import REQUEST_TOKENS, GivenPrefixes, Router
 
@@ -12,8 +15,8 @@ from .requests import add_request
 BLOCK = 4
 
 
-def router(replicas: int = 2, *, caching: bool = True, num_blocks: int = 1000) -> Router:
-    made = Router(BLOCK, caching)
+def router(replicas: int = 2, *, num_blocks: int = 1000, **options: Any) -> Router:
+    made = Router(EngineConfig(model="any", block_size=BLOCK, **options))
     for replica in range(replicas):
         made.join(replica, num_blocks)
     return made
@@ -66,6 +69,19 @@ def test_the_prefix_wins_until_what_waits_outweighs_it() -> None:
     assert set(placed[11:]) == {1}
 
 
+def test_no_prefix_makes_a_request_wait_or_be_refused_where_another_replica_has_room() -> None:
+    made = router(max_num_seqs=2, max_queue_len=1)
+    shared = prompt_of(0, 100 * REQUEST_TOKENS)
+    made.place(request("first", shared))
+    made.ended("first/0")
+    placed = []
+    for index in range(6):
+        placed.append(made.place(request(f"r{index}", [*shared[: REQUEST_TOKENS * 90], 9000 + index])))
+        made.began(f"r{index}/0")
+    # Two run here and two there, and then one waits here and one there.
+    assert placed == [0, 0, 1, 1, 0, 1]
+
+
 def test_the_longest_of_several_prefixes_wins() -> None:
     made = router()
     short, long = prompt_of(0, 400), prompt_of(0, 800)
@@ -79,7 +95,7 @@ def test_the_longest_of_several_prefixes_wins() -> None:
 
 @pytest.mark.parametrize(("caching", "params"), [(False, {}), (True, {"prompt_logprobs": 1})])
 def test_where_no_prefix_is_looked_up_only_the_queue_counts(caching: bool, params: dict[str, int]) -> None:
-    made = router(caching=caching)
+    made = router(enable_prefix_caching=caching)
     same = prompt_of(0, 800)
     placed = [made.place(request(f"r{index}", same, **params)) for index in range(4)]
     assert placed == [0, 1, 0, 1]
