@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from parhelion.engine.connection import Connection
-from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, StatsReply, ToEngine
+from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, ReplicaStates, StatsReply, ToEngine
 from parhelion.engine.replica_stats import only_totals, with_totals
 from parhelion.errors import first_line
 from parhelion.types import EngineStats, ReplicaState, ReplicaStats
@@ -32,6 +32,10 @@ class RestartPolicy:
     most_failed_starts: int = 8
 
 
+_MOST_DOUBLINGS = 100
+"""Of the wait; more change nothing, and some day could not be computed."""
+
+
 class ReplicaProcess(Connection, Protocol):
     """An engine in a process."""
 
@@ -47,7 +51,8 @@ class Replica:
     Args:
         number: among the replicas.
         open_engine: starts the engine's process.
-        hear: is told everything that the engine says; ``EngineFailed`` is its last word until it says ``EngineInfo``.
+        hear: is told everything that the engine says, with ``EngineFailed`` as the last word of each start, and its own
+            state (``ReplicaStates``) once it is started.
         policy: when it is started again. One that has never served is not.
     """
 
@@ -119,6 +124,7 @@ class Replica:
         try:
             self._connection = connection = self._open_engine(self.number)
             self._state = replace(self._state, process=connection.pid)
+            self._hear(self, ReplicaStates([self._state]))
             while True:
                 message = await connection.receive()
                 match message:
@@ -148,7 +154,7 @@ class Replica:
         elif time.monotonic() - since >= policy.steady_s:
             self._num_ends = 0
         self._num_ends += 1
-        return float(min(policy.most_s, policy.first_s * 2 ** (self._num_ends - 1)))
+        return min(policy.most_s, policy.first_s * 2.0 ** min(self._num_ends - 1, _MOST_DOUBLINGS))
 
     async def _end_engine(self) -> None:
         if self._connection is not None:

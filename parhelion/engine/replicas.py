@@ -130,6 +130,8 @@ class ReplicaConnections:
                 self._answer_stats()
             case LoadProgress():
                 self._add_progress(replica, message)
+            case ReplicaStates():
+                self._tell_states()
             case EngineInfo():
                 self._join(replica, message)
             case EngineFailed():
@@ -177,7 +179,8 @@ class ReplicaConnections:
             self._tell(EngineFailed("EngineDeadError", f"all replicas are given up: {self._why_none()}"))
 
     def _tell_states(self) -> None:
-        self._tell(ReplicaStates([replica.state for replica in self._replicas]))
+        if self._start is None:
+            self._tell(ReplicaStates([replica.state for replica in self._replicas]))
 
     def _why_none(self) -> str:
         """What became of each replica."""

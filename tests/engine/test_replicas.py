@@ -26,7 +26,7 @@ from parhelion.engine.messages import (
 )
 from parhelion.engine.replica import RestartPolicy
 from parhelion.engine.replicas import ReplicaConnections
-from parhelion.types import EngineStats
+from parhelion.types import EngineStats, ReplicaState, ReplicaStatus
 
 from .requests import add_request, engine_info
 
@@ -93,6 +93,12 @@ class Scene:
             while not isinstance(message := await self.connection.receive(), kind):
                 pass
         return message
+
+    async def hear_states(self, replica: int, status: ReplicaStatus) -> list[ReplicaState]:
+        """Those of all replicas, once one of them has this status."""
+        while (states := (await self.hear(ReplicaStates)).replicas)[replica].status != status:
+            pass
+        return states
 
     async def serve(self) -> list[Engine]:
         """All replicas, once they serve."""
@@ -186,16 +192,18 @@ def test_an_end_loses_its_own_requests_only_and_the_next_start_asks_for_the_leng
         one.says(token("a/0"), token("c/0", finish=True), KILLED)
         lost = await scene.hear(RequestsLost)
         assert lost == RequestsLost(["a/0"], f"replica 0: {KILLED.message}", others_serve=True)
-        (waiting, serving) = (await scene.hear(ReplicaStates)).replicas
+        (waiting, serving) = await scene.hear_states(0, "waiting")
         assert (waiting.status, waiting.process, waiting.error) == ("waiting", None, KILLED.message)
         assert serving.serves
         scene.connection.send(add_request("d/0", [4] * 9))
         assert len(other.sent) == 2
         again = await scene.engine(2)
         assert one.is_closed
+        (starting, _) = await scene.hear_states(0, "starting")
+        assert (starting.process, starting.retry_s) == (100, None)
         assert (again.number, one.config.max_model_len, again.config.max_model_len) == (0, None, 64)
         again.says(info())
-        (back, _) = (await scene.hear(ReplicaStates)).replicas
+        (back, _) = await scene.hear_states(0, "serving")
         assert (back.serves, back.restarts, back.error) == (True, 1, KILLED.message)
         scene.connection.send(add_request("e/0", [5] * 9))
         assert len(again.sent) == 1
@@ -207,8 +215,7 @@ def test_without_any_a_request_is_lost_at_once_with_all_the_reasons() -> None:
     async def act(scene: Scene) -> None:
         for engine in await scene.serve():
             engine.says(KILLED)
-        for _ in range(2):
-            await scene.hear(ReplicaStates)
+        await scene.hear_states(1, "waiting")
         scene.connection.send(add_request("a/0", [1] * 9))
         lost = await scene.hear(RequestsLost)
         assert (lost.request_ids, lost.others_serve) == (["a/0"], False)
@@ -224,8 +231,8 @@ def test_the_wait_doubles_up_to_its_limit_and_too_many_failed_starts_end_it_all(
         for index in range(10):
             engine = engines[index] if index < 2 else await scene.engine(index)
             engine.says(EngineFailed("OutOfMemoryError", "no memory"))
-            state = (await scene.hear(ReplicaStates)).replicas[engine.number]
-            waits[engine.number].append(state.retry_s)
+            states = await scene.hear_states(engine.number, "waiting" if index < 8 else "given_up")
+            waits[engine.number].append(states[engine.number].retry_s)
         assert waits[0] == waits[1] == [0.001, 0.002, 0.004, 0.004, None]
         failed = await scene.hear(EngineFailed)
         assert failed.message == (
@@ -243,8 +250,8 @@ def test_the_wait_is_short_again_after_it_has_served_long_enough() -> None:
         for index in range(2, 5):
             again = await scene.engine(index)
             again.says(info())
-            assert (await scene.hear(ReplicaStates)).replicas[0].retry_s == 0.001
-            await scene.hear(ReplicaStates)
+            assert (await scene.hear_states(0, "waiting"))[0].retry_s == 0.001
+            await scene.hear_states(0, "serving")
             again.says(KILLED)
 
     play(act, lambda: Scene(RestartPolicy(first_s=0.001, most_s=60, steady_s=0)))
@@ -266,12 +273,12 @@ def test_totals_go_on_where_a_replica_is_started_again() -> None:
         both = await stats((one, 3), (other, 5))
         assert (both.num_running, both.steps_total, both.speculation_gain) == (8, 8, 4.0)
         one.says(KILLED)
-        await scene.hear(ReplicaStates)
+        await scene.hear_states(0, "waiting")
         left = await stats((other, 6))
         assert (left.num_running, left.steps_total, left.speculation_gain) == (6, 9, 6.0)
         again = await scene.engine(2)
         again.says(info())
-        await scene.hear(ReplicaStates)
+        await scene.hear_states(0, "serving")
         back = await stats((again, 1), (other, 6))
         assert (back.num_running, back.steps_total) == (7, 10)
         assert [(each.state.replica, each.stats.steps_total) for each in back.replicas] == [(0, 4), (1, 6)]
