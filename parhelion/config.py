@@ -29,7 +29,8 @@ class EngineConfig:
     Attributes:
         model: an alias (``parhelion pull --list``), a Hugging Face style folder, a ``.gguf`` file or a hub id.
         tokenizer: where the tokenizer lies, if not with the model.
-        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Where ranks and replicas take
+            several GPUs, it is the first of them.
         dtype: ``auto`` picks the fastest that keeps greedy text intact on the device; on a GPU that is bfloat16. On a
             CPU ``float16`` is the storage of the weights, and arithmetic stays in float32 where that is faster.
         load_format: ``dummy`` fills the weights with small random numbers and reads none; a folder with nothing but a
@@ -51,7 +52,7 @@ class EngineConfig:
             on a GPU.
         max_num_seqs: most requests that run at once.
         max_num_batched_tokens: the token budget of one step; None is 1024 on a CPU and 4096 on a GPU.
-        max_queue_len: most requests that may wait; one more is refused.
+        max_queue_len: most requests that may wait, in each replica; one more is refused.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
         overlap: plan step N + 1 while the device runs step N.
@@ -61,9 +62,12 @@ class EngineConfig:
         draft_model: who guesses, named as ``model`` is: a smaller model with the same vocabulary, or an EAGLE-3 head
             that was made for ``model``.
         num_speculative_tokens: most tokens that are guessed for a request at once.
-        threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among the ranks.
+        threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among all ranks.
         tp: tensor parallelism: so many ranks, each on a device of this machine, share every layer. Heads, feed-forward
             and vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
+        dp: data parallelism: so many replicas of the engine, each in a process of its own with ``tp`` ranks of its own,
+            share the requests. A request goes where its prefix is cached and little waits. On GPUs replica N takes the
+            ``tp`` GPUs from N * ``tp`` on; on a CPU all share cores and memory.
         executor: where the ranks run: ``multiproc`` is rank 0 in the engine's process and a process for each other one,
             ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` needs.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
@@ -96,12 +100,13 @@ class EngineConfig:
     num_speculative_tokens: int = 5
     threads: int | None = None
     tp: int = 1
+    dp: int = 1
     executor: Executor = "auto"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens", "tp"):
+        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens", "tp", "dp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory", "threads"):
@@ -132,6 +137,10 @@ class EngineConfig:
     def _check_ranks(self) -> None:
         if self.executor not in get_args(Executor):
             raise ConfigError(f"executor is {self.executor!r}; it must be one of {', '.join(get_args(Executor))}")
+        if self.dp > 1 and self.executor == "inproc":
+            raise ConfigError(
+                f"executor is inproc, which runs one engine, and dp is {self.dp}: choose auto or multiproc"
+            )
         if self.tp == 1:
             return
         if self.executor == "inproc":
@@ -143,11 +152,6 @@ class EngineConfig:
             )
         if self.compile:
             raise ConfigError(f"compile makes blocks of one rank, and tp is {self.tp}: leave it out, or take tp 1")
-        if re.fullmatch(r"cuda:\d+", self.device):
-            raise ConfigError(
-                f"device is {self.device} and tp is {self.tp}: rank N takes cuda:N, so choose cuda or auto "
-                "(CUDA_VISIBLE_DEVICES says which GPUs there are)"
-            )
 
     def token_budget(self, on_gpu: bool) -> int:
         """``max_num_batched_tokens``, or its default for the device."""

@@ -27,6 +27,20 @@ class EngineDeadError(ParhelionError):
     """The engine process ended; its requests are lost (HTTP 503)."""
 
 
+class RequestsLostError(EngineDeadError):
+    """One of several engines ended.
+
+    Attributes:
+        request_ids: what it was to compute.
+        others_serve: sent again, that would run elsewhere.
+    """
+
+    def __init__(self, message: str, request_ids: list[str], others_serve: bool) -> None:
+        super().__init__(message)
+        self.request_ids = request_ids
+        self.others_serve = others_serve
+
+
 class ConfigError(ParhelionError, ValueError):
     """An option of the engine or the server is unusable, alone or beside the others."""
 

@@ -11,6 +11,8 @@ from parhelion.errors import InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort"]
 
+ReplicaStatus = Literal["starting", "serving", "waiting", "given_up"]
+
 MAX_LOGPROBS = 20
 """The most alternatives that ``logprobs`` and ``prompt_logprobs`` may ask for."""
 
@@ -180,6 +182,31 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplicaState:
+    """One of several engines behind one front end.
+
+    Attributes:
+        replica: its number, from 0.
+        status: ``waiting`` is for the moment at which it is started again; ``given_up`` means that it never is.
+        process: id of its process, if it has one.
+        restarts: times it was started again.
+        error: what ended it last.
+        retry_s: seconds that it waits.
+    """
+
+    replica: int
+    status: ReplicaStatus
+    process: int | None = None
+    restarts: int = 0
+    error: str | None = None
+    retry_s: float | None = None
+
+    @property
+    def serves(self) -> bool:
+        return self.status == "serving"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineStats:
     """Counts of the engine at one moment; those named ``*_total`` only ever grow.
 
@@ -196,6 +223,7 @@ class EngineStats:
         checked_rows_total: times that a request's guesses were checked, all of them at once.
         speculation_gain: tokens a second of late with guesses over those without; 1 where none were made.
         num_graphs, graph_bytes: CUDA graphs captured so far, and the device memory that they take.
+        replicas: those behind one front end, whose sums the other counts are; empty where there is one engine.
     """
 
     num_running: int = 0
@@ -215,6 +243,7 @@ class EngineStats:
     speculation_gain: float = 1.0
     num_graphs: int = 0
     graph_bytes: int = 0
+    replicas: tuple[ReplicaStats, ...] = ()
 
     def since(self, before: EngineStats) -> EngineStats:
         """Counts of an interval: what was added to those named ``*_total`` since ``before``; the others as they are."""
@@ -237,3 +266,11 @@ class EngineStats:
         included; None if none were.
         """
         return 1 + self.accepted_tokens_total / self.checked_rows_total if self.checked_rows_total else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaStats:
+    """A replica and its own counts. Those named ``*_total`` go on where it is started again."""
+
+    state: ReplicaState
+    stats: EngineStats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 
@@ -61,5 +62,5 @@ def read_guess_counts(url: str, api_key: str | None = None) -> EngineStats | Non
     samples = dict(re.findall(r"^parhelion_(\w+) (\d[\d.e+-]*)$", text, re.MULTILINE))
     if not samples.keys() >= set(_COUNTS):
         return None
-    counts = {name: int(float(samples[name])) for name in _COUNTS}
+    counts: dict[str, Any] = {name: int(float(samples[name])) for name in _COUNTS}
     return EngineStats(**counts, speculation_gain=float(samples.get("speculation_gain_ratio", 1.0)))

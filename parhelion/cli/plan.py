@@ -55,7 +55,8 @@ def plan(
 ) -> None:
     """Plan a model on GPUs that need not be here: what fits, which layout is best, how long steps take, and why.
 
-    It predicts. serve --tp divides layers among the devices of one machine; pipelines and replicas are only planned.
+    It predicts. serve --tp divides layers among the devices of one machine, and serve --dp has replicas on them;
+    pipelines are only planned.
 
     Example: [cyan]parhelion plan qwen3-8b --gpus 8 --device h100 --quantization fp8_per_token[/]
     """

@@ -68,6 +68,7 @@ class Banner:
     phases: list[Phase]
     threads: int
     tp: int
+    dp: int
     max_model_len: int
     kv_cache_blocks: int
     kv_cache_block_size: int
@@ -100,6 +101,7 @@ def describe(ready: ReadyInfo) -> Banner:
         phases=info.phases,
         threads=info.threads,
         tp=info.tp,
+        dp=info.dp,
         max_model_len=ready.max_model_len,
         kv_cache_blocks=info.num_blocks,
         kv_cache_block_size=info.block_size,
@@ -126,17 +128,19 @@ def resident_bytes_of_family() -> int:
 
 def print_banner(banner: Banner, *, has_keys: bool) -> None:
     """The figures, and two ways to try it."""
+    several = [f"{banner.dp} replicas"] * (banner.dp > 1) + [f"{banner.tp} ranks"] * (banner.tp > 1)
+    each_of = "".join(f"{one}, each " for one in several)
+    whose = " of each rank" * (banner.tp > 1) + " of each replica" * (banner.dp > 1)
     lines = [
         f"{banner.model} is served at {banner.url}",
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "
         f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
-        f"  device     {f'{banner.tp} ranks, each ' if banner.tp > 1 else ''}{banner.device}, {banner.threads} threads",
+        f"  device     {each_of}{banner.device}, {banner.threads} threads",
         f"  linear     {banner.quantization}; kernels: {', '.join(banner.kernels)}",
         *([f"  pack       {banner.pack}"] if banner.pack else []),
         *(f"  note       {note}" for note in banner.kernel_notes),
         f"  KV cache   {banner.kv_cache_blocks} blocks of {banner.kv_cache_block_size} tokens = "
-        f"{banner.kv_cache_tokens} tokens, {format_bytes(banner.kv_cache_bytes)}"
-        f"{' of each rank' if banner.tp > 1 else ''}",
+        f"{banner.kv_cache_tokens} tokens, {format_bytes(banner.kv_cache_bytes)}{whose}",
         f"  memory     {format_bytes(banner.resident_bytes)} resident; KV blocks join as they are first used",
         f"  started    in {banner.load_s:.1f} s, of which {banner.compile_s:.1f} s compiling; "
         f"at most {format_bytes(banner.peak_host_bytes)} of host memory meanwhile",

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 
 from parhelion.config import EngineConfig
-from parhelion.engine.connection import Connection, ProcessConnection
+from parhelion.engine.connect import connect, wait_until_ready
+from parhelion.engine.connection import Connection
 from parhelion.engine.intake import Intake
 from parhelion.engine.messages import (
     AbortRequests,
@@ -17,23 +17,24 @@ from parhelion.engine.messages import (
     EngineInfo,
     FromEngine,
     GetStats,
-    LoadProgress,
     Outputs,
+    ReplicaStates,
     RequestRejected,
+    RequestsLost,
     StatsReply,
 )
-from parhelion.engine.names import model_name, tokenizer_loader
+from parhelion.engine.names import tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
+from parhelion.engine.replica import RestartPolicy
 from parhelion.errors import (
     EngineDeadError,
     InvalidRequestError,
     ParhelionError,
     QueueFullError,
-    error_of_kind,
 )
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer
-from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
+from parhelion.types import EngineStats, Prompt, ReplicaState, RequestOutput, SamplingParams
 
 STATS_TIMEOUT_S = 30.0
 
@@ -53,11 +54,13 @@ class AsyncEngine:
     Attributes:
         tokenizer: the model's.
         info: what the engine has become.
+        replicas: those that share the requests, as they are; empty where there is one engine.
     """
 
     def __init__(self, connection: Connection, tokenizer: Tokenizer, info: EngineInfo, seed: int) -> None:
         self.tokenizer = tokenizer
         self.info = info
+        self.replicas: tuple[ReplicaState, ...] = ()
         self._connection = connection
         self._intake = Intake(tokenizer, info, seed)
         self._outputs = OutputProcessor(tokenizer)
@@ -74,6 +77,7 @@ class AsyncEngine:
         *,
         in_process: bool = False,
         load_progress: Callable[[int, int], None] | None = None,
+        restarts: RestartPolicy | None = None,
     ) -> AsyncEngine:
         """Start an engine and wait until it is ready.
 
@@ -81,6 +85,7 @@ class AsyncEngine:
             config: all options.
             in_process: run it in a thread of this process instead of a process of its own.
             load_progress: called with tensors read so far and how many there are.
+            restarts: when a replica that has ended is started again; None is the policy's own.
 
         Raises:
             ModelNotFoundError, CheckpointError, ConfigError, OutOfMemoryError: it cannot start.
@@ -89,10 +94,10 @@ class AsyncEngine:
         path = await asyncio.to_thread(resolve_model, config.model)
         tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
         tokenizer_task = asyncio.create_task(asyncio.to_thread(tokenizer_loader(config), tokenizer_path))
-        connection = _connect(config, path, in_process)
+        connection = connect(config, path, in_process, restarts or RestartPolicy())
         try:
             tokenizer = await tokenizer_task
-            info = await _wait_until_ready(connection, load_progress)
+            info = await wait_until_ready(connection, load_progress)
         except BaseException:
             await connection.close()
             raise
@@ -112,11 +117,25 @@ class AsyncEngine:
         return self._death is not None
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        whole: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         """Cumulative outputs of a request until it is finished; the last one says so.
 
-        News that come faster than they are read are merged. Closing the iterator aborts the request.
+        News that come faster than they are read are merged. Closing the iterator aborts the request. Where the replica
+        ends that computes it, it begins again on another one as long as no output was yielded.
+
+        Args:
+            prompt: text or ids.
+            params: how to sample.
+            request_id: unique among unfinished requests; None makes one up.
+            priority: lower runs first under the priority policy.
+            whole: only the last output counts, so that it may begin again even after some.
 
         Raises:
             InvalidRequestError: the request cannot be served as it stands.
@@ -131,6 +150,8 @@ class AsyncEngine:
                 if stream.error is not None:
                     raise stream.error
                 finished = stream.output.finished
+                if not whole:
+                    self._outputs.pin(stream.output)
                 yield replace(stream.output)
                 if finished:
                     return
@@ -228,6 +249,10 @@ class AsyncEngine:
                     self._connection.send(AbortRequests(processed.to_abort))
             case RequestRejected():
                 self._reject(message)
+            case RequestsLost():
+                self._begin_again(message)
+            case ReplicaStates():
+                self.replicas = tuple(message.replicas)
             case StatsReply():
                 future = self._stats.get(message.number)
                 if future is not None and not future.done():
@@ -245,6 +270,19 @@ class AsyncEngine:
             stream.error = InvalidRequestError(message.message, message.param)
         stream.news.set()
 
+    def _begin_again(self, message: RequestsLost) -> None:
+        """Send requests again of which nobody has seen anything; the others end with an error."""
+        lost = self._outputs.lost(message.request_ids, others_serve=message.others_serve)
+        for output in lost.again:
+            if (stream := self._streams.get(output.request_id)) is not None:
+                stream.news.clear()
+        for request in lost.to_send:
+            self._connection.send(request)
+        for output in lost.given_up:
+            if (stream := self._streams.get(output.request_id)) is not None:
+                stream.error = EngineDeadError(f"{message.message}: the request is lost, send it again")
+                stream.news.set()
+
     def _die(self, why: str) -> None:
         self._death = self._death or why
         for stream in self._streams.values():
@@ -253,29 +291,3 @@ class AsyncEngine:
         for future in self._stats.values():
             if not future.done():
                 future.set_exception(EngineDeadError(self._death))
-
-
-def _connect(config: EngineConfig, model_path: Path, in_process: bool) -> Connection:
-    if in_process:
-        # Only this road computes in this process, so only here is torch imported.
-        from parhelion.engine.thread_connection import ThreadConnection
-
-        return ThreadConnection(config, model_path, model_name(config.model))
-    return ProcessConnection(config, model_path, model_name(config.model))
-
-
-async def _wait_until_ready(connection: Connection, progress: Callable[[int, int], None] | None) -> EngineInfo:
-    while True:
-        message = await connection.receive()
-        if isinstance(message, EngineInfo):
-            return message
-        if isinstance(message, LoadProgress) and progress is not None:
-            progress(message.done, message.total)
-        if isinstance(message, EngineFailed):
-            raise _start_error(message)
-
-
-def _start_error(message: EngineFailed) -> ParhelionError:
-    """The error that kept the engine from starting, under its own class where that is one of ours."""
-    error = error_of_kind(message.kind, message.message)
-    return EngineDeadError(f"the engine did not start: {error}") if isinstance(error, EngineDeadError) else error

@@ -14,13 +14,13 @@ from parhelion.platform.device import free_memory
 
 
 def kv_cache_size(config: EngineConfig, model: DecoderModel, draft: ModelConfig | None = None) -> KVCacheSize:
-    """How many KV blocks this rank has room for; ranks on CPUs share the host's memory.
+    """How many KV blocks this rank has room for; ranks on CPUs, those of other replicas too, share the host's memory.
 
     Raises:
         OutOfMemoryError: see ``plan_kv_cache``.
     """
     on_gpu = model.device.type != "cpu"
-    free = free_memory(model.device) // (1 if on_gpu else model.group.size)
+    free = free_memory(model.device) // (1 if on_gpu else model.group.size * config.dp)
     return plan_kv_cache(config, model.config, model.dtype, free, on_gpu, draft)
 
 

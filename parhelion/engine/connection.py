@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,11 @@ STOP_TIMEOUT_S = 10.0
 """How long an engine gets to stop by itself."""
 
 
+def how_it_ended(status: int) -> str:
+    """A process, by its exit status."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
 class Connection(Protocol):
     """Messages to and from one engine."""
 
@@ -45,9 +51,16 @@ class Connection(Protocol):
 
 
 class ProcessConnection:
-    """An engine in a process of its own, which dies with this one."""
+    """An engine in a process of its own, which dies with this one.
 
-    def __init__(self, config: EngineConfig, model_path: Path, model_name: str) -> None:
+    Args:
+        config: all options.
+        model_path: a folder or a ``.gguf`` file.
+        model_name: for people and for the API.
+        replica: which of ``config.dp`` it is.
+    """
+
+    def __init__(self, config: EngineConfig, model_path: Path, model_name: str, replica: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-")
         addresses = [f"ipc://{self._folder.name}/{name}" for name in ("requests", "outputs")]
         self._context = zmq.asyncio.Context()
@@ -59,7 +72,7 @@ class ProcessConnection:
         self._outputs.bind(addresses[1])
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        options = ProcessOptions(config, str(model_path), model_name, addresses[0], addresses[1], os.getpid())
+        options = ProcessOptions(config, str(model_path), model_name, addresses[0], addresses[1], os.getpid(), replica)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "parhelion.engine.process"],
             stdin=subprocess.PIPE,
@@ -81,7 +94,7 @@ class ProcessConnection:
     async def receive(self) -> FromEngine:
         while not await self._outputs.poll(int(EXIT_CHECK_S * 1000)):
             if (status := self._process.poll()) is not None and not await self._outputs.poll(0):
-                return EngineFailed("EngineDeadError", f"the engine process ended with status {status}")
+                return EngineFailed("EngineDeadError", f"the engine's process {self.pid} {how_it_ended(status)}")
         message: FromEngine = self._decoder.decode(await self._outputs.recv())
         return message
 

@@ -1,4 +1,4 @@
-"""The offline API: an engine in this process, driven by the calling thread."""
+"""The offline API: an engine in this process, driven by the calling thread, or several in processes of their own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from parhelion.config import EngineConfig
 from parhelion.engine.intake import Intake
 from parhelion.engine.load import Progress, load_engine
-from parhelion.engine.messages import EngineInfo
+from parhelion.engine.messages import AddRequest, EngineInfo, TokenOutput
 from parhelion.engine.names import model_name, tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
-from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError
+from parhelion.engine.replica_core import ReplicaCore
+from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError, RequestsLostError
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer
 from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
@@ -24,8 +26,39 @@ Message = Mapping[str, Any]
 """One turn of a conversation: ``role`` and ``content``."""
 
 
+class Core(Protocol):
+    """What computes: an ``EngineCore``, or several behind a ``ReplicaCore``."""
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request."""
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request."""
+        ...
+
+    def step(self) -> list[TokenOutput]:
+        """The next tokens; raises ``RequestsLostError`` if what computed some requests has ended, and others go on."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Counts of this moment."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Raise if an invariant is broken."""
+        ...
+
+    def close(self) -> None:
+        """End what computes."""
+        ...
+
+
 class LLM:
     """Generate text offline, many prompts at once. Not thread-safe; for a server use ``AsyncEngine``.
+
+    With ``dp`` above 1 there are so many engines, each in a process of its own, that share the prompts; a prompt whose
+    engine ends begins again on another.
 
     Args:
         model: an alias, a Hugging Face style folder, a ``.gguf`` file or a hub id.
@@ -54,9 +87,7 @@ class LLM:
         self.tokenizer = tokenizer_loader(self.config)(tokenizer_path)
         # Whoever calls generate() waits for all of it anyway: the length of the queue is no matter here.
         unbounded = replace(self.config, max_queue_len=sys.maxsize)
-        loaded = load_engine(unbounded, path, model_name(model), load_progress)
-        self.info = loaded.info
-        self._core = loaded.core
+        self._core, self.info = _open(unbounded, path, load_progress)
         self._intake = Intake(self.tokenizer, self.info, self.config.seed)
         self._outputs = OutputProcessor(self.tokenizer)
         self._numbers = count()
@@ -136,6 +167,7 @@ class LLM:
         try:
             while not request.finished:
                 if self._advance():
+                    self._outputs.pin(request)
                     yield replace(request)
         finally:
             self._abort(request)
@@ -199,8 +231,21 @@ class LLM:
                 progress(len(requests) - len(unfinished), len(requests))
 
     def _advance(self) -> list[RequestOutput]:
-        """Run a step. Returns the requests with news."""
-        processed = self._outputs.process(self._core.step())
+        """Run a step. Returns the requests with news.
+
+        Raises:
+            EngineDeadError: requests were lost that cannot begin again.
+        """
+        try:
+            tokens = self._core.step()
+        except RequestsLostError as error:
+            lost = self._outputs.lost(error.request_ids, others_serve=error.others_serve)
+            for request in lost.to_send:
+                self._core.add(request)
+            if lost.given_up:
+                raise
+            return []
+        processed = self._outputs.process(tokens)
         for name in processed.to_abort:
             self._core.abort(name)
         return processed.changed
@@ -208,3 +253,13 @@ class LLM:
     def _abort(self, request: RequestOutput) -> None:
         for name in self._outputs.forget(request):
             self._core.abort(name)
+
+
+def _open(config: EngineConfig, path: Path, progress: Progress | None) -> tuple[Core, EngineInfo]:
+    """What computes, and what it has become."""
+    name = model_name(config.model)
+    if config.dp > 1:
+        replicas = ReplicaCore(config, path, name, progress)
+        return replicas, replicas.info
+    loaded = load_engine(config, path, name, progress)
+    return loaded.core, loaded.info

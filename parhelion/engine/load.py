@@ -19,7 +19,8 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker, rank_device
+from parhelion.engine.placement import compute_on, rank_device, rank_threads
+from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
@@ -31,7 +32,7 @@ from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
 from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
-from parhelion.platform.cpu import release_freed_memory, resident_memory, usable_cores
+from parhelion.platform.cpu import release_freed_memory, resident_memory
 from parhelion.platform.device import device_name
 from parhelion.platform.memory import peak_resident_memory
 from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_scheme
@@ -81,11 +82,6 @@ def load_engine(
         raise
 
 
-def rank_threads(config: EngineConfig) -> int:
-    """CPU threads of each rank."""
-    return config.threads or max(1, usable_cores() // config.tp)
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device.
@@ -111,6 +107,7 @@ def load_model(
 ) -> LoadedModel:
     """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``, ``BuildOptions``."""
     device = rank_device(config, group.rank)
+    compute_on(device)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
     pack, notes = pack_kernels(config.pack, device)
@@ -199,6 +196,7 @@ def _load_engine(
         vocab_size=model.config.vocab_size,
         eos_token_ids=list(model.config.eos_token_ids),
         tp=config.tp,
+        dp=config.dp,
         max_model_len=size.max_model_len,
         block_size=config.block_size,
         num_blocks=size.num_blocks,

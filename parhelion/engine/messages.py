@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from parhelion.config import EngineConfig
-from parhelion.types import EngineStats, FinishReason, SamplingParams
+from parhelion.types import EngineStats, FinishReason, ReplicaState, SamplingParams
 
 
 class ProcessOptions(msgspec.Struct, frozen=True):
@@ -14,6 +14,7 @@ class ProcessOptions(msgspec.Struct, frozen=True):
     Attributes:
         requests_address, outputs_address: ZeroMQ addresses that the front end has bound.
         parent: process id of the front end.
+        replica: which of ``config.dp`` it is.
     """
 
     config: EngineConfig
@@ -22,13 +23,14 @@ class ProcessOptions(msgspec.Struct, frozen=True):
     requests_address: str
     outputs_address: str
     parent: int
+    replica: int = 0
 
 
 class AddRequest(msgspec.Struct, tag=True, frozen=True):
     """One completion to compute.
 
     Attributes:
-        request_id: unique among unfinished requests.
+        request_id: unique among unfinished requests; ``siblings_of`` tells those of one user's request.
         prompt_token_ids: at least one id.
         params: as the user gave them; ``n`` and the stop strings are the front end's business.
         seed: of this completion's random numbers.
@@ -46,6 +48,11 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
     max_tokens: int
     priority: int
     arrival: float
+
+
+def siblings_of(request_id: str) -> str:
+    """What the names of all completions of one user's request have in common; see ``Intake``."""
+    return request_id.rpartition("/")[0]
 
 
 class AbortRequests(msgspec.Struct, tag=True, frozen=True):
@@ -121,6 +128,26 @@ class RequestRejected(msgspec.Struct, tag=True, frozen=True):
     param: str | None
 
 
+class RequestsLost(msgspec.Struct, tag=True, frozen=True):
+    """What ran these requests has ended, or there is nobody to run them.
+
+    Attributes:
+        request_ids: all that were unfinished.
+        message: why, for the user.
+        others_serve: sent again, they would run elsewhere.
+    """
+
+    request_ids: list[str]
+    message: str
+    others_serve: bool
+
+
+class ReplicaStates(msgspec.Struct, tag=True, frozen=True):
+    """All replicas as they are from now on."""
+
+    replicas: list[ReplicaState]
+
+
 class StatsReply(msgspec.Struct, tag=True, frozen=True):
     """The engine's counts at this moment."""
 
@@ -152,6 +179,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         launches_per_layer: ops that one block of the model launches.
         threads: intra-op CPU threads.
         tp: ranks that share every layer. What is said of memory, blocks aside, is said of the first of them.
+        dp: replicas that share the requests. What is said of an engine is said of the first of them.
         vocab_size: of the model.
         max_model_len: tokens of a request, prompt and output together.
         block_size, num_blocks: of the KV cache.
@@ -179,6 +207,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     launches_per_layer: int
     threads: int
     tp: int
+    dp: int
     vocab_size: int
     eos_token_ids: list[int]
     max_model_len: int
@@ -215,4 +244,6 @@ class EngineFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-FromEngine = Outputs | RequestRejected | StatsReply | EngineInfo | LoadProgress | EngineFailed
+FromEngine = (
+    Outputs | RequestRejected | RequestsLost | ReplicaStates | StatsReply | EngineInfo | LoadProgress | EngineFailed
+)

@@ -12,6 +12,9 @@ from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
 from parhelion.models.tokenizer import Tokenizer
 from parhelion.types import CompletionOutput, Logprob, RequestOutput, RequestTimes, SamplingParams, TokenLogprobs
 
+MAX_RESTARTS = 1
+"""Times that a request begins again. More, and one that its engine cannot bear would end all replicas in turn."""
+
 
 @dataclass
 class _Completion:
@@ -20,6 +23,36 @@ class _Completion:
     request: RequestOutput
     output: CompletionOutput
     detokenizer: IncrementalDetokenizer
+
+
+@dataclass
+class _Request:
+    """All that it takes to begin again.
+
+    Attributes:
+        is_pinned: its user has seen some of it.
+    """
+
+    result: RequestOutput
+    params: SamplingParams
+    requests: Sequence[AddRequest]
+    is_pinned: bool = False
+    num_restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What becomes of requests whose engine has ended.
+
+    Attributes:
+        again: those that begin again.
+        to_send: their engine requests.
+        given_up: the others.
+    """
+
+    again: list[RequestOutput]
+    to_send: list[AddRequest]
+    given_up: list[RequestOutput]
 
 
 @dataclass(frozen=True)
@@ -45,7 +78,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._completions: dict[str, _Completion] = {}
-        self._names: dict[str, list[str]] = {}
+        self._requests: dict[str, _Request] = {}
 
     def add(
         self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams, requests: Sequence[AddRequest]
@@ -55,22 +88,54 @@ class OutputProcessor:
             request_id=request_id,
             prompt=prompt.text,
             prompt_token_ids=prompt.token_ids,
-            outputs=[
-                CompletionOutput(
-                    index=index,
-                    logprobs=None if params.logprobs is None else [],
-                    cumulative_logprob=None if params.logprobs is None else 0.0,
-                )
-                for index in range(len(requests))
-            ],
+            outputs=[],
             finished=False,
-            times=RequestTimes(arrival=requests[0].arrival),
         )
-        for request, output in zip(requests, result.outputs, strict=True):
-            detokenizer = IncrementalDetokenizer(self._tokenizer, prompt.token_ids, params)
-            self._completions[request.request_id] = _Completion(result, output, detokenizer)
-        self._names[request_id] = [request.request_id for request in requests]
+        self._requests[request_id] = _Request(result, params, requests)
+        self._begin(self._requests[request_id])
         return result
+
+    def _begin(self, request: _Request) -> None:
+        """From nothing; what was there before stays as it is for whoever has it."""
+        request.result.outputs = [
+            CompletionOutput(
+                index=index,
+                logprobs=None if request.params.logprobs is None else [],
+                cumulative_logprob=None if request.params.logprobs is None else 0.0,
+            )
+            for index in range(len(request.requests))
+        ]
+        request.result.prompt_logprobs = None
+        request.result.num_cached_tokens = 0
+        request.result.times = RequestTimes(arrival=request.requests[0].arrival)
+        for each, output in zip(request.requests, request.result.outputs, strict=True):
+            detokenizer = IncrementalDetokenizer(self._tokenizer, request.result.prompt_token_ids, request.params)
+            self._completions[each.request_id] = _Completion(request.result, output, detokenizer)
+
+    def pin(self, output: RequestOutput) -> None:
+        """Its user has seen some of it: it cannot begin again."""
+        if (request := self._requests.get(output.request_id)) is not None:
+            request.is_pinned = True
+
+    def lost(self, names: Sequence[str], *, others_serve: bool) -> Lost:
+        """Engine requests were lost. Their requests begin again from nothing, with the same seeds, if they can.
+
+        Args:
+            names: of engine requests; those that are over are ignored.
+            others_serve: there is who would run them.
+        """
+        unfinished = [self._completions[name].request.request_id for name in names if name in self._completions]
+        found = [self._requests[request_id] for request_id in dict.fromkeys(unfinished)]
+        lost = Lost([], [], [])
+        for request in found:
+            if others_serve and not request.is_pinned and request.num_restarts < MAX_RESTARTS:
+                request.num_restarts += 1
+                self._begin(request)
+                lost.again.append(request.result)
+                lost.to_send.extend(request.requests)
+            else:
+                lost.given_up.append(request.result)
+        return lost
 
     def process(self, tokens: Sequence[TokenOutput]) -> Processed:
         """Take in the tokens of a step. Tokens of requests that are over are ignored."""
@@ -88,7 +153,7 @@ class OutputProcessor:
                 del self._completions[token.request_id]
                 request.finished = all(output.finished for output in request.outputs)
                 if request.finished:
-                    self._names.pop(request.request_id, None)
+                    del self._requests[request.request_id]
             changed[request.request_id] = request
         return Processed(list(changed.values()), to_abort)
 
@@ -98,7 +163,8 @@ class OutputProcessor:
         Returns:
             The engine requests of it that were unfinished.
         """
-        names = self._names.pop(request.request_id, [])
+        known = self._requests.pop(request.request_id, None)
+        names = [each.request_id for each in known.requests] if known is not None else []
         return [name for name in names if self._completions.pop(name, None) is not None]
 
     @property

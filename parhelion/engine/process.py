@@ -7,6 +7,7 @@ stop or its parent is gone. It never opens a port.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ import zmq
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
+from parhelion.engine.placement import compute_on, rank_device, replica_config
 from parhelion.errors import ParhelionError
 
 PARENT_CHECK_MS = 1000
@@ -70,8 +72,11 @@ def main() -> int:
     channel = SocketChannel(options)
     try:
         try:
+            config = replica_config(options.config, options.replica)
+            # This thread waits for the device; the one that computes sees to itself.
+            compute_on(rank_device(config, 0))
             loaded = load_engine(
-                options.config,
+                config,
                 Path(options.model_path),
                 options.model_name,
                 lambda done, total: channel.send(LoadProgress(done, total)),
@@ -90,6 +95,9 @@ def main() -> int:
         return 1
     finally:
         channel.close()
+        if os.getppid() != options.parent:
+            # Nobody else is left to remove the sockets' folder.
+            shutil.rmtree(Path(options.requests_address.removeprefix("ipc://")).parent, ignore_errors=True)
     return 0
 
 

@@ -23,8 +23,9 @@ import zmq
 
 from parhelion.distributed.rendezvous import join, leave, reach_store
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
-from parhelion.engine.load import load_model, rank_threads
+from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
+from parhelion.engine.placement import rank_device, rank_threads
 from parhelion.engine.rank_messages import (
     ExecuteStep,
     FromRank,
@@ -38,7 +39,6 @@ from parhelion.engine.rank_messages import (
     ToRank,
 )
 from parhelion.engine.step_result import PendingStep
-from parhelion.engine.tensor_parallel import rank_device
 from parhelion.errors import EngineDeadError, ParhelionError
 
 PARENT_CHECK_S = 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from parhelion.config import EngineConfig, child_environment
-from parhelion.engine.connection import SPIN_BRIEFLY
+from parhelion.engine.connection import SPIN_BRIEFLY, how_it_ended
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.rank_messages import (
@@ -188,8 +187,7 @@ class RankProcesses:
         return error_of_kind(failure.kind, f"{self._name(rank)} failed: {failure.message}")
 
     def _ended(self, rank: int, status: int) -> EngineDeadError:
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return EngineDeadError(f"{self._name(rank)} {how}")
+        return EngineDeadError(f"{self._name(rank)} {how_it_ended(status)}")
 
 
 def _start(options: RankOptions) -> subprocess.Popen[bytes]:

@@ -9,8 +9,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from parhelion.config import EngineConfig
 from parhelion.distributed.group import Group
 from parhelion.distributed.layouts import sizes_of_tp, why_not_tp
@@ -20,13 +18,13 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
+from parhelion.engine.placement import rank_device
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError, ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
-from parhelion.platform.device import choose_device
 from parhelion.quantization import QuantScheme, choose_scheme
 from parhelion.scheduler import StepPlan
 
@@ -185,21 +183,3 @@ def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
     if (reason := why_not_tp(size, tp)) is not None:
         works = sizes_of_tp(size)
         raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing but 1'}")
-
-
-def rank_device(config: EngineConfig, rank: int) -> torch.device:
-    """The device of a rank: with several, rank N has GPU N.
-
-    Raises:
-        ConfigError: no such device is here, or there are fewer GPUs than ranks.
-    """
-    device = choose_device(config.device)
-    if config.tp == 1 or device.type == "cpu":
-        return device
-    count = torch.cuda.device_count()
-    if config.tp > count:
-        raise ConfigError(
-            f"tp is {config.tp}, but this machine has {count} GPUs, and every rank needs its own: lower tp, or pass "
-            "device cpu"
-        )
-    return torch.device("cuda", rank)

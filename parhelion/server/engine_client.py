@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from parhelion.types import EngineStats, Prompt, RequestOutput, SamplingParams
+from parhelion.types import EngineStats, Prompt, ReplicaState, RequestOutput, SamplingParams
 
 
 class TokenizerClient(Protocol):
@@ -66,10 +66,16 @@ class EngineClient(Protocol):
     def is_dead(self) -> bool:
         """Whether the engine ended and serves nothing any more."""
 
+    @property
+    def replicas(self) -> Sequence[ReplicaState]:
+        """Those that share the requests, as they are; empty where there is one engine."""
+
     def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0, whole: bool = False
     ) -> AsyncIterator[RequestOutput]:
         """Cumulative outputs of a request until it is finished; closing the iterator aborts it.
+
+        With ``whole`` only the last output counts: the ones before it may turn out to have been in vain.
 
         Raises:
             InvalidRequestError, QueueFullError, EngineDeadError: at the call or while iterating.

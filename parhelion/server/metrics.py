@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from parhelion.server.replica_metrics import replica_metrics
 from parhelion.types import EngineStats
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -67,13 +68,14 @@ class _EngineCollector(Collector):
         self._up = True
 
     def refresh(self, stats: EngineStats | None) -> None:
-        self._up = stats is not None
+        serving = [each for each in stats.replicas if each.state.serves] if stats is not None else []
+        self._up = stats is not None and (not stats.replicas or bool(serving))
         self._stats = stats or self._stats
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
         used = stats.kv_cache_usage
-        yield _gauge("engine_up", "1 while the engine lives.", float(self._up))
+        yield _gauge("engine_up", "1 while the engine lives, or one of several.", float(self._up))
         yield _gauge("requests_running", "Requests that are being computed.", stats.num_running)
         yield _gauge("requests_waiting", "Requests that wait for room.", stats.num_waiting)
         yield _gauge("kv_cache_usage_ratio", "Share of the KV blocks that a request refers to.", used)
@@ -102,6 +104,7 @@ class _EngineCollector(Collector):
             length = "Tokens that a request gained at a time when its guesses were checked, on average."
             yield _gauge("mean_accepted_length", length, stats.mean_accepted_length)
             yield _gauge("speculation_gain_ratio", "Tokens/s with guesses over those without.", stats.speculation_gain)
+        yield from replica_metrics(stats.replicas, self._up)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

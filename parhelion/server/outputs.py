@@ -25,6 +25,7 @@ class MergedOutputs:
         params: how to sample; the same for all prompts.
         request_id: prefix of the engine's request ids, unique in this process.
         priority: for the scheduler; lower goes first.
+        whole: the answer is made of the last outputs only.
         metrics: told of tokens and ends as they happen.
         arrival: ``time.perf_counter()`` when the request came.
 
@@ -40,6 +41,7 @@ class MergedOutputs:
         *,
         request_id: str,
         priority: int,
+        whole: bool,
         metrics: ServerMetrics,
         arrival: float,
     ) -> None:
@@ -48,6 +50,7 @@ class MergedOutputs:
         self._params = params
         self._request_id = request_id
         self._priority = priority
+        self._whole = whole
         self._metrics = metrics
         self._arrival = arrival
         self.latest: dict[int, RequestOutput] = {}
@@ -121,6 +124,7 @@ class MergedOutputs:
             self._params,
             request_id=f"{self._request_id}-{index}",
             priority=self._priority,
+            whole=self._whole,
         )
 
 

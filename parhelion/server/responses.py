@@ -177,10 +177,28 @@ class DetokenizeResponse(msgspec.Struct, frozen=True):
     prompt: str
 
 
-class Health(msgspec.Struct, frozen=True):
-    """Answer of ``/health``: ``ok``, ``draining`` or ``engine_dead``."""
+class ReplicaHealth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One replica: ``starting``, ``serving``, ``waiting`` to be started again, or ``given_up``.
+
+    ``error`` is what ended it last, ``retry_s`` how long it waits.
+    """
+
+    replica: int
+    status: str
+    restarts: int
+    error: str | None = None
+    retry_s: float | None = None
+
+
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer of ``/health``: ``ok``, ``degraded`` (some replicas do not serve), ``draining`` or ``engine_dead``.
+
+    Where there are replicas, ``serving`` says how many of them do.
+    """
 
     status: str
+    serving: int | None = None
+    replicas: list[ReplicaHealth] = []
 
 
 class Version(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from parhelion.server.completions import answer_completion
 from parhelion.server.connection import DeferredResponse
 from parhelion.server.context import ServingContext
 from parhelion.server.errors import ModelNotServedError
+from parhelion.server.health import health_of
 from parhelion.server.openapi import request_schema, response_schemas
 from parhelion.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from parhelion.server.responses import (
@@ -138,12 +139,9 @@ def _add_models(router: APIRouter, context: ServingContext) -> None:
 def _add_operations(router: APIRouter, context: ServingContext) -> None:
     @router.get("/health", responses=response_schemas(Health, 503))
     async def get_health() -> Response:
-        """200 while requests are taken; 503 once the engine is dead or the server is shutting down."""
-        if context.engine.is_dead:
-            return json_response(Health("engine_dead"), 503)
-        if context.admission.draining:
-            return json_response(Health("draining"), 503)
-        return json_response(Health("ok"))
+        """200 while requests are taken; 503 while no engine lives or once the server is shutting down."""
+        health = health_of(context)
+        return json_response(health, 200 if health.status in ("ok", "degraded") else 503)
 
     @router.get("/version", responses=response_schemas(Version, 401))
     async def get_version() -> Response:

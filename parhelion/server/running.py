@@ -59,6 +59,7 @@ async def _run(context: ServingContext, connection: Connection, job: Job) -> Non
         job.params,
         request_id=job.id,
         priority=job.priority,
+        whole=job.writer is None,
         metrics=context.metrics,
         arrival=connection.record.arrival,
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from parhelion.bench.server_process import running_server
 from parhelion.bench.serving import ServingSettings, generate_load
@@ -25,6 +28,7 @@ BANNER = Banner(
     phases=[Phase("imports", 3.5), Phase("pack", 0.25), Phase("graphs", 0.0)],
     threads=2,
     tp=1,
+    dp=1,
     max_model_len=8192,
     kv_cache_blocks=10,
     kv_cache_block_size=16,
@@ -64,6 +68,21 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
         assert shown in out
     assert curl_line(BANNER, False) in out
     assert python_line(BANNER, False) in out
+
+
+@pytest.mark.parametrize(
+    ("dp", "tp", "said", "whose"),
+    [
+        (2, 1, "2 replicas, each a small GPU, 2 threads", "7.0 MiB of each replica\n"),
+        (3, 2, "3 replicas, each 2 ranks, each a small GPU", "7.0 MiB of each rank of each replica\n"),
+        (1, 2, " 2 ranks, each a small GPU", "7.0 MiB of each rank\n"),
+    ],
+)
+def test_the_banner_counts_replicas_and_ranks(capsys, dp: int, tp: int, said: str, whose: str) -> None:
+    print_banner(replace(BANNER, dp=dp, tp=tp), has_keys=False)
+    out = capsys.readouterr().out
+    assert said in out
+    assert whose in out
 
 
 def test_the_example_lines_are_whole_commands_and_show_where_a_key_goes() -> None:

@@ -138,22 +138,25 @@ def test_a_request_id_can_run_only_once_at_a_time(tiny_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_the_engine_process_ends_with_its_parent(tiny_path: Path) -> None:
+def test_the_engine_process_ends_with_its_parent_and_removes_what_that_left(tiny_path: Path) -> None:
     script = f"""
 import asyncio
 from parhelion import AsyncEngine, EngineConfig
 async def run():
     engine = await AsyncEngine.from_config(EngineConfig(model={str(tiny_path)!r}, threads=1, kv_cache_memory=8 << 20))
-    print(engine._connection.pid, flush=True)
+    print(engine._connection.pid, engine._connection._folder.name, flush=True)
     await asyncio.sleep(60)
 asyncio.run(run())
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        engine = psutil.Process(int(parent.stdout.readline()))
+        pid, folder = parent.stdout.readline().split()
+        engine = psutil.Process(int(pid))
+        assert Path(folder).exists()
         parent.kill()
     for _ in range(100):
         if not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE:
+            assert not Path(folder).exists()
             return
         time.sleep(0.1)
     pytest.fail("the engine outlived its parent by ten seconds")

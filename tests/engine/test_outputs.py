@@ -159,6 +159,36 @@ def test_forgetting_names_what_is_unfinished_and_ignores_its_late_tokens(front: 
     assert output.outputs[0].text == ""
 
 
+def test_what_was_lost_begins_again_from_nothing_with_the_same_engine_requests(front: Front) -> None:
+    output, other = front.start(n=2, logprobs=0), front.start("other")
+    front.take("r/0", "q", logprob=TokenLogprob(token_id("q"), -5.0, 7, [], []))
+    front.take("r/1", "x", finish_reason="length", num_cached_tokens=1)
+    seen = output.outputs
+    names = [front.token(name, 0).request_id for name in ("r/0", "unknown")]
+    lost = front.processor.lost(names, others_serve=True)
+    assert (lost.again, lost.given_up) == ([output], [])
+    assert front.names([request.request_id for request in lost.to_send]) == ["r/0", "r/1"]
+    assert [(c.text, c.token_ids, c.logprobs, c.finish_reason) for c in output.outputs] == [("", [], [], None)] * 2
+    assert (output.num_cached_tokens, output.finished) == (0, False)
+    assert [completion.text for completion in seen] == ["q", "x"], "who has the old ones keeps them"
+    front.take("r/0", "ab", finish_reason="length")
+    front.take("r/1", "c", finish_reason="length")
+    assert ([completion.text for completion in output.outputs], output.finished) == (["ab", "c"], True)
+    assert other.outputs[0].text == ""
+
+
+@pytest.mark.parametrize("reason", ["seen", "nobody serves", "twice"])
+def test_what_was_seen_or_is_lost_twice_or_has_nowhere_to_go_is_given_up(front: Front, reason: str) -> None:
+    output = front.start()
+    name = front.token("r/0", 0).request_id
+    if reason == "seen":
+        front.processor.pin(output)
+    if reason == "twice":
+        assert front.processor.lost([name], others_serve=True).again == [output]
+    lost = front.processor.lost([name], others_serve=reason != "nobody serves")
+    assert (lost.again, lost.to_send, lost.given_up) == ([], [], [output])
+
+
 def token_id(character: str) -> int:
     return ord(character) + 2
 

@@ -43,7 +43,8 @@ def model(**changes: Any) -> ModelConfig:
         ({"executor": "ray"}, "executor is 'ray'; it must be one of auto, inproc, multiproc"),
         ({"tp": 2, "draft_model": "small", "speculate": "draft"}, "draft_model is 'small' and tp is 2"),
         ({"tp": 2, "compile": True}, "compile makes blocks of one rank"),
-        ({"tp": 2, "device": "cuda:1"}, "device is cuda:1 and tp is 2"),
+        ({"dp": 0}, "dp is 0; it must be at least 1"),
+        ({"dp": 2, "executor": "inproc"}, "executor is inproc, which runs one engine, and dp is 2"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_anything_is_loaded(

@@ -13,6 +13,7 @@ from parhelion.types import (
     EngineStats,
     Logprob,
     Prompt,
+    ReplicaState,
     RequestOutput,
     SamplingParams,
     TokenLogprobs,
@@ -70,7 +71,7 @@ class FakeEngine:
         delay_s: pause before every token.
         fail_after: raise ``failure`` after this many tokens.
         max_running: one more is refused with QueueFullError.
-        params, prompts, priorities: what was asked for, by request id.
+        params, prompts, priorities, whole: what was asked for, by request id.
         aborted: ids of requests that were closed before their end.
         counts: what ``stats`` says beside the running requests and the tokens made.
     """
@@ -80,6 +81,7 @@ class FakeEngine:
         self.model_name = "fake"
         self.max_model_len = max_model_len
         self.is_dead = False
+        self.replicas: Sequence[ReplicaState] = ()
         self.reply = reply
         self.delay_s = delay_s
         self.fail_after: int | None = None
@@ -88,6 +90,7 @@ class FakeEngine:
         self.params: dict[str, SamplingParams] = {}
         self.prompts: dict[str, list[int]] = {}
         self.priorities: dict[str, int] = {}
+        self.whole: dict[str, bool] = {}
         self.aborted: list[str] = []
         self.running: set[str] = set()
         self._replies: dict[int, bytes] = {}
@@ -96,7 +99,7 @@ class FakeEngine:
         self.most_running = 0
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0, whole: bool = False
     ) -> AsyncIterator[RequestOutput]:
         if self.is_dead:
             raise EngineDeadError("the engine died")
@@ -105,6 +108,7 @@ class FakeEngine:
         assert not isinstance(prompt, str)
         assert request_id not in self.params
         self.params[request_id], self.priorities[request_id] = params, priority
+        self.whole[request_id] = whole
         self.prompts[request_id] = list(prompt["prompt_token_ids"])
         self.running.add(request_id)
         self.most_running = max(self.most_running, len(self.running))

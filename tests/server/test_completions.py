@@ -46,6 +46,14 @@ async def test_every_kind_of_prompt(
     assert [choice["index"] for choice in answer["choices"]] == list(range(len(expected)))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_only_an_answer_in_one_piece_may_begin_again_unseen(
+    client: httpx.AsyncClient, engine: FakeEngine, stream: bool
+) -> None:
+    await client.post(URL, json=body(prompt=["a", "b"], stream=stream))
+    assert list(engine.whole.values()) == [not stream] * 2
+
+
 async def test_special_tokens_may_be_left_out(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await client.post(URL, json=body(add_special_tokens=False))
     assert list(engine.prompts.values()) == [list(b"Once")]

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from parhelion import __version__
 from parhelion.config import ServerConfig
+from parhelion.types import EngineStats, ReplicaState, ReplicaStats
 
 from .conftest import client_of
 from .fake_engine import FakeEngine
@@ -69,6 +70,53 @@ async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: Fake
     engine.is_dead = True
     response = await client.get("/health")
     assert (response.status_code, response.json()) == (503, {"status": "engine_dead"})
+
+
+async def test_health_says_which_replicas_serve_and_what_ended_the_others(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    serves = ReplicaState(replica=0, status="serving", process=70)
+    ended = ReplicaState(replica=1, status="waiting", restarts=2, error="killed", retry_s=4.0)
+    engine.replicas = [serves, serves]
+    assert (await client.get("/health")).json()["status"] == "ok"
+    engine.replicas = [serves, ended]
+    response = await client.get("/health")
+    assert (response.status_code, response.json()) == (
+        200,
+        {
+            "status": "degraded",
+            "serving": 1,
+            "replicas": [
+                {"replica": 0, "status": "serving", "restarts": 0},
+                {"replica": 1, "status": "waiting", "restarts": 2, "error": "killed", "retry_s": 4.0},
+            ],
+        },
+    )
+    engine.replicas = [ended]
+    response = await client.get("/health")
+    assert (response.status_code, response.json()["status"], response.json()["serving"]) == (503, "engine_dead", 0)
+
+
+async def test_metrics_of_replicas_stand_beside_their_sums(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert not [name for name in await samples_of(client) if "replica" in name]
+    counts = [EngineStats(num_waiting=1, num_blocks=10, num_blocks_in_use=5, preemptions_total=2), EngineStats()]
+    states = [ReplicaState(replica=0, status="serving"), ReplicaState(replica=1, status="waiting", restarts=3)]
+    replicas = [ReplicaStats(state=state, stats=stats) for state, stats in zip(states, counts, strict=True)]
+    engine.counts = replace(engine.counts, replicas=tuple(replicas))
+    samples = await samples_of(client)
+    assert samples["parhelion_engine_up"] == 1
+    assert samples["parhelion_preemptions_total"] == 3
+    expected = {
+        "replica_up": (1, 0),
+        "replica_restarts_total": (0, 3),
+        "replica_requests_waiting": (1, 0),
+        "replica_kv_cache_usage_ratio": (0.5, 0),
+        "replica_preemptions_total": (2, 0),
+    }
+    for name, values in expected.items():
+        assert tuple(samples[f"parhelion_{name}{{replica={index}}}"] for index in range(2)) == values
+    engine.counts = replace(engine.counts, replicas=tuple(replicas[1:]))
+    assert (await samples_of(client))["parhelion_engine_up"] == 0
 
 
 async def test_version_is_the_packages(client: httpx.AsyncClient) -> None:

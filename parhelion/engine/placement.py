@@ -1,0 +1,62 @@
+"""Where replicas and ranks run: GPUs by number, and each its share of a CPU's cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from parhelion.config import EngineConfig
+from parhelion.errors import ConfigError
+from parhelion.platform.cpu import usable_cores
+from parhelion.platform.device import choose_device
+
+
+def replica_config(config: EngineConfig, replica: int) -> EngineConfig:
+    """The options of one replica: on GPUs it begins ``tp`` devices behind the one before it.
+
+    Raises:
+        ConfigError: no such device is here, or there are fewer GPUs than all ranks of all replicas need.
+    """
+    if config.dp == 1:
+        return config
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        return config
+    _check_gpus(config, device, config.dp * config.tp)
+    return replace(config, device=f"{device.type}:{(device.index or 0) + replica * config.tp}")
+
+
+def rank_device(config: EngineConfig, rank: int) -> torch.device:
+    """The device of a rank: the first takes the replica's device, and each other one the next.
+
+    Raises:
+        ConfigError: no such device is here, or there are fewer GPUs than ranks.
+    """
+    device = choose_device(config.device)
+    if config.tp == 1 or device.type == "cpu":
+        return device
+    _check_gpus(config, device, config.tp)
+    return torch.device(device.type, (device.index or 0) + rank)
+
+
+def compute_on(device: torch.device) -> None:
+    """Make it the current device of this thread: binaries are loaded for, and programs launched on, that one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def rank_threads(config: EngineConfig) -> int:
+    """CPU threads of each rank of each replica."""
+    return config.threads or max(1, usable_cores() // (config.tp * config.dp))
+
+
+def _check_gpus(config: EngineConfig, first: torch.device, needed: int) -> None:
+    there = torch.cuda.device_count()
+    if (first.index or 0) + needed <= there:
+        return
+    asked = f"tp is {config.tp}" if config.dp == 1 else f"dp is {config.dp} and tp is {config.tp}"
+    raise ConfigError(
+        f"{asked}, which takes {needed} GPUs from {first} on, but this machine has {there} GPUs, and every rank needs "
+        f"its own: lower {'tp' if config.dp == 1 else 'dp or tp'}, or pass device cpu"
+    )
