@@ -71,9 +71,9 @@ def compare_table(content: bytes) -> str:
         found = {row.engine: row for row in result.engines if row.model == model}
         if {OURS, peer} <= found.keys():
             lines[-1] += f" {_start_and_memory(model, found[OURS], found[peer], peer)}"
-    failed = [f"{row.model} by {row.engine}: {row.error}" for row in result.engines if row.error]
+    failed = [f"{row.model}, which {row.engine} failed to load or run" for row in result.engines if row.error]
     if failed:
-        lines += ["", f"Not measured: {'; '.join(failed)}."]
+        lines += ["", f"Not measured: {'; '.join(failed)} (why stands in the result)."]
     settings = result.settings
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.get(peer, {}).items())
     note = (
