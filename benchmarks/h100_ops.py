@@ -38,7 +38,14 @@ from parhelion.tuning.model_shapes import model_shape
 
 RESULT = Path(__file__).parent / "results" / "h100_ops.json"
 GEMM_OPS = ("linear", "scaled_mm", "scaled_mm_blockwise", "weight_only_mm")
-OTHER_OPS = ("paged_attention", "fused_rope_attention", "embedding", "argmax", "top_k_top_p_sampling")
+OTHER_OPS = (
+    "paged_attention",
+    "fused_rope_attention",
+    "embedding",
+    "argmax",
+    "top_k_top_p_sampling",
+    "step_inputs",
+)
 """Neither row kernels nor matrix products: timed at the sizes of a decode step, without TorchInductor."""
 
 SANITIZED_M = (1, 19, 130)

@@ -62,10 +62,10 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
             vocab_size=part.vocab_size,
         )
         shard = replace(model, shape=shape)
-        before, behind = edge_contracts(shard)
+        of_tokens, of_requests = edge_contracts(shard)
         # The heads' logits are gathered, and then each rank takes the likeliest of all.
-        behind = [each for each in behind if not isinstance(each, TopKTopPSampling | Argmax)]
-        return RankCalls(_ways(shard, target), tuple(before), (*behind, Argmax(size.vocab_size)))
+        of_requests = [each for each in of_requests if not isinstance(each, TopKTopPSampling | Argmax)]
+        return RankCalls(_ways(shard, target), tuple(of_tokens), (*of_requests, Argmax(size.vocab_size)))
 
     return calls
 

@@ -58,7 +58,7 @@ class RankCalls:
     Attributes:
         ways: what all layers and the last norm call, with counts, under each set of fusions.
         before: what stands before the layers and sees every token.
-        behind: what stands behind them and sees one token a request.
+        behind: what sees one token a request, which is counted as if all of it stood behind them.
     """
 
     ways: tuple[Counter[Contract], ...]

@@ -94,8 +94,8 @@ class HeadStep:
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``; the host never chooses."""
         ints = view_ints(buffer, bucket)
-        batch = self._state.batch(ints, bucket, tokens_ahead=1)
-        hidden, features = self._head.forward(batch, self._features.of(ints), self._kv_cache)
+        tensors = self._state.tensors(ints, bucket, tokens_ahead=1)
+        hidden, features = self._head.forward(tensors.batch, self._features.of(ints), self._kv_cache)
         last = hidden
         if not bucket.decodes:
             last, features = (each[ints.sample_token.long()] for each in (hidden, features))
@@ -104,8 +104,8 @@ class HeadStep:
         else:
             token_ids = self._sampler.draw(self._head.compute_logits(last).float(), ints, self._state)
         self._features.leave(ints, features)
-        self._state.store(ints, token_ids, tokens_ahead=1)
-        return StepOutputs(token_ids, hidden)
+        self._state.store(tensors.sample_index, token_ids)
+        return StepOutputs(token_ids, tensors.sample_index, hidden)
 
 
 class HeadProgress(DraftProgress):

@@ -12,7 +12,11 @@ import torch
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import Bucket, StepInts
 from parhelion.layers.step_batch import StepBatch
+from parhelion.ops.contract import Tensors
 from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.step_inputs import StepInputs
+from parhelion.ops.step_inputs.formulas import row_inputs, token_inputs
 from parhelion.scheduler import Row
 
 PARAMETERS = 6
@@ -35,6 +39,19 @@ class Update:
         return np.concatenate((self.offsets, self.values)).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class StepTensors:
+    """What follows from a step's integers and the tables, before anything is computed.
+
+    Attributes:
+        batch: as a model is given it.
+        sample_index: [num_rows] int64, where in ``tokens``, laid out flat, each row's sampled id goes.
+    """
+
+    batch: StepBatch
+    sample_index: torch.Tensor
+
+
 class DeviceState:
     """Tables on the device; one slot and one column more than requests use take what padding writes.
 
@@ -43,6 +60,7 @@ class DeviceState:
         max_model_len: tokens of a request.
         block_size: tokens of a block.
         device: where.
+        resolver: finds who looks up what steps of single tokens are given.
 
     Attributes:
         tokens: [max_num_seqs + 1, max_model_len + 2] int32.
@@ -51,46 +69,57 @@ class DeviceState:
         spare_slot, spare_position: where padding goes.
     """
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device, resolver: Resolver
+    ) -> None:
         self.spare_slot = max_num_seqs
         self.spare_position = max_model_len + 1
         self.max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
+        self._step_inputs = resolver.launcher(StepInputs(block_size))
         slots = max_num_seqs + 1
         self.tokens = torch.zeros((slots, max_model_len + 2), dtype=torch.int32, device=device)
         self.block_table = torch.zeros((slots, self.max_blocks), dtype=torch.int32, device=device)
         self.parameters = torch.zeros((slots, PARAMETERS), dtype=torch.int32, device=device)
 
-    def batch(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepBatch:
-        """What a step computes, as a model is given it; nothing waits for the device.
+    def tensors(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepTensors:
+        """What a step computes and where its ids go; nothing waits for the device.
 
         Args:
             ints: the step's, on the device.
             bucket: its sizes.
-            tokens_ahead: how far behind its position each token's id stands; 0 but for heads that take the next token.
+            tokens_ahead: how far behind its position each token's id stands, and how much further sampled ids go; 0 but
+                for heads that take the next token.
         """
-        rows = ints.token_row.long()
-        positions = ints.token_position.long()
-        slots = ints.row_slot.long()
-        slot_of_token = slots[rows]
-        blocks = self.block_table[slot_of_token, positions // self._block_size].long()
-        slot_mapping = torch.where(rows < 0, -1, blocks * self._block_size + positions % self._block_size)
+        ids, positions, slot_mapping, row_blocks, sample_index = self._looked_up(ints, bucket, tokens_ahead)
         attention = AttentionBatch(
-            block_table=self.block_table[slots],
+            block_table=row_blocks,
             seq_lens=ints.seq_lens,
             query_start_loc=ints.query_start_loc,
             max_query_len=bucket.max_query_len,
             max_seq_len=self.tokens.shape[1] - 2,
         )
-        ids = self.tokens[slot_of_token, positions + tokens_ahead if tokens_ahead else positions].long()
-        return StepBatch(ids, positions, slot_mapping, attention)
+        return StepTensors(StepBatch(ids, positions, slot_mapping, attention), sample_index)
 
-    def store(self, ints: StepInts, token_ids: torch.Tensor, tokens_ahead: int = 0) -> None:
-        """Write ids [num_rows] behind the rows that sample, and so much further as ``tokens_ahead`` says."""
-        positions = ints.sample_position.long()
-        if tokens_ahead:
-            positions = (positions + tokens_ahead).clamp(max=self.spare_position)
-        self.tokens[ints.row_slot.long(), positions] = token_ids.int()
+    def _looked_up(self, ints: StepInts, bucket: Bucket, tokens_ahead: int) -> Tensors:
+        """The outputs of ``StepInputs``, also where rows have several tokens."""
+        tables = self.tokens, self.block_table
+        if bucket.decodes and not tokens_ahead:
+            fields = ints.row_slot, ints.token_row, ints.token_position, ints.sample_position
+            found: Tensors = self._step_inputs(*fields, *tables)
+            return found
+        # The row of padding is -1, the last one: its slot exists.
+        slots = ints.row_slot[ints.token_row.long()]
+        return (
+            *token_inputs(slots, ints.token_row, ints.token_position, *tables, self._block_size, tokens_ahead),
+            *row_inputs(ints.row_slot, ints.sample_position, *tables, tokens_ahead),
+        )
+
+    def store(self, sample_index: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Write ids [num_rows] int64 where ``StepTensors`` says."""
+        # The lower half of each, where it lies: numbers here and on GPUs begin with it.
+        lower = token_ids.contiguous().view(torch.int32)[::2]
+        self.tokens.view(-1).index_put_((sample_index,), lower)
 
     def token_update(self, slot: int, token_ids: npt.NDArray[np.int64]) -> Update:
         """A slot's first tokens."""

@@ -12,6 +12,7 @@ import torch
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
+from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel, HiddenStates
 
 
@@ -29,12 +30,14 @@ class StepOutputs:
 
     Attributes:
         token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
+        sample_index: [num_rows] int64, where these go; see ``StepTensors``. Under ``Mode.HOST`` nothing is there yet.
         hidden: [num_tokens, hidden_size].
         logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
             graph that kept them would take their memory for good.
     """
 
     token_ids: torch.Tensor
+    sample_index: torch.Tensor
     hidden: torch.Tensor
     logits: torch.Tensor | None = None
 
@@ -87,19 +90,19 @@ class DeviceStep:
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
         ints = view_ints(buffer, bucket)
-        hidden = self._forward(ints, bucket)
+        tensors = self._state.tensors(ints, bucket)
+        hidden = self._forward(ints, tensors.batch)
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
         logits = self._model.compute_logits(last)
         if mode is Mode.HOST:
-            return StepOutputs(ints.row_slot.long(), hidden, logits)
+            return StepOutputs(ints.row_slot.long(), tensors.sample_index, hidden, logits)
         greedy = mode is Mode.GREEDY
         token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits.float(), ints, self._state)
         token_ids = self._model.group.from_first(token_ids)
-        self._state.store(ints, token_ids)
-        return StepOutputs(token_ids, hidden)
+        self._state.store(tensors.sample_index, token_ids)
+        return StepOutputs(token_ids, tensors.sample_index, hidden)
 
-    def _forward(self, ints: StepInts, bucket: Bucket) -> torch.Tensor:
-        batch = self._state.batch(ints, bucket)
+    def _forward(self, ints: StepInts, batch: StepBatch) -> torch.Tensor:
         if self._reader is None:
             return self._model.forward(batch, self._kv_cache)
         states = self._reader.wanted()

@@ -33,7 +33,6 @@ from parhelion.engine.step_layout import (
     guesses_apart,
     rows_of,
     samples_of,
-    view_ints,
 )
 from parhelion.engine.step_result import PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
@@ -75,7 +74,7 @@ class DeviceWorker:
         model: with its weights on the device.
         size: of the KV cache.
         options: limits.
-        resolver: finds the providers of sampling.
+        resolver: finds the providers of what a step needs beside the model.
         draft_model: a model or a head that guesses tokens for steps to check; None: nobody does, or the scheduler knows
             somebody.
     """
@@ -93,7 +92,7 @@ class DeviceWorker:
         self._device = model.device
         self._stream = work_stream(self._device)
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
-        self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device)
+        self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device, resolver)
         sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
         self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler)
         self._sampling = SamplingState(options.max_num_seqs)
@@ -238,7 +237,7 @@ class DeviceWorker:
         chosen, logprobs = sample(logits, samples, stays)
         ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
         ids[sampling] = torch.from_numpy(chosen)
-        self._state.store(view_ints(self._queue.ints, bucket), ids.to(self._device))
+        self._state.store(outputs.sample_index, ids.to(self._device))
         return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
 
     def _take_admissions(

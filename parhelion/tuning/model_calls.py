@@ -20,6 +20,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.linear import Linear
+from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme
@@ -119,14 +120,15 @@ def layer_ways(model: TunedModel, target: GemmTarget) -> list[list[Contract]]:
 
 
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
-    """What stands before the blocks and sees every token, and what stands behind and sees one token a request.
+    """What sees every token, before the blocks, and what sees one token a request: the output head and the samplers
+    behind them, and before them what looks up the inputs of steps that have no other tokens.
 
     Which of the samplers a step calls depends on its requests; both are counted.
     """
     shape = model.shape
     head = Linear(shape.hidden_size, shape.vocab_size, dtype)
-    behind = [head, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size)]
-    return [Embedding(shape.vocab_size, shape.hidden_size, dtype)], behind
+    of_requests = [head, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), StepInputs(BLOCK_SIZE)]
+    return [Embedding(shape.vocab_size, shape.hidden_size, dtype)], of_requests
 
 
 def _listed(name: str) -> TunedModel:

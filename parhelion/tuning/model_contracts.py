@@ -17,6 +17,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.registry import ops
+from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import (
@@ -72,11 +73,13 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
 def served_contracts(
     shape: ModelShape, quantization: QuantScheme, target: GemmTarget, dtype: torch.dtype = torch.bfloat16
 ) -> list[Contract]:
-    """What an engine calls that serves the model on a target: layers, embedding, output head and samplers."""
+    """What an engine calls that serves the model on a target: layers, embedding, output head, samplers and what looks
+    up a step's inputs.
+    """
     found = contracts_of(shape, quantization, dtype)
     if target.float8:
         found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
-    return [*found, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size)]
+    return [*found, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), StepInputs(BLOCK_SIZE)]
 
 
 def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:
@@ -90,7 +93,7 @@ def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantSch
 
 
 def with_uncalled_ops(contracts: Iterable[Contract]) -> list[Contract]:
-    """The contracts, op by op, and the examples of those ops that have none among them (samplers)."""
+    """The contracts, op by op, and the examples of those ops that have none among them (such as samplers)."""
     found = list(contracts)
     called = {contract.name for contract in found}
     found += [example for op in ops() if op.name not in called for example in op.examples]

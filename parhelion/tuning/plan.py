@@ -22,7 +22,9 @@ HELION = "helion"
 REFERENCE = "reference"
 
 MOST_SAMPLED = 256
-"""Requests that run at once (the default of ``EngineConfig.max_num_seqs``): the output head sees no more tokens."""
+"""Requests that run at once (the default of ``EngineConfig.max_num_seqs``): the output head and what looks up the
+inputs of steps of single tokens see no more.
+"""
 
 COMPILING_SIZES = (1, 16, 256)
 """Sizes of M at which those are measured who compile for seconds each time, and so never serve from a pack."""
@@ -89,10 +91,10 @@ def make_plan(
     """
     buckets = tuple(sorted({bucket_of(size) for size in sizes})) or BUCKETS
     few = tuple(bucket for bucket in buckets if bucket <= MOST_SAMPLED)
-    before, behind = edge_contracts(model)
-    counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in before]
+    of_tokens, of_requests = edge_contracts(model)
+    counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in of_tokens]
     counts += [(contract, count, buckets) for contract, count in layer_contracts(model, target).items()]
-    counts += [(each, 1, few) for each in behind]
+    counts += [(each, 1, few) for each in of_requests]
     alternatives = alternative_contracts(model, target)
     fewer = tuple(bucket for bucket in buckets if bucket <= MOST_ALTERNATIVE)
     counts += [(contract, count, fewer) for contract, count in alternatives.items()]

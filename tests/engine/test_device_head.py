@@ -21,6 +21,7 @@ from parhelion.engine.device_step import Mode
 from parhelion.engine.load import load_model
 from parhelion.engine.step_layout import Bucket, StepInts, StepRows, pack, view_ints
 from parhelion.models.decoder import HiddenStates
+from parhelion.ops.resolve import Resolver
 from parhelion.scheduler import StepPlan
 from parhelion.speculative import Drafting, Pace
 from tests.e2e.eagle3_scratch import Scratch, write_fitted_head, write_random_head
@@ -36,6 +37,8 @@ from tests.engine.device_cores import (
 )
 from tests.engine.requests import add_request
 from tests.engine.test_draft_progress import listed, rows_of
+
+CPU = torch.device("cpu")
 
 Outputs = dict[str, list[Any]]
 
@@ -210,7 +213,7 @@ class Summing:
 
 
 def _features() -> tuple[HeadFeatures, DeviceState]:
-    state = DeviceState(max_num_seqs=3, max_model_len=30, block_size=4, device=torch.device("cpu"))
+    state = DeviceState(3, 30, 4, CPU, Resolver(CPU))
     head: Any = Summing()
     return HeadFeatures(head, (0, 1), 8, state), state
 

@@ -26,7 +26,10 @@ from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import bucket_of, launch_module
 from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.resolve import Resolver
 from parhelion.scheduler import Row, StepPlan
+
+CPU = torch.device("cpu")
 
 ROWS = (
     Row("a", 3, 9, 3, True, 2, (11, 12)),
@@ -87,7 +90,7 @@ def test_a_draft_models_pass_has_a_row_a_token_if_no_row_has_more_than_are_check
 
 
 def test_guesses_are_written_behind_the_known_tokens():
-    state = DeviceState(5, 30, 4, torch.device("cpu"))
+    state = DeviceState(5, 30, 4, CPU, Resolver(CPU))
     update = merged([state.guess_update(ROWS)])
     state.tokens.view(-1)[torch.from_numpy(update.offsets)] = torch.from_numpy(update.values).int()
     assert state.tokens.nonzero().tolist() == [[3, 10], [3, 11], [4, 21]]

@@ -61,9 +61,10 @@ def test_a_plan_has_what_the_fused_step_calls_as_often_as_it_does():
     assert by_op["rms_norm_dynamic_per_token_quant"] == 2 * 36
     assert by_op["silu_and_mul_dynamic_per_token_quant"] == by_op["dynamic_per_token_scaled_fp8_quant"] == 36
     assert by_op["fused_add_rms_norm"] == by_op["linear"] == by_op["embedding"] == by_op["argmax"] == 1
+    assert by_op["step_inputs"] == 1
     assert "rms_norm" not in by_op
     called = {contract.key() for contract in contracts_of(model.shape, model.quantization)}
-    assert set(weights) - called == {key for key in weights if key.startswith(("argmax", "top_k"))}
+    assert set(weights) - called == {key for key in weights if key.startswith(("argmax", "step_inputs", "top_k"))}
 
 
 def test_what_a_step_may_call_instead_is_planned_for_few_tokens_and_is_no_part_of_the_step():
@@ -82,7 +83,7 @@ def test_a_plan_has_all_buckets_but_the_head_no_more_than_there_are_requests():
         row.contract.name: [each.bucket for each in plan.rows if each.contract == row.contract] for row in plan.rows
     }
     assert sizes["fused_rope_attention"] == list(BUCKETS)
-    assert sizes["argmax"] == [bucket for bucket in BUCKETS if bucket <= MOST_SAMPLED]
+    assert sizes["argmax"] == sizes["step_inputs"] == [bucket for bucket in BUCKETS if bucket <= MOST_SAMPLED]
     some = make_plan(tuned_model("qwen3-0.6b"), SM_90, refuses, ops=("rms_norm",), sizes=(1, 5, 8, 10**6))
     assert [(row.contract.name, row.bucket) for row in some.rows] == [("rms_norm", size) for size in (1, 8, 8192)]
 
