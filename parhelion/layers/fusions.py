@@ -1,8 +1,11 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
-rotation, the write to the cache and attention in one, and the activation between two products.
+rotation, the write to the cache and attention in one, the activation between two products, and for a single token all
+that stands before and behind a product.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +28,7 @@ from parhelion.ops.scaled_mm_silu_and_mul import ScaledMmSiluAndMul
 from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamicPerTokenQuant
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
+from parhelion.ops.weight_only_mv import WeightOnlyMv
 
 Norm = RmsNorm | FusedAddRmsNorm
 PerToken = DynamicPerTokenScaledFp8Quant | DynamicPerTokenScaledInt8Quant
@@ -84,6 +88,20 @@ def _gated_products(
     )
 
 
+def _unquantized(quantize: PerToken, scaled_mm: ScaledMm) -> Contract | None:
+    if scaled_mm.bias:
+        return None
+    return WeightOnlyMv(scaled_mm.in_features, scaled_mm.out_features, scaled_mm.quant_dtype, scaled_mm.dtype)
+
+
+def _of_normed(norm: Norm, product: WeightOnlyMv) -> Contract:
+    return replace(product, epsilon=norm.epsilon, add_residual=isinstance(norm, FusedAddRmsNorm))
+
+
+def _gated(product: WeightOnlyMv, silu: SiluAndMul) -> Contract:
+    return replace(product, out_features=silu.intermediate_size, gated=True)
+
+
 _PER_TOKEN: tuple[type[Contract], ...] = (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
 
 FUSED: Plan = (
@@ -108,7 +126,17 @@ FEWER_LAUNCHES: Plan = (
 little of.
 """
 
-ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES)
+SINGLE_TOKEN: Plan = (
+    *(Fusion(quant, ScaledMm, _unquantized) for quant in _PER_TOKEN),
+    *(Fusion(norm, WeightOnlyMv, _of_normed) for norm in (RmsNorm, FusedAddRmsNorm)),
+    Fusion(WeightOnlyMv, SiluAndMul, _gated),
+    *FUSED_ON_GPU,
+)
+"""A layer of quantized weights in five launches, its activations not quantized: for one token a product is a pass over
+the weight, and what stands before it is so little that every program computes it for itself.
+"""
+
+ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES, SINGLE_TOKEN)
 """Sets of fusions that a GPU may serve with."""
 
 

@@ -41,8 +41,8 @@ class Fusion:
     Attributes:
         first, second: the contracts' classes.
         fuse: the contract of both at once; None where these static dimensions have no fused kernel. Its inputs are the
-            first's and what more the second takes, its weights the first's; its outputs are the second's and then what
-            else the first returned.
+            first's and what more the second takes, its weights the first's and then the second's; its outputs are the
+            second's and then what else the first returned, but for what only passed between them.
     """
 
     first: type[Contract]
@@ -71,11 +71,10 @@ PLAIN: Plan = ()
 
 
 def cover(calls: Sequence[Call], plan: Plan) -> list[Call]:
-    """The sequence with every fusion of the plan applied where it fits, from the front, and then its chains."""
-    covered = _paired(calls, [each for each in plan if isinstance(each, Fusion)])
-    for chain in plan:
-        if isinstance(chain, Chain):
-            covered = _chained(covered, chain)
+    """The sequence with the plan's fusions and chains applied one after the other, each wherever it fits."""
+    covered = list(calls)
+    for each in plan:
+        covered = _paired(covered, each) if isinstance(each, Fusion) else _chained(covered, each)
     return covered
 
 
@@ -106,10 +105,10 @@ def _fused_chain(calls: Sequence[Call], chain: Chain) -> list[Call] | None:
     ]
 
 
-def _paired(calls: Sequence[Call], fusions: Sequence[Fusion]) -> list[Call]:
+def _paired(calls: Sequence[Call], fusion: Fusion) -> list[Call]:
     covered: list[Call] = []
     for index, call in enumerate(calls):
-        fused = _fused(covered[-1], call, calls[index + 1 :], fusions) if covered else None
+        fused = _fused(covered[-1], call, calls[index + 1 :], fusion) if covered else None
         if fused is not None:
             covered[-1] = fused
         else:
@@ -117,18 +116,22 @@ def _paired(calls: Sequence[Call], fusions: Sequence[Fusion]) -> list[Call]:
     return covered
 
 
-def _fused(first: Call, second: Call, later: Sequence[Call], fusions: Sequence[Fusion]) -> Call | None:
-    taken = len(first.outputs) if len(second.inputs) > 1 else 1
-    between = first.outputs[0]
-    if second.inputs[:taken] != first.outputs[:taken] or (between not in second.outputs and _is_read(between, later)):
+def _fused(first: Call, second: Call, later: Sequence[Call], fusion: Fusion) -> Call | None:
+    """One call for both; None if they are not of the fusion."""
+    if not isinstance(first.contract, fusion.first) or not isinstance(second.contract, fusion.second):
         return None
-    for fusion in fusions:
-        if isinstance(first.contract, fusion.first) and isinstance(second.contract, fusion.second):
-            contract = fusion.fuse(first.contract, second.contract)
-            if contract is not None:
-                inputs = first.inputs + second.inputs[taken:]
-                return Call(contract, inputs, second.outputs + first.outputs[1:], first.weights)
-    return None
+    taken = len(first.outputs) if len(second.inputs) > 1 else 1
+    if second.inputs[:taken] != first.outputs[:taken]:
+        return None
+    # What the first updates in place is there afterwards all the same.
+    between = [first.outputs[0], *(name for name in first.outputs[1:taken] if name not in first.inputs)]
+    if any(name not in second.outputs and _is_read(name, later) for name in between):
+        return None
+    contract = fusion.fuse(first.contract, second.contract)
+    if contract is None:
+        return None
+    outputs = second.outputs + tuple(name for name in first.outputs if name not in between)
+    return Call(contract, first.inputs + second.inputs[taken:], outputs, first.weights + second.weights)
 
 
 def _is_read(value: str, calls: Sequence[Call]) -> bool:

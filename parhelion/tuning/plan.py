@@ -32,6 +32,9 @@ COMPILING_SIZES = (1, 16, 256)
 MOST_ALTERNATIVE = 64
 """Up to so many tokens another way to compute a layer may be quicker: it saves launches."""
 
+ONE_TOKEN_OPS = ("weight_only_mv",)
+"""What pays for one token only."""
+
 SHARED_BUCKET = 16
 """A GEMM's tile has at least so many rows, so smaller buckets launch the same programs."""
 
@@ -96,8 +99,9 @@ def make_plan(
     counts += [(contract, count, buckets) for contract, count in layer_contracts(model, target).items()]
     counts += [(each, 1, few) for each in of_requests]
     alternatives = alternative_contracts(model, target)
-    fewer = tuple(bucket for bucket in buckets if bucket <= MOST_ALTERNATIVE)
-    counts += [(contract, count, fewer) for contract, count in alternatives.items()]
+    for contract, count in alternatives.items():
+        most = 1 if contract.name in ONE_TOKEN_OPS else MOST_ALTERNATIVE
+        counts.append((contract, count, tuple(bucket for bucket in buckets if bucket <= most)))
     called = sorted({contract.name for contract, _, _ in counts})
     for name in ops:
         if op(name).name not in called:

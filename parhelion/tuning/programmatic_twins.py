@@ -11,6 +11,7 @@ from parhelion.ops.fused_rope_attention.launch import AHEAD, RopeAttentionConfig
 from parhelion.ops.gemm.candidates import SMALL_BUCKET
 from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig, GemmShape
 from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.weight_only_mv import config as mv
 from parhelion.tuning.prune import gemm_of
 
 MOST_TOKENS = 256
@@ -27,12 +28,16 @@ _THREAD_BYTES = 512
 
 
 def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
-    """A config's programmatic versions: of a GEMM and of attention some that read ahead, and one that does not."""
+    """A config's programmatic versions: of products and of attention some that read more or less ahead, and one that
+    changes nothing else.
+    """
     if not target.programmatic or bucket > MOST_TOKENS or not hasattr(config, "programmatic"):
         return []
     twin = dataclasses.replace(config, programmatic=True)
     if isinstance(twin, RopeAttentionConfig):
         return [twin, *(dataclasses.replace(twin, ahead=keys, prefetched=more) for keys, more in AHEAD)]
+    if isinstance(twin, mv.MvConfig):
+        return list(dict.fromkeys([twin, *(dataclasses.replace(twin, ahead=steps) for steps in mv.AHEAD)]))
     if not isinstance(twin, GemmConfig):
         return [twin]
     found = [twin, *(dataclasses.replace(twin, ahead=steps) for steps in _AHEAD)]

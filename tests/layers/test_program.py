@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parhelion.layers.decoder_layer import add_norm
-from parhelion.layers.fusions import FUSED, plans
+from parhelion.layers.fusions import FEWER_LAUNCHES, FUSED, FUSED_ON_GPU, plans
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, Chain, Fusion, Plan, Program, cover
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic
@@ -95,6 +95,30 @@ def test_a_value_that_is_written_again_before_it_is_read_may_be_fused_away():
 def test_what_more_a_second_call_takes_the_fused_one_takes_behind_the_first_ones_inputs():
     (fused,) = cover([call(_First("a"), "x", "y"), call(_Second("b"), "y other", "z")], PAIR)
     assert (fused.inputs, fused.outputs) == (("x", "other"), ("z",))
+
+
+def test_what_only_passes_between_two_calls_is_gone_and_what_the_first_updates_is_not():
+    quantize, product = (
+        call(_First("a"), "x cache", "codes scales cache"),
+        call(_Second("b"), "codes scales cache", "y"),
+    )
+    (fused,) = cover([quantize, product], PAIR)
+    assert (fused.inputs, fused.outputs) == (("x", "cache"), ("y", "cache"))
+    calls = [quantize, product, call(_First("c"), "scales", "w")]
+    assert cover(calls, PAIR) == calls
+
+
+def test_a_fused_calls_weights_are_the_first_ones_and_then_the_second_ones():
+    norm, scale = torch.ones(1), torch.ones(2)
+    (fused,) = cover([Call(_First("a"), ("x",), ("y",), (norm,)), Call(_Second("b"), ("y",), ("z",), (scale,))], PAIR)
+    assert [each is want for each, want in zip(fused.weights, (norm, scale), strict=True)] == [True, True]
+
+
+def test_fusions_are_applied_one_after_the_other_so_that_what_one_makes_another_may_take():
+    calls = [call(_First("a"), "x", "y"), call(_First("b"), "y", "z"), call(_Second("c"), "z", "w")]
+    chained: Plan = (*PAIR, Fusion(_First, _Both, lambda first, both: _Both(first.label + both.label)))
+    assert [fused.contract.label for fused in cover(calls, chained)] == ["abc"]
+    assert [fused.contract.label for fused in cover(calls, chained[::-1])] == ["a", "bc"]
 
 
 def test_a_second_call_that_takes_the_first_ones_output_elsewhere_is_not_fused():
@@ -196,7 +220,7 @@ def test_on_a_gpu_rotation_and_attention_are_one_call_and_on_a_cpu_two(epsilon: 
 def test_on_a_gpu_a_quantized_feed_forward_may_be_two_launches_and_computes_the_same():
     generator = torch.Generator().manual_seed(5)
     calls = _feed_forward(FP8_PER_TOKEN, generator)
-    usual, fewer = (cover(calls, each) for each in plans("fused", torch.device("cuda")))
+    usual, fewer = (cover(calls, each) for each in (FUSED_ON_GPU, FEWER_LAUNCHES))
     assert [type(each.contract) for each in fewer[1:]] == [ScaledMmSiluAndMul, ScaledMmOfActivations]
     assert (len(usual), len(fewer)) == (4, 3)
     hidden, residual = torch.randn(2, 7, HIDDEN, generator=generator)

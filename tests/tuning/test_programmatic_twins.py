@@ -7,6 +7,8 @@ from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.ops.weight_only_mv import WeightOnlyMv
+from parhelion.ops.weight_only_mv.config import MvConfig
 from parhelion.tuning.programmatic_twins import MOST_TOKENS, is_programmatic, twins
 
 HOPPER, AMPERE, CDNA = (gemm_target(name) for name in ("sm_90", "sm_80", "gfx942"))
@@ -30,6 +32,12 @@ def test_for_a_few_tokens_there_are_some_gemms_that_read_all_of_their_weight_ahe
         assert each.swap_ab
         assert each.ahead * each.block_k * each.split_k == GEMM.in_features
         assert each.block_n * each.ahead * each.block_k <= 512 * 32 * each.num_warps
+
+
+def test_a_matrix_vector_product_may_have_any_part_of_the_weight_in_flight_before_it_waits() -> None:
+    found = twins(MvConfig(8, 1024, ahead=2), WeightOnlyMv(4096, 6144), 1, HOPPER)
+    assert [each.ahead for each in found] == [2, 1, 4]
+    assert all(map(is_programmatic, found))
 
 
 def test_there_are_none_for_long_steps_nor_where_no_such_launch_exists() -> None:
