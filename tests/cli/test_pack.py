@@ -149,7 +149,7 @@ def test_verify_compares_with_the_sources_that_are_here(tmp_path: Path, monkeypa
 
 
 def test_merge_writes_a_pack_by_the_name_of_its_file_or_another(tmp_path: Path) -> None:
-    assert "4 rows, 1 binaries" in run("merge", "old.zip", "new.zip", "-o", "both.zip")
+    assert "4 rows and 1 binaries" in run("merge", "old.zip", "new.zip", "-o", "both.zip")
     merged = read_pack(tmp_path / "both.zip").pack
     assert merged.name == "both"
     assert {each.best.provider for each in merged.rows if each.num_tokens == 16} == {"torch", "helion"}

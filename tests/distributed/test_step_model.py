@@ -20,7 +20,7 @@ EMBEDDING, HEAD = Embedding(151936, 4096), Linear(4096, 151936)
 
 def calls_of(tp: int) -> RankCalls:
     layer = Linear(4096, 4096 // tp)
-    return RankCalls((Counter({layer: 8}),), (EMBEDDING,), (HEAD,))
+    return RankCalls((Counter({layer: 8}),), ((layer,),), (EMBEDDING,), (HEAD,))
 
 
 def model(rows: int = 0) -> StepModel:
@@ -83,7 +83,7 @@ def test_other_fusions_count_only_where_they_were_measured() -> None:
     slow, quick = Linear(4096, 8192), Linear(4096, 1024)
     ways = (Counter({slow: 8}), Counter({quick: 8}))
     known = KernelTimes(H100, [row(each, 1, us) for each, us in ((slow, 100.0), (quick, 10.0))])
-    steps = StepModel(MODEL, lambda tp: RankCalls(ways, (), ()), known, FABRIC)
+    steps = StepModel(MODEL, lambda tp: RankCalls(ways, ((slow,), (quick,)), (), ()), known, FABRIC)
     assert steps.tpot(Layout(1), 1, 576).cost.total == pytest.approx(80.0)
     assert steps.tpot(Layout(1), 2, 576).cost.total > 8 * 50.0
 
