@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from parhelion.packs.format import BlockTime, Fingerprint, Ledger, ModelEntry, Pack
+from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
@@ -146,11 +146,13 @@ def tune(
             programs = BuiltPrograms(ahead, journal, target, elapsed)
             facts = _facts(plan, fingerprint, options.command)
 
-            def save(blocks: tuple[BlockTime, ...]) -> Pack | None:
+            def save(choices: StepChoices | None) -> Pack | None:
                 served, own = _built_to_serve(rows, programs)
                 if not served:
                     return None
                 ledger = msgspec.structs.replace(_ledger(journal), launch_us=_launch_us(timer, own))
+                # Asked now: building may have shown that something cannot serve.
+                blocks = () if choices is None else choices.blocks()
                 made = tuned_pack(pack_name(options.output), facts, served, own, ledger, blocks)
                 return write(made, before, options.output)
 
@@ -206,7 +208,7 @@ class _Session:
         options: TuneOptions,
         progress: Callable[[TuneProgress], None],
         elapsed: Callable[[], float],
-        save: Callable[[tuple[BlockTime, ...]], Pack | None],
+        save: Callable[[StepChoices | None], Pack | None],
     ) -> None:
         self._plan = plan
         self._rows = rows
@@ -230,7 +232,7 @@ class _Session:
             interrupted = True
             self._programs.cancel()
             self._notes.append("it was interrupted; the same command goes on from here")
-        pack = self._save(() if self._choices is None else self._choices.blocks())
+        pack = self._save(self._choices)
         self._say_what_is_missing(pack)
         return TuneResult(pack, tuple(self._rows), tuple(self._notes), interrupted)
 
