@@ -108,7 +108,8 @@ def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
 def _block_problems(blocks: tuple[BlockTime, ...], rows: set[Bucket]) -> Iterator[str]:
     counts = Counter((block.contracts, block.num_tokens) for block in blocks)
     for block in blocks:
-        name = f"the block of {len(block.contracts)} calls from {block.contracts[:1]}, M = {block.num_tokens}"
+        ops = ", ".join(key.partition("(")[0] for key in block.contracts)
+        name = f"the block of {ops or 'nothing'}, M = {block.num_tokens}"
         if counts.pop((block.contracts, block.num_tokens), 1) > 1:
             yield f"{name}: is listed twice; remove one"
         if block.time_us <= 0:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from parhelion.layers.alternatives import Alternatives, LayerPrograms, chosen_ways
+from parhelion.layers.decoder_layer import LayerShape, LayerWeights, as_later_block, layer_calls
 from parhelion.layers.program import PLAIN, Call, Fusion, Program
 from parhelion.ops.contract import Contract
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
@@ -15,6 +16,7 @@ from parhelion.ops.launching import BUCKETS
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
+from parhelion.quantization import UNQUANTIZED, LinearWeights
 from tests.ops.known_times import KnownTimes
 
 CPU = torch.device("cpu")
@@ -114,3 +116,15 @@ def test_layers_that_are_alike_are_decided_once():
     asked = resolver.asked
     programs.program(calls_of(), NAMES)
     assert resolver.asked == asked > 0
+
+
+def test_a_first_block_stands_for_a_later_one():
+    vector = torch.ones(64)
+    linear = LinearWeights(torch.ones(64, 64), None, None, UNQUANTIZED)
+    weights = LayerWeights(vector, vector, linear, linear, linear, linear, None, None)
+    shape = LayerShape(64, 32, 2, 1, 32, 1e-6, 16, 128, None, torch.float32)
+    first, later = (layer_calls(shape, weights, torch.ones(128, 32), is_first) for is_first in (True, False))
+    stands = as_later_block(shape, weights, first)
+    assert [call.contract for call in stands] == [call.contract for call in later]
+    assert [(call.inputs, call.outputs) for call in stands] == [(call.inputs, call.outputs) for call in later]
+    assert first[0].contract == RmsNorm(64, 1e-6, torch.float32)
