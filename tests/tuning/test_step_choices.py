@@ -198,6 +198,25 @@ def test_a_second_tune_repeats_no_step_and_one_without_a_time_is_measured_again(
     assert sorted(slower.ways) == [FUSED, FEWER, SINGLE]
 
 
+def test_an_interruption_between_two_ways_decides_nothing_and_goes_on_from_there(tmp_path: Path):
+    blocks = Blocks({FUSED: 30.0, FEWER: 31.0, SINGLE: 29.0})
+
+    def interrupted(job: StepJob) -> StepResult | str:
+        if blocks.jobs:
+            raise KeyboardInterrupt
+        return blocks(job)
+
+    times = sums(32.0, 32.0, 32.0)
+    result = World(tmp_path, rows_of(), times).tune(step_tuner=interrupted, effort="quick")
+    assert result.interrupted
+    assert block_times(result.pack) == {}
+    assert result.pack is not None
+    assert "step" not in {row.chosen_by for row in result.pack.rows}
+    assert len(blocks.ways) == 1
+    assert set(block_times(tuned(tmp_path, blocks, times).pack)) == {FUSED, FEWER, SINGLE}
+    assert sorted(blocks.ways) == [FUSED, FEWER, SINGLE]
+
+
 def test_a_block_with_a_config_that_cannot_be_built_to_serve_is_left_out(tmp_path: Path):
     """Of attention fewer programs are timed than serve, and here those that serve can be built of one config alone."""
     [row] = rows_of("fused_rope_attention")
