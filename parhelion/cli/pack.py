@@ -12,7 +12,8 @@ import typer
 from parhelion.cli.output import print_error, print_json, print_note, stdout
 
 if TYPE_CHECKING:
-    from parhelion.packs.summary import PackSummary, RowSummary
+    from parhelion.packs.format import Pack
+    from parhelion.packs.summary import BlockSummary, PackSummary, RowSummary
 
 EXIT_PROBLEMS = 1
 
@@ -30,10 +31,11 @@ def pack_app() -> typer.Typer:
 
 @dataclass(frozen=True)
 class ShownPack:
-    """What ``show --json`` prints: the pack in figures and the rows that were asked for."""
+    """What ``show --json`` prints: the pack in figures, and the rows and the blocks with them that were asked for."""
 
     pack: PackSummary
     rows: tuple[RowSummary, ...]
+    blocks: tuple[BlockSummary, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ def show(
 
     Example: [cyan]parhelion pack show h100-sxm --op rms_norm[/]
     """
-    from parhelion.cli.pack_tables import pack_table, rows_table
+    from parhelion.cli.pack_tables import blocks_table, pack_table, rows_table
     from parhelion.errors import ConfigError
     from parhelion.packs.location import open_pack
-    from parhelion.packs.summary import summarize, summarize_row
+    from parhelion.packs.summary import summarize, summarize_block, summarize_row
 
     stored = open_pack(pack)
     summary = summarize(stored)
@@ -95,12 +97,16 @@ def show(
         for row in stored.pack.rows
         if (not op or row.op in op) and (contract is None or contract in row.contract)
     )
+    shown = {row.contract for row in rows}
+    blocks = tuple(summarize_block(each, stored.pack) for each in stored.pack.blocks if shown & set(each.contracts))
     if json_:
-        print_json(ShownPack(summary, rows))
+        print_json(ShownPack(summary, rows, blocks))
         return
     console = stdout()
     console.print(pack_table(summary))
     console.print(rows_table(rows))
+    if blocks:
+        console.print(blocks_table(blocks))
 
 
 def diff(
@@ -122,6 +128,8 @@ def diff(
         print_json(differences)
     else:
         stdout().print(differences_table(differences, (a, b)))
+        if first.blocks or second.blocks:
+            print_note(f"times of whole blocks: {len(first.blocks)} in A, {len(second.blocks)} in B")
 
 
 def verify(pack: PackName, json_: AsJson = False) -> None:
@@ -141,8 +149,7 @@ def verify(pack: PackName, json_: AsJson = False) -> None:
         for problem in problems:
             print_error(problem)
         unchecked = "" if hashes is not None else "; whether it is stale was not checked"
-        rows, binaries = len(stored.pack.rows), len(stored.pack.binaries)
-        print_note(f"{rows} rows and {binaries} binaries: {len(problems) or 'no'} problems{unchecked}")
+        print_note(f"{_contents(stored.pack)}: {len(problems) or 'no'} problems{unchecked}")
     if problems:
         raise typer.Exit(EXIT_PROBLEMS)
 
@@ -167,7 +174,13 @@ def merge(
     if json_:
         print_json(summarize(read_pack(output)))
     else:
-        print_note(f"written to {output}: {len(merged.rows)} rows, {len(merged.binaries)} binaries")
+        print_note(f"written to {output}: {_contents(merged)}")
+
+
+def _contents(pack: Pack) -> str:
+    """What is in a pack, counted."""
+    blocks = f", {len(pack.blocks)} times of whole blocks" if pack.blocks else ""
+    return f"{len(pack.rows)} rows{blocks} and {len(pack.binaries)} binaries"
 
 
 def _source_hashes() -> dict[str, str] | None:

@@ -14,7 +14,7 @@ from parhelion.cli.output import format_bytes
 if TYPE_CHECKING:
     from parhelion.packs.diff import Difference
     from parhelion.packs.format import Candidate
-    from parhelion.packs.summary import PackSummary, RowSummary
+    from parhelion.packs.summary import BlockSummary, PackSummary, RowSummary
 
 _ANY = "any, not measured"
 _CHANGES = {"only_a": "only in A", "only_b": "only in B", "provider": "provider", "config": "config", "same": "same"}
@@ -84,6 +84,20 @@ def rows_table(rows: Iterable[RowSummary]) -> Table:
             f"{row.of_floor:.0%}" if row.of_floor is not None else "-",
             f"{escape(row.runner_up)} {row.runner_up_us:.2f}" if row.runner_up is not None else "-",
             _ratio(row.runner_up_ratio),
+        )
+    return table
+
+
+def blocks_table(blocks: Iterable[BlockSummary]) -> Table:
+    """One line a way to compute a whole block at an M: what it takes, beside its launches by themselves."""
+    table = _table("whole blocks", ("launches",), ("M", "us", "sum us", "of sum"))
+    for each in blocks:
+        table.add_row(
+            escape(", ".join(each.ops)),
+            str(each.num_tokens),
+            f"{each.time_us:.2f}",
+            f"{each.sum_us:.2f}" if each.sum_us is not None else "-",
+            f"{each.of_sum:.0%}" if each.of_sum is not None else "-",
         )
     return table
 

@@ -65,7 +65,8 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
         of_tokens, of_requests = edge_contracts(shard)
         # The heads' logits are gathered, and then each rank takes the likeliest of all.
         of_requests = [each for each in of_requests if not isinstance(each, TopKTopPSampling | Argmax)]
-        return RankCalls(_ways(shard, target), tuple(of_tokens), (*of_requests, Argmax(size.vocab_size)))
+        blocks = tuple(layer_ways(shard, target))
+        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), (*of_requests, Argmax(size.vocab_size)))
 
     return calls
 
@@ -134,7 +135,10 @@ def known_times(device_name: str, pack_name: str = "auto", untuned: bool = False
     if untuned:
         notes.append("as served without a pack")
     notes += [f"{op}: measured with other sources than those here" for op in stale_ops(pack, source_hashes())]
-    times = KernelTimes(device, pack.rows, same, untuned_us) if untuned else KernelTimes(device, pack.rows, same)
+    if untuned:
+        times = KernelTimes(device, pack.rows, same, untuned_us)
+    else:
+        times = KernelTimes(device, pack.rows, same, blocks=pack.blocks)
     return KnownTimes(device, times, pack.name, tuple(notes))
 
 

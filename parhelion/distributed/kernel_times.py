@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parhelion.distributed.devices import DevicePreset
-from parhelion.ops.contract import Contract, Traffic, program_key
+from parhelion.ops.block_times import BlockTimes, key_of_programs
+from parhelion.ops.contract import Contract, Traffic
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import MOST_DECODES
 from parhelion.ops.paged_attention.contract import rows_traffic
 from parhelion.ops.paged_attention.sample import sampled_lens
-from parhelion.ops.registry import op, op_names
-from parhelion.packs.format import Row
+from parhelion.ops.ways import Way
+from parhelion.packs.format import BlockTime, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract
 
 Known = Literal["measured", "scaled", "floor"]
@@ -83,6 +84,7 @@ class KernelTimes:
         rows: what a pack measured; none: floors at ``device.fraction``.
         same_device: the pack is of this device. Of another's all is scaled.
         time_of: a row's microseconds; 0 where nothing was measured.
+        blocks: what the pack measured of whole blocks, with the same choices; of another device's nothing is used.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class KernelTimes:
         rows: Iterable[Row] = (),
         same_device: bool = True,
         time_of: Callable[[Row], float] = lambda row: row.best.time_us,
+        blocks: Iterable[BlockTime] = (),
     ) -> None:
         self._device = device
         self._same_device = same_device
         self._time_of = time_of
         known = [row for row in rows if time_of(row) > 0 and row.floor_us > 0]
-        self._tables = {_program(key): BucketTable(group) for key, group in rows_by_contract(known).items()}
+        self._tables = {key_of_programs(key): BucketTable(group) for key, group in rows_by_contract(known).items()}
+        self._blocks = BlockTimes(blocks if same_device else (), self._table)
         self._by_op: dict[str, list[BucketTable]] = {}
         for key, table in self._tables.items():
             self._by_op.setdefault(key.partition("(")[0], []).append(table)
@@ -106,6 +110,10 @@ class KernelTimes:
     def covers(self, contract: Contract, num_tokens: int) -> bool:
         """Whether the op was measured at so large an M, whatever its static dimensions."""
         return any(table.rows[-1].num_tokens >= num_tokens for table in self._by_op.get(contract.name, ()))
+
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        """Of a whole block, measured on this device; None if it was not."""
+        return self._blocks.time_us(way, num_tokens)
 
     def of(self, contract: Contract, rows: StepRows) -> KernelTime:
         """One launch for a step's rows."""
@@ -119,7 +127,7 @@ class KernelTimes:
         return 1e6 * self._device.ceilings.floor_s(traffic.bytes, traffic.flops, traffic.unit)
 
     def _estimated(self, contract: Contract, rows: StepRows) -> KernelTime:
-        own = self._tables.get(_program(contract.key()))
+        own = self._table(contract)
         num_tokens = rows.num_tokens
         if own is not None and self._same_device:
             row = own.row(num_tokens)
@@ -133,6 +141,9 @@ class KernelTimes:
         line = self._line(contract.name, num_tokens > MOST_DECODES)
         off = [math.log(self._time_of(row) / line.at(row.floor_us)) for row in near]
         return KernelTime(line.at(floor) * math.exp(sum(off) / len(off)), "scaled")
+
+    def _table(self, contract: Contract) -> BucketTable | None:
+        return self._tables.get(key_of_programs(contract.key()))
 
     def _line(self, op_name: str, prompts: bool) -> Line:
         """Of an op's rows that decode or, apart from them, of those with prompts; of all if there are none."""
@@ -178,9 +189,3 @@ def fitted(points: Sequence[tuple[float, float]]) -> Line:
         a = 0.0 if a < 0 else min(LEAST_US, *(time for _, time in points))
         b = max(0.0, (sum(v) - a * uv) / vv)
     return Line(a, b)
-
-
-def _program(key: str) -> str:
-    """A contract's key without the dimensions on which its time does not depend."""
-    name = key.partition("(")[0]
-    return program_key(op(name).contract, key) if name in op_names() else key

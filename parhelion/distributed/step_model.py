@@ -12,6 +12,7 @@ from parhelion.distributed.kernel_times import KernelTimes, StepRows
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.model_size import ELEMENT, ModelSize
 from parhelion.ops.contract import Contract
+from parhelion.ops.ways import Way, quickest
 
 CHUNKS = (512, 1024, 2048, 4096)
 """Tokens of a prompt's steps that are tried where a pipeline has to be filled, beside the most that a step takes."""
@@ -57,11 +58,13 @@ class RankCalls:
 
     Attributes:
         ways: what all layers and the last norm call, with counts, under each set of fusions.
+        blocks: what a layer that is not the first calls under each.
         before: what stands before the layers and sees every token.
         behind: what sees one token a request, which is counted as if all of it stood behind them.
     """
 
     ways: tuple[Counter[Contract], ...]
+    blocks: tuple[Way, ...]
     before: tuple[Contract, ...]
     behind: tuple[Contract, ...]
 
@@ -197,10 +200,8 @@ class StepModel:
         )
 
     def _layers(self, calls: RankCalls, rows: StepRows) -> Cost:
-        """Under the quickest set of fusions: the first, or another of which the pack knows all that it calls."""
-        first, *others = calls.ways
-        known = [way for way in others if all(self.times.covers(contract, rows.num_tokens) for contract in way)]
-        return min((self._cost(way, rows) for way in (first, *known)), key=lambda cost: cost.total)
+        """Under the set of fusions that a server takes: the first, or another that is known to be quicker."""
+        return self._cost(calls.ways[quickest(calls.blocks, rows.num_tokens, _TimesOf(self.times, rows))], rows)
 
     def _cost(self, counts: Mapping[Contract, int], rows: StepRows) -> Cost:
         return summed(self._one(contract, rows).times(count) for contract, count in counts.items())
@@ -208,6 +209,20 @@ class StepModel:
     def _one(self, contract: Contract, rows: StepRows) -> Cost:
         time = self.times.of(contract, rows)
         return Cost(**{time.known: time.us})
+
+
+@dataclass(frozen=True)
+class _TimesOf:
+    """What is known of a step's rows; of ops that the pack does not cover nothing is."""
+
+    times: KernelTimes
+    rows: StepRows
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        return self.times.of(contract, self.rows).us if self.times.covers(contract, num_tokens) else None
+
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        return self.times.block_us(way, num_tokens)
 
 
 def summed(costs: Iterable[Cost]) -> Cost:

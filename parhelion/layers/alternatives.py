@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.launching import BUCKETS, bucket_index
 from parhelion.ops.resolve import Resolver
+from parhelion.ops.ways import Times, Way, quickest
 
 RESIDUAL = 1
 """Where in a layer's values the tensor stands whose rows are its tokens."""
-
-TimeUs = Callable[[Contract, int], float | None]
-"""Microseconds of a contract at an M, as far as they are known."""
 
 
 class Alternatives:
@@ -38,47 +35,49 @@ class Alternatives:
         self._chosen[bucket_index(values[RESIDUAL].shape[0])](values)
 
 
-def layer_program(
-    calls: Sequence[Call], plans: Sequence[Plan], resolver: Resolver, names: Sequence[str]
-) -> Program | Alternatives:
-    """A layer's calls, covered by the plan that is quickest at each size of M; by the first where nothing is known.
+class LayerPrograms:
+    """Makes programs of a model's layers, each covered by the plan that is quickest at each size of M; by the first
+    where nothing is known. Layers that are alike are decided once.
 
     Args:
-        names: as of ``Program``.
+        plans: at least one.
+        resolver: finds the providers, and knows times.
     """
-    covered = [cover(calls, plan) for plan in plans]
-    choices = chosen_ways([[call.contract for call in each] for each in covered], resolver.time_us)
-    used = sorted({0, *choices})
-    programs = [Program(covered[number], resolver, names) for number in used]
-    if len(programs) == 1:
-        return programs[0]
-    return Alternatives(programs, [used.index(choice) for choice in choices])
+
+    def __init__(self, plans: Sequence[Plan], resolver: Resolver) -> None:
+        self._plans = plans
+        self._resolver = resolver
+        self._choices: dict[tuple[Contract, ...], list[int]] = {}
+
+    def program(
+        self, calls: Sequence[Call], names: Sequence[str], alike: Sequence[Call] | None = None
+    ) -> Program | Alternatives:
+        """A layer's calls, covered.
+
+        Args:
+            names: as of ``Program``.
+            alike: the layer whose ways are compared. A model's first layer differs from the others in one call, and
+                nobody measures it: it is computed as they are. None for the layer itself.
+        """
+        choices = self._chosen(calls if alike is None else alike)
+        used = sorted({0, *choices})
+        programs = [Program(cover(calls, self._plans[number]), self._resolver, names) for number in used]
+        if len(programs) == 1:
+            return programs[0]
+        return Alternatives(programs, [used.index(choice) for choice in choices])
+
+    def _chosen(self, calls: Sequence[Call]) -> list[int]:
+        """Which plan covers such a layer at each bucket of M."""
+        key = _contracts(calls)
+        if key not in self._choices:
+            self._choices[key] = chosen_ways([_contracts(cover(calls, plan)) for plan in self._plans], self._resolver)
+        return self._choices[key]
 
 
-def chosen_ways(ways: Sequence[Sequence[Contract]], time_us: TimeUs) -> list[int]:
+def chosen_ways(ways: Sequence[Way], times: Times) -> list[int]:
     """Of several lists of contracts that do the same, which takes least at each bucket of M."""
-    return [quickest(ways, bucket, time_us) for bucket in BUCKETS]
+    return [quickest(ways, bucket, times) for bucket in BUCKETS]
 
 
-def quickest(ways: Sequence[Sequence[Contract]], num_tokens: int, time_us: TimeUs) -> int:
-    """Which takes least; the first unless another is known to be quicker.
-
-    Only what two lists do not have in common is compared.
-    """
-    best = 0
-    for number in range(1, len(ways)):
-        ours, theirs = Counter(ways[number]), Counter(ways[best])
-        new, old = (_sum(each, num_tokens, time_us) for each in (ours - theirs, theirs - ours))
-        if new is not None and old is not None and new < old:
-            best = number
-    return best
-
-
-def _sum(contracts: Counter[Contract], num_tokens: int, time_us: TimeUs) -> float | None:
-    total = 0.0
-    for contract, count in contracts.items():
-        found = time_us(contract, num_tokens)
-        if found is None:
-            return None
-        total += count * found
-    return total
+def _contracts(calls: Sequence[Call]) -> tuple[Contract, ...]:
+    return tuple(call.contract for call in calls)

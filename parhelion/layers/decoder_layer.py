@@ -69,6 +69,11 @@ def layer_calls(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor,
     return [_input_norm(shape, weights.input_norm, is_first), *calls_from_normed(shape, weights, cos_sin)]
 
 
+def as_later_block(shape: LayerShape, weights: LayerWeights, calls: list[Call]) -> list[Call]:
+    """The calls of ``layer_calls`` as they are where the block is not the first."""
+    return [_input_norm(shape, weights.input_norm, is_first=False), *calls[1:]]
+
+
 def calls_from_normed(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor) -> list[Call]:
     """The block without its input norm, over ``STEP_VALUES`` and ``normed``, which is as wide as ``qkv`` takes it."""
     dtype = shape.dtype

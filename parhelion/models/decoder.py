@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from parhelion.distributed.group import ALONE, Group
-from parhelion.layers.alternatives import Alternatives, layer_program
-from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
+from parhelion.layers.alternatives import Alternatives, LayerPrograms
+from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, as_later_block, layer_calls
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
@@ -217,9 +217,11 @@ class DecoderModel:
         calls: list[Call] = []
         self._one_token_layers = []
         compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
+        programs = LayerPrograms(options.plans, resolver)
         for index in range(config.num_layers):
-            calls = layer_calls(loader.shape(index), loader.layer(index), cos_sin, index == 0)
-            self._layers.append(layer_program(calls, options.plans, resolver, STEP_VALUES))
+            shape, layer = loader.shape(index), loader.layer(index)
+            calls = layer_calls(shape, layer, cos_sin, index == 0)
+            self._layers.append(programs.program(calls, STEP_VALUES, as_later_block(shape, layer, calls)))
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
         final = add_norm(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from parhelion.errors import CheckpointError
-from parhelion.layers.alternatives import Alternatives, layer_program
+from parhelion.layers.alternatives import Alternatives, LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, add_norm, calls_from_normed, layer_calls
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import Call, Program
@@ -86,11 +86,12 @@ class Eagle3Head:
         self._input_norm = _norm(block.input_norm, config, options)
         self._hidden_norm = _norm(loader.vector(f"{first}.hidden_norm", layer.hidden_size), config, options)
         calls = calls_from_normed(loader.shape(0), block, cos_sin)
-        self._layers.append(layer_program(calls, options.plans, resolver, _FIRST_VALUES))
+        programs = LayerPrograms(options.plans, resolver)
+        self._layers.append(programs.program(calls, _FIRST_VALUES))
         for index, name in enumerate(others, start=1):
             block = loader.block(name, layer.hidden_size)
             calls = layer_calls(loader.shape(index), block, cos_sin, is_first=False)
-            self._layers.append(layer_program(calls, options.plans, resolver, STEP_VALUES))
+            self._layers.append(programs.program(calls, STEP_VALUES))
         self._num_values = max(program.num_values for program in self._layers)
 
         final_weight = loader.vector("norm", layer.hidden_size)

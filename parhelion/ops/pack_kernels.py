@@ -15,12 +15,15 @@ import msgspec
 import torch
 
 from parhelion.errors import PackError
-from parhelion.ops.contract import Contract, Launcher, program_key
+from parhelion.ops.block_times import BlockTimes, key_of_programs
+from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import launch_module
 from parhelion.ops.packed_launch import PackedAssumptionError, PackedKernel, PackedRunner, PackMissError
 from parhelion.ops.provider import Provider, fixed
-from parhelion.ops.registry import op, op_names
+from parhelion.ops.registry import op
+from parhelion.ops.ways import Way
+from parhelion.packs.blocks import with_rows
 from parhelion.packs.format import NEVER_SERVE, Binary, Candidate, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
@@ -68,8 +71,11 @@ class PackKernels:
         self._load = load
         self._behind = behind
         self.match = chosen.match
-        self._rows = {_program_key(key): group for key, group in rows_by_contract(rows).items()}
+        self._rows = {key_of_programs(key): group for key, group in rows_by_contract(rows).items()}
         self._tables: dict[Contract, BucketTable | None] = {}
+        self._blocks = BlockTimes(
+            with_rows(pack.blocks, {(row.contract, row.num_tokens) for row in rows}), self._table
+        )  # fmt: skip
         self._binaries: dict[str, list[Binary]] = {}
         for binary in pack.binaries:
             self._binaries.setdefault(binary.file, []).append(binary)
@@ -100,6 +106,14 @@ class PackKernels:
         row = None if table is None else table.row(num_tokens)
         return None if row is None or num_tokens > row.num_tokens else row.best.time_us or None
 
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        """Microseconds of a whole block at M = ``num_tokens``; None unless all that it calls is served by one pack,
+        which measured it.
+        """
+        holders = {self._holder(contract) for contract in way}
+        holder = holders.pop()
+        return None if holders or holder is None else holder._blocks.time_us(way, num_tokens)
+
     def launcher(self, contract: Contract, otherwise: Provider) -> TunedLaunch | None:
         """What computes a contract, all its inputs given; None if the pack, and any behind it, has no rows for it.
 
@@ -119,14 +133,14 @@ class PackKernels:
 
     def _holder(self, contract: Contract) -> PackKernels | None:
         """The first of this pack and those behind it that has rows for a contract."""
-        if _program_key(contract.key()) in self._rows:
+        if key_of_programs(contract.key()) in self._rows:
             return self
         return None if self._behind is None else self._behind._holder(contract)
 
     def _table(self, contract: Contract) -> BucketTable | None:
         """A contract's rows by M, made once; None if there are none."""
         if contract not in self._tables:
-            rows = self._rows.get(_program_key(contract.key()))
+            rows = self._rows.get(key_of_programs(contract.key()))
             self._tables[contract] = None if rows is None else BucketTable(rows)
         return self._tables[contract]
 
@@ -245,11 +259,6 @@ class TunedLaunch:
     def bind(self, *weights: Any) -> Launcher:
         """The same with the contract's parameters given."""
         return fixed(self, weights)
-
-
-def _program_key(key: str) -> str:
-    name = key.partition("(")[0]
-    return program_key(op(name).contract, key) if name in op_names() else key
 
 
 def servable(row: Row) -> Iterator[Candidate]:

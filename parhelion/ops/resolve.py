@@ -13,6 +13,7 @@ from parhelion.ops.pack_kernels import PackKernels, TunedLaunch
 from parhelion.ops.preferences import COMPILING, preferred
 from parhelion.ops.provider import Provider, fixed, packs
 from parhelion.ops.registry import COLLECTIVES, op
+from parhelion.ops.ways import Way
 
 
 def parse_overrides(entries: tuple[str, ...]) -> dict[str, str]:
@@ -86,6 +87,11 @@ class Resolver:
         """Microseconds of one launch, as the pack says who serves there; None if nobody measured it."""
         served = None if self._pack is None or contract.name in self._overrides else self._pack
         return None if served is None else served.time_us(contract, num_tokens)
+
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        """Microseconds of a whole block, as the pack serves it; None if nobody measured that."""
+        overridden = any(contract.name in self._overrides for contract in way)
+        return None if self._pack is None or overridden else self._pack.block_us(way, num_tokens)
 
     def provider(self, contract: Contract) -> Provider:
         """Who serves a contract where no pack says otherwise.

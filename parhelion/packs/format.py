@@ -158,6 +158,22 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     untuned_us: float = 0.0
 
 
+class BlockTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a whole block of a model takes at an M, in one of the ways to compute it.
+
+    Its launches overlap, so it is less than their sum, and not by the same for every way.
+
+    Attributes:
+        contracts: the keys of what the block calls, in order; of a model whose blocks differ, what the last one calls.
+        num_tokens: the M that was measured, that of the bucket of all these contracts' rows.
+        time_us: of one block among several of them in one CUDA graph, with the configs that suit this way best.
+    """
+
+    contracts: tuple[str, ...]
+    num_tokens: int
+    time_us: float
+
+
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a pack cost, and what it takes.
 
@@ -205,6 +221,9 @@ class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             built under ``build.`` names.
         command: what made it.
         created_at: ISO 8601, UTC.
+        models: that it was tuned for.
+        ledger: what it cost.
+        blocks: what was measured of whole blocks; none where only rows were.
     """
 
     format_version: int
@@ -218,3 +237,4 @@ class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_at: str
     models: tuple[ModelEntry, ...] = ()
     ledger: Ledger = Ledger()
+    blocks: tuple[BlockTime, ...] = ()

@@ -9,7 +9,8 @@ from pathlib import PurePath
 import msgspec
 
 from parhelion.errors import PackError
-from parhelion.packs.format import Binary, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.blocks import with_rows
+from parhelion.packs.format import Binary, BlockTime, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
 from parhelion.packs.store import StoredPack
 
 
@@ -17,7 +18,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
     """One pack of several, as ``write_pack`` takes it. Where they disagree, the later one wins.
 
     Rows of an op whose sources a later pack has otherwise are left out of the earlier ones; so are binaries that no row
-    names.
+    names, and times of whole blocks some of whose rows another pack has now.
 
     Raises:
         PackError: no packs are given, they are of several kinds of device, or a binary is missing or damaged.
@@ -40,6 +41,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
         created_at=max(stored.pack.created_at for stored in packs),
         models=_models(model for stored in packs for model in stored.pack.models),
         ledger=_ledger([stored.pack.ledger for stored in packs]),
+        blocks=_blocks([stored.pack for stored in packs], rows),
     )
     data = {files[each.binary.sha256]: packs[each.pack].binary(each.binary) for each in binaries}
     return merged, data
@@ -93,6 +95,15 @@ def _rows(packs: Sequence[Pack]) -> list[_RowFrom]:
         if pack.source_hashes.get(row.op) == hashes.get(row.op)
     }
     return [rows[bucket] for bucket in sorted(rows)]
+
+
+def _blocks(packs: Sequence[Pack], rows: Sequence[_RowFrom]) -> tuple[BlockTime, ...]:
+    """Of each pack those whose rows are all its own."""
+    buckets = {(each.row.contract, each.row.num_tokens): each.pack for each in rows}
+    kept: list[BlockTime] = []
+    for index, pack in enumerate(packs):
+        kept += with_rows(pack.blocks, [bucket for bucket, own in buckets.items() if own == index])
+    return with_rows(kept, buckets)
 
 
 def _binaries(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> list[_BinaryFrom]:

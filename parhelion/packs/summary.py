@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parhelion.packs.files import disk_bytes
-from parhelion.packs.format import Fingerprint, Ledger, Pack, Row
+from parhelion.packs.format import BlockTime, Fingerprint, Ledger, Pack, Row
 from parhelion.packs.store import StoredPack
 
 
@@ -39,6 +39,25 @@ class RowSummary:
 
 
 @dataclass(frozen=True)
+class BlockSummary:
+    """A way to compute a whole block, beside what its launches take by themselves.
+
+    Attributes:
+        contracts, num_tokens, time_us: as in the pack.
+        ops: of its calls, in order.
+        sum_us: of its rows' times; None if one of them is not known.
+        of_sum: the block's time over that: below 1 as far as launches overlap.
+    """
+
+    contracts: tuple[str, ...]
+    num_tokens: int
+    time_us: float
+    ops: tuple[str, ...]
+    sum_us: float | None
+    of_sum: float | None
+
+
+@dataclass(frozen=True)
 class PackSummary:
     """A pack without its binaries.
 
@@ -46,7 +65,7 @@ class PackSummary:
         name, path, created_at, command, fingerprint, versions, ledger: as in the pack; where it lies.
         models: ``name quantization`` of those it was tuned for.
         ops: names, sorted.
-        num_rows, num_binaries: counts.
+        num_rows, num_blocks, num_binaries: counts of rows, of times of whole blocks, of binaries.
         binary_bytes: of its code objects, each counted once.
         disk_bytes: of all of it as it lies there.
         workspace_bytes: the most that one launch takes beside its inputs and outputs.
@@ -62,6 +81,7 @@ class PackSummary:
     models: tuple[str, ...]
     ops: tuple[str, ...]
     num_rows: int
+    num_blocks: int
     num_binaries: int
     binary_bytes: int
     disk_bytes: int
@@ -82,6 +102,7 @@ def summarize(stored: StoredPack) -> PackSummary:
         models=tuple(f"{model.name} {model.quantization}" for model in pack.models),
         ops=tuple(sorted({row.op for row in pack.rows})),
         num_rows=len(pack.rows),
+        num_blocks=len(pack.blocks),
         num_binaries=len(pack.binaries),
         binary_bytes=_binary_bytes(pack),
         disk_bytes=disk_bytes(stored.path),
@@ -108,6 +129,21 @@ def summarize_row(row: Row) -> RowSummary:
         runner_up=rival.provider if rival else None,
         runner_up_us=rival.time_us if rival else None,
         runner_up_ratio=_ratio(rival.time_us if rival else None, best.time_us),
+    )
+
+
+def summarize_block(block: BlockTime, pack: Pack) -> BlockSummary:
+    """A whole block in figures."""
+    times = {row.contract: row.best.time_us for row in pack.rows if row.num_tokens == block.num_tokens}
+    found = [times.get(key, 0.0) for key in block.contracts]
+    sum_us = sum(found) if all(found) else None
+    return BlockSummary(
+        contracts=block.contracts,
+        num_tokens=block.num_tokens,
+        time_us=block.time_us,
+        ops=tuple(key.partition("(")[0] for key in block.contracts),
+        sum_us=sum_us,
+        of_sum=None if sum_us is None else block.time_us / sum_us,
     )
 
 

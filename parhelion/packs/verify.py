@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from parhelion.errors import PackError
-from parhelion.packs.format import NEVER_SERVE, Binary, Row
+from parhelion.packs.blocks import Bucket, with_rows
+from parhelion.packs.format import NEVER_SERVE, Binary, BlockTime, Row
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.recipe import recipe_problems
 from parhelion.packs.store import StoredPack
@@ -36,6 +37,7 @@ def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -
             for op in unhashed
         ),
         *(problem for row in pack.rows for problem in _row_problems(row, files)),
+        *_block_problems(pack.blocks, {(row.contract, row.num_tokens) for row in pack.rows}),
     ]
     if source_hashes is not None:
         problems += stale_ops(pack, source_hashes).values()
@@ -101,6 +103,19 @@ def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
         yield f"{_name(row)}: a time is below 0 us; measure again"
     if times != sorted(times):
         yield f"{_name(row)}: runners_up are not in the order of their times"
+
+
+def _block_problems(blocks: tuple[BlockTime, ...], rows: set[Bucket]) -> Iterator[str]:
+    counts = Counter((block.contracts, block.num_tokens) for block in blocks)
+    for block in blocks:
+        ops = ", ".join(key.partition("(")[0] for key in block.contracts)
+        name = f"the block of {ops or 'nothing'}, M = {block.num_tokens}"
+        if counts.pop((block.contracts, block.num_tokens), 1) > 1:
+            yield f"{name}: is listed twice; remove one"
+        if block.time_us <= 0:
+            yield f"{name}: its time is {block.time_us} us; measure again"
+        if not block.contracts or not with_rows([block], rows):
+            yield f"{name}: has calls without a row for this M, so that its time says nothing; remove it"
 
 
 def _identity(binary: Binary) -> bytes:

@@ -82,6 +82,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
         shortlists: what was chosen among, in a form that says whether it is the same.
         choices: contract to position; None if it failed for the ``problem``.
         gpu_s: seconds that it took.
+        block_us: microseconds of one block with the choices; None if it failed, or was written before this was kept.
     """
 
     num_tokens: int
@@ -90,6 +91,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     problem: str | None
     gpu_s: float
     at_s: float = 0.0
+    block_us: float | None = None
 
 
 Entry = Compiled | Timed | Step

@@ -119,6 +119,11 @@ def layer_ways(model: TunedModel, target: GemmTarget) -> list[list[Contract]]:
     return [_block(model, target, torch.bfloat16, model.num_layers - 1, plan) for plan in ON_GPU]
 
 
+def called_contracts(model: TunedModel, target: GemmTarget) -> list[set[Contract]]:
+    """All that blocks call under each of the plans, the first one's own calls included."""
+    return [set(layer_contracts(model, target, plan=plan)) for plan in ON_GPU]
+
+
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
     """What sees every token, before the blocks, and what sees one token a request: the output head and the samplers
     behind them, and before them what looks up the inputs of steps that have no other tokens.

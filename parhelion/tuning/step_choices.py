@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from parhelion.layers.alternatives import quickest
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.ways import Way, quickest, sum_us
+from parhelion.packs.format import BlockTime
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Trial
 from parhelion.tuning.journal import Journal, Step
-from parhelion.tuning.model_calls import TunedModel, layer_ways
+from parhelion.tuning.model_calls import TunedModel, called_contracts, layer_ways
 from parhelion.tuning.passes import shortlist
 from parhelion.tuning.plan import HELION
 from parhelion.tuning.programs import plain
-from parhelion.tuning.row_state import RowState
+from parhelion.tuning.row_state import Choice, RowState
 from parhelion.tuning.step_tuning import Shortlist, StepJob, StepResult
 
 STEP_S = 30.0
-"""Of one step, at most."""
+"""Of the steps of one size of M, at most."""
+
+NEAR = 1.25
+"""A way is tuned too if its launches add up to no more than this times the least sum: they overlap, in some ways more
+than in others.
+"""
 
 StepTuner = Callable[[StepJob], StepResult | str]
 """Chooses among shortlists in a step of the model, or says why it cannot."""
 
 Few = tuple[RowState, list[Outcome]]
 """A row and its shortlist."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A block that was measured, and with which choices."""
+
+    block: BlockTime
+    choices: Mapping[RowState, Choice]
 
 
 class StepChoices:
@@ -54,37 +69,74 @@ class StepChoices:
         self._tuner = tuner
         self._model = model
         self._ways = layer_ways(model, target)
+        self._called = called_contracts(model, target)
         self._programs = programs
         self._journal = journal
         self._elapsed = elapsed
+        self._measured: list[_Measured] = []
 
     def choose(self, rows: Sequence[RowState], deadline_s: float) -> list[str]:
-        """Choose for all rows, bucket by bucket, until a time on the clock. Returns what went wrong, in words."""
+        """Choose for all rows, bucket by bucket, until a time on the clock. Returns what went wrong, in words.
+
+        Several ways to compute a block are tuned where any may be the quickest; what serves a row is what was chosen
+        for the one that is.
+        """
         notes: list[str] = []
         buckets = sorted({row.bucket for row in rows})
         for number, bucket in enumerate(buckets):
             here = {row.contract: row for row in rows if row.bucket == bucket and row.fastest is not None}
             few = [(row, shortlist(row)) for row in here.values()]
-            if all(len(each) < 2 for _, each in few):
+            times = _Times(here, {})
+            near = self._near(bucket, times)
+            if len(near) < 2 and all(len(each) < 2 for _, each in few):
                 continue
             left_s = deadline_s - self._elapsed()
             if left_s <= 0:
                 return [*notes, f"the budget ended before the steps of M from {bucket} on were tuned"]
-            way = quickest(self._ways, bucket, functools.partial(_time_us, here))
-            step = self._step(bucket, few, way, min(STEP_S, left_s / (len(buckets) - number)))
-            if step.choices is None:
-                notes.append(f"the step of M = {bucket} was not tuned: {step.problem}")
-                continue
-            for row, each in few:
-                position = step.choices.get(row.contract.key())
-                if position is not None:
-                    row.chosen = (each[position].provider, each[position].config)
+            end_s = self._elapsed() + min(STEP_S, left_s / (len(buckets) - number))
+            # Of a part of the rows no block is whole: they are chosen in the way that is taken without such times.
+            ways = near or [quickest(self._ways, bucket, times)]
+            steps: dict[int, Step] = {}
+            measured: list[_Measured] = []
+            for position, way in enumerate(ways):
+                budget_s = max(0.0, end_s - self._elapsed()) / (len(ways) - position)
+                steps[way] = step = self._step(bucket, few, way, budget_s)
+                if step.choices is None:
+                    notes.append(f"the step of M = {bucket} was not tuned: {step.problem}")
+                elif near and step.block_us is not None:
+                    times.blocks[tuple(self._ways[way])] = step.block_us
+                    measured.append(_Measured(self._block(bucket, way, step.block_us), _chosen(few, step)))
+            taken = steps.get(quickest(self._ways, bucket, times))
+            for row, choice in (_chosen(few, taken) if taken is not None else {}).items():
+                row.chosen = choice
+            self._measured += measured
         return notes
+
+    def blocks(self) -> tuple[BlockTime, ...]:
+        """What was measured of whole blocks, with nothing in them that turned out unable to serve."""
+        return tuple(
+            each.block
+            for each in self._measured
+            if not any(choice in row.problems for row, choice in each.choices.items())
+        )
+
+    def _near(self, bucket: int, times: _Times) -> list[int]:
+        """The ways of whose calls all are known, and that may be the quickest; the least sum first, each once."""
+        sums: dict[int, float] = {}
+        for way, contracts in enumerate(self._ways):
+            is_new = contracts not in self._ways[:way]
+            if is_new and all(times.time_us(each, bucket) is not None for each in self._called[way]):
+                sums[way] = sum_us(Counter(contracts), bucket, times) or 0.0
+        least = min(sums.values(), default=0.0)
+        return sorted((way for way in sums if sums[way] <= NEAR * least), key=lambda way: sums[way])
+
+    def _block(self, bucket: int, way: int, block_us: float) -> BlockTime:
+        return BlockTime(tuple(contract.key() for contract in self._ways[way]), bucket, block_us)
 
     def _step(self, bucket: int, few: Sequence[Few], way: int, budget_s: float) -> Step:
         identity = _identity(few, way)
         known = self._journal.step(bucket, identity)
-        if known is not None:
+        if known is not None and (known.choices is None or known.block_us is not None):
             return known
         requests = [row.request(each.config) for row, own in few for each in own if each.provider == HELION]
         programs = self._programs.programs(requests)
@@ -98,16 +150,39 @@ class StepChoices:
         )
         since = self._elapsed()
         result = self._tuner(StepJob(self._model, bucket, shortlists, budget_s, way=way))
-        choices, problem = (None, result) if isinstance(result, str) else (result.choices, None)
         now = self._elapsed()
-        step = Step(bucket, identity, choices, problem, now - since, now)
+        if isinstance(result, str):
+            step = Step(bucket, identity, None, result, now - since, now)
+        else:
+            block_us = result.after_us / result.num_layers
+            step = Step(bucket, identity, result.choices, None, now - since, now, block_us)
         self._journal.add(step)
         return step
 
 
-def _time_us(rows: Mapping[Contract, RowState], contract: Contract, num_tokens: int) -> float | None:
-    row = rows.get(contract)
-    return None if row is None else row.time_us
+@dataclass(frozen=True)
+class _Times:
+    """What is known at one bucket: of rows by themselves, and of whole blocks so far."""
+
+    rows: Mapping[Contract, RowState]
+    blocks: dict[tuple[Contract, ...], float]
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        row = self.rows.get(contract)
+        return None if row is None else row.time_us
+
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        return self.blocks.get(tuple(way))
+
+
+def _chosen(few: Sequence[Few], step: Step) -> dict[RowState, Choice]:
+    """Who serves each row that the step calls."""
+    found: dict[RowState, Choice] = {}
+    for row, each in few:
+        position = (step.choices or {}).get(row.contract.key())
+        if position is not None:
+            found[row] = each[position].provider, each[position].config
+    return found
 
 
 def _identity(few: Sequence[Few], way: int) -> str:

@@ -146,12 +146,14 @@ def tune(
             programs = BuiltPrograms(ahead, journal, target, elapsed)
             facts = _facts(plan, fingerprint, options.command)
 
-            def save() -> Pack | None:
+            def save(choices: StepChoices | None) -> Pack | None:
                 served, own = _built_to_serve(rows, programs)
                 if not served:
                     return None
                 ledger = msgspec.structs.replace(_ledger(journal), launch_us=_launch_us(timer, own))
-                made = tuned_pack(pack_name(options.output), facts, served, own, ledger)
+                # Asked now: building may have shown that something cannot serve.
+                blocks = () if choices is None else choices.blocks()
+                made = tuned_pack(pack_name(options.output), facts, served, own, ledger, blocks)
                 return write(made, before, options.output)
 
             return _Session(plan, rows, programs, journal, options, progress, elapsed, save).run(timer, step_tuner)
@@ -206,7 +208,7 @@ class _Session:
         options: TuneOptions,
         progress: Callable[[TuneProgress], None],
         elapsed: Callable[[], float],
-        save: Callable[[], Pack | None],
+        save: Callable[[StepChoices | None], Pack | None],
     ) -> None:
         self._plan = plan
         self._rows = rows
@@ -216,6 +218,7 @@ class _Session:
         self._progress = progress
         self._elapsed = elapsed
         self._save = save
+        self._choices: StepChoices | None = None
         self._stage = ""
         self._covered = 0
         self._notes = list(journal.notes)
@@ -229,7 +232,7 @@ class _Session:
             interrupted = True
             self._programs.cancel()
             self._notes.append("it was interrupted; the same command goes on from here")
-        pack = self._save()
+        pack = self._save(self._choices)
         self._say_what_is_missing(pack)
         return TuneResult(pack, tuple(self._rows), tuple(self._notes), interrupted)
 
@@ -262,10 +265,10 @@ class _Session:
         self._programs.prepare([request for row in self._rows for request in row.likely_to_serve()])
         if step_tuner is not None:
             self._begin("steps")
-            choices = StepChoices(
+            self._choices = StepChoices(
                 step_tuner, self._plan.model, self._plan.target, self._programs, self._journal, self._elapsed
             )
-            self._notes += choices.choose(self._rows, budget_s * (1 - COMPARING_SHARE))
+            self._notes += self._choices.choose(self._rows, budget_s * (1 - COMPARING_SHARE))
         self._begin("compiling providers")
         passes.deadline_s = budget_s
         passes.compare()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import msgspec
 
 from parhelion.errors import ConfigError
 from parhelion.ops.source_hash import source_hash
+from parhelion.packs.blocks import Bucket, with_rows
 from parhelion.packs.files import RECORD
-from parhelion.packs.format import FORMAT_VERSION, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.format import FORMAT_VERSION, BlockTime, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
 from parhelion.packs.store import read_pack, write_pack
 from parhelion.tuning.build_pack import BUILD, built_with
 from parhelion.tuning.jobs import Outcome
@@ -52,11 +53,13 @@ def tuned_pack(
     rows: Sequence[RowState],
     programs: Mapping[RowState, Sequence[Program]],
     ledger: Ledger,
+    blocks: Sequence[BlockTime] = (),
 ) -> TunedPack:
     """The pack of all rows that someone is known to serve.
 
     Args:
         programs: of the rows that tile programs serve.
+        blocks: measured with those who serve the rows; without a row for each of its contracts one is left out.
     """
     needed = [program for row in rows for program in programs.get(row, ())]
     binaries, files = distinct(needed)
@@ -74,14 +77,17 @@ def tuned_pack(
         created_at=facts.created_at,
         models=facts.models,
         ledger=msgspec.structs.replace(ledger, build_s=build_s),
+        blocks=with_rows(blocks, _buckets(made)),
     )
     return TunedPack(pack, files)
 
 
 def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
-    """The new pack with those rows of an older one, of the same device, that it lacks and that are not stale."""
+    """The new pack with those rows of an older one, of the same device, that it lacks and that are not stale; and with
+    the older one's times of whole blocks all of whose rows these are.
+    """
     current = source_hashes_of({row.op for row in before.pack.rows})
-    had = {(row.contract, row.num_tokens) for row in new.pack.rows}
+    had = _buckets(new.pack.rows)
     kept = [
         row
         for row in before.pack.rows
@@ -97,6 +103,7 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
         binaries=tuple(binaries[file] for file in sorted(binaries)),
         source_hashes=new.pack.source_hashes | {row.op: current[row.op] for row in kept},
         models=tuple(models.values()),
+        blocks=with_rows((*new.pack.blocks, *with_rows(before.pack.blocks, _buckets(kept))), had | _buckets(kept)),
     )
     # Files are named by what is in them, so those of one name are the same.
     return TunedPack(pack, {**{file: before.binaries[file] for file in files}, **new.binaries})
@@ -143,6 +150,10 @@ def versions() -> dict[str, str]:
     """Of what tuned, and of what built: here they are the same."""
     built = built_with()
     return {package.removeprefix(BUILD): found for package, found in built.items()} | built
+
+
+def _buckets(rows: Iterable[Row]) -> set[Bucket]:
+    return {(row.contract, row.num_tokens) for row in rows}
 
 
 def _row(row: RowState, programs: Sequence[Program]) -> Row:

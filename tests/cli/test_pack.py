@@ -14,6 +14,7 @@ from parhelion.cli import pack as pack_commands
 from parhelion.cli.main import build_app
 from parhelion.ops.source_hash import source_hashes
 from parhelion.packs import location
+from parhelion.packs.format import BlockTime
 from parhelion.packs.store import read_pack, write_pack
 from tests.packs.sample import FILES, GEMM, H200, HASHES, RMS_NORM, candidate, pack, row
 
@@ -107,6 +108,22 @@ def test_show_can_be_asked_for_some_rows() -> None:
     assert "has no rows of op 'rope'; it has linear, rms_norm" in run("show", "h100-sxm", "--op", "rope", status=1)
 
 
+def test_whole_blocks_are_shown_with_their_rows_and_counted(tmp_path: Path) -> None:
+    blocks = (BlockTime((RMS_NORM, GEMM), 16, 6.0), BlockTime((RMS_NORM,), 64, 4.0))
+    write_pack(pack(name="whole", blocks=blocks), FILES, tmp_path / "whole.zip")
+    output = run("show", "whole.zip")
+    line = next(line for line in output.splitlines() if "rms_norm, linear" in line)
+    for said in ("16", "6.00", "8.00", "75%"):
+        assert said in line
+    assert "whole blocks" not in run("show", "old.zip")
+    assert len(as_json("show", "whole.zip")["blocks"]) == 2
+    [of_linear] = as_json("show", "whole.zip", "--op", "linear")["blocks"]
+    assert of_linear["contracts"] == [RMS_NORM, GEMM]
+    assert "4 rows, 2 times of whole blocks and 1 binaries: no problems" in run("verify", "whole.zip")
+    assert "times of whole blocks: 0 in A, 2 in B" in run("diff", "old.zip", "whole.zip")
+    assert "4 rows, 2 times of whole blocks and 1 binaries" in run("merge", "old.zip", "whole.zip", "-o", "new.zip")
+
+
 def test_an_unknown_pack_is_an_error_that_lists_the_known_ones() -> None:
     assert "known are h100-sxm" in run("show", "b200", status=1)
 
@@ -149,7 +166,7 @@ def test_verify_compares_with_the_sources_that_are_here(tmp_path: Path, monkeypa
 
 
 def test_merge_writes_a_pack_by_the_name_of_its_file_or_another(tmp_path: Path) -> None:
-    assert "4 rows, 1 binaries" in run("merge", "old.zip", "new.zip", "-o", "both.zip")
+    assert "4 rows and 1 binaries" in run("merge", "old.zip", "new.zip", "-o", "both.zip")
     merged = read_pack(tmp_path / "both.zip").pack
     assert merged.name == "both"
     assert {each.best.provider for each in merged.rows if each.num_tokens == 16} == {"torch", "helion"}

@@ -12,6 +12,7 @@ from parhelion.distributed.layouts import Layout
 from parhelion.distributed.step_model import Cost, RankCalls, StepModel
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.linear import Linear
+from parhelion.packs.format import BlockTime
 from tests.distributed.sample import FABRIC, H100, QWEN3_8B, row
 
 MODEL = replace(QWEN3_8B, num_layers=8)
@@ -20,7 +21,7 @@ EMBEDDING, HEAD = Embedding(151936, 4096), Linear(4096, 151936)
 
 def calls_of(tp: int) -> RankCalls:
     layer = Linear(4096, 4096 // tp)
-    return RankCalls((Counter({layer: 8}),), (EMBEDDING,), (HEAD,))
+    return RankCalls((Counter({layer: 8}),), ((layer,),), (EMBEDDING,), (HEAD,))
 
 
 def model(rows: int = 0) -> StepModel:
@@ -83,9 +84,24 @@ def test_other_fusions_count_only_where_they_were_measured() -> None:
     slow, quick = Linear(4096, 8192), Linear(4096, 1024)
     ways = (Counter({slow: 8}), Counter({quick: 8}))
     known = KernelTimes(H100, [row(each, 1, us) for each, us in ((slow, 100.0), (quick, 10.0))])
-    steps = StepModel(MODEL, lambda tp: RankCalls(ways, (), ()), known, FABRIC)
+    steps = StepModel(MODEL, lambda tp: RankCalls(ways, ((slow,), (quick,)), (), ()), known, FABRIC)
     assert steps.tpot(Layout(1), 1, 576).cost.total == pytest.approx(80.0)
     assert steps.tpot(Layout(1), 2, 576).cost.total > 8 * 50.0
+
+
+def test_whole_blocks_choose_the_fusions_and_kernels_say_what_they_take() -> None:
+    slow, quick = Linear(4096, 8192), Linear(4096, 1024)
+    ways = (Counter({slow: 8}), Counter({quick: 8}))
+    rows = [row(each, 1, us) for each, us in ((slow, 100.0), (quick, 90.0))]
+    blocks = [BlockTime((each.key(),), 1, us) for each, us in ((slow, 80.0), (quick, 85.0))]
+
+    def tpot(times: KernelTimes) -> float:
+        calls = RankCalls(ways, ((slow,), (quick,)), (), ())
+        return StepModel(MODEL, lambda tp: calls, times, FABRIC).tpot(Layout(1), 1, 576).cost.total
+
+    assert tpot(KernelTimes(H100, rows)) == pytest.approx(8 * 90.0)
+    assert tpot(KernelTimes(H100, rows, blocks=blocks)) == pytest.approx(8 * 100.0)
+    assert KernelTimes(H100, rows, same_device=False, blocks=blocks).block_us((slow,), 1) is None
 
 
 def test_costs_add_up() -> None:

@@ -14,6 +14,7 @@ from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm.providers import TorchRmsNorm
+from parhelion.packs.format import BlockTime, Pack
 from tests.ops.packed_norm import CPU, NORM, RECIPE, binary, opened, other, pack, row, tiles
 from tests.packs import sample
 from tests.platform.fake_library import FakeCuda
@@ -138,6 +139,57 @@ def test_a_pack_that_is_enough_leaves_the_one_behind_it_alone(tmp_path: Path, li
     kernels = opened(tmp_path / "a", pack(row(8, tiles(FILE))), library, behind=behind)
     assert Resolver(CPU, pack=kernels).served_by(NORM) == ("helion",)
     assert kernels.all_notes() == []
+
+
+WIDER = RmsNorm(128, dtype=torch.bfloat16)
+WAY = (NORM, WIDER, NORM)
+
+
+def block_pack(*sizes: int, wider: tuple[int, ...] = (8,), block_us: float = 5.0) -> Pack:
+    """Rows of two contracts, and whole blocks of both at the sizes of the first."""
+    keys = tuple(contract.key() for contract in WAY)
+    return pack(
+        *(row(size, tiles(FILE)) for size in sizes),
+        *(sample.row(size, WIDER.key(), best=other("torch"), runners_up=()) for size in wider),
+        blocks=tuple(BlockTime(keys, size, block_us) for size in sizes),
+    )
+
+
+def test_a_blocks_time_is_that_of_the_rows_that_serve_it(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, block_pack(8, 64, wider=(8, 64)), library)
+    assert [kernels.block_us(WAY, m) for m in (1, 8, 9, 64)] == [5.0] * 4
+    # Of more tokens nothing was measured, and of another order neither.
+    assert kernels.block_us(WAY, 65) is None
+    assert kernels.block_us((WIDER, NORM, NORM), 8) is None
+    assert kernels.block_us((NORM, RmsNorm(256)), 8) is None
+
+
+def test_a_block_whose_rows_are_of_several_sizes_has_no_time(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, block_pack(4, 8, wider=(8,)), library)
+    assert [kernels.block_us(WAY, m) for m in (4, 5, 8)] == [None, 5.0, 5.0]
+
+
+def test_stale_rows_take_the_times_of_their_blocks_with_them(tmp_path: Path, library: FakeCuda) -> None:
+    assert opened(tmp_path, block_pack(8), library, hashes={"rms_norm": "1" * 16}).block_us(WAY, 8) is None
+
+
+def test_a_blocks_time_is_from_the_pack_that_serves_all_of_it(tmp_path: Path, library: FakeCuda) -> None:
+    behind = opened(tmp_path / "b", block_pack(8), library)
+    empty = opened(tmp_path / "c", block_pack(8), library, hashes={"rms_norm": "1" * 16}, behind=behind)
+    assert empty.block_us(WAY, 8) == 5.0
+    # One that serves a part of it makes it another block, whatever was measured behind.
+    part = opened(tmp_path / "a", pack(row(8, tiles(FILE))), library, behind=behind)
+    assert part.block_us(WAY, 8) is None
+    whole = opened(tmp_path / "d", block_pack(8, block_us=4.0), library, behind=behind)
+    assert whole.block_us(WAY, 8) == 4.0
+
+
+def test_whom_the_user_asks_for_makes_the_times_of_blocks_unknown(tmp_path: Path, library: FakeCuda) -> None:
+    kernels = opened(tmp_path, block_pack(8), library)
+    assert Resolver(CPU, pack=kernels).block_us(WAY, 8) == 5.0
+    assert Resolver(CPU, {"linear": "reference"}, pack=kernels).block_us(WAY, 8) == 5.0
+    assert Resolver(CPU, {"rms_norm": "reference"}, pack=kernels).block_us(WAY, 8) is None
+    assert Resolver(CPU).block_us(WAY, 8) is None
 
 
 def test_the_resolver_takes_the_pack_unless_it_is_told_otherwise(tmp_path: Path, library: FakeCuda) -> None:

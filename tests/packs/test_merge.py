@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from parhelion.errors import PackError
-from parhelion.packs.format import Binary, Candidate, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.format import Binary, BlockTime, Candidate, Ledger, ModelEntry, Pack, Row
 from parhelion.packs.merge import merge
 from parhelion.packs.store import StoredPack, read_pack, write_pack
 from parhelion.packs.verify import verify
@@ -125,6 +125,34 @@ def test_rows_and_binaries_of_older_sources_are_left_out(stored: Stored, tmp_pat
     assert data == {"new.cubin": b"new"}
     assert merged.source_hashes == HASHES | hashes
     assert verify(saved(merged, data, tmp_path / "both.zip"), HASHES | hashes) == []
+
+
+def test_times_of_blocks_go_where_all_their_rows_go(stored: Stored, tmp_path: Path) -> None:
+    both, alone = (RMS_NORM, GEMM), (RMS_NORM,)
+    rows = tuple(row(size, key) for key in both for size in (1, 16))
+    a = stored("a.zip", rows=rows, blocks=tuple(BlockTime(key, m, 9.0) for key in (both, alone) for m in (1, 16)))
+    # Of M = 1 it has one row of its own, and of another size a block.
+    b = stored("b.zip", rows=(row(1), row(64)), blocks=(BlockTime(alone, 64, 5.0), BlockTime(alone, 1, 4.0)))
+    merged, data = merge([a, b], "both")
+    assert merged.blocks == (
+        BlockTime(alone, 1, 4.0),
+        BlockTime(alone, 16, 9.0),
+        BlockTime(alone, 64, 5.0),
+        BlockTime(both, 16, 9.0),
+    )
+    assert verify(saved(merged, data, tmp_path / "both.zip"), HASHES) == []
+    # The other way round all of the first one's rows win, and of the second one's M = 64 is left.
+    assert merge([b, a], "both")[0].blocks == (
+        *(BlockTime(alone, m, 9.0) for m in (1, 16)),
+        BlockTime(alone, 64, 5.0),
+        *(BlockTime(both, m, 9.0) for m in (1, 16)),
+    )
+
+
+def test_times_of_blocks_with_rows_of_older_sources_are_left_out(stored: Stored) -> None:
+    old = stored("old.zip", blocks=(BlockTime((RMS_NORM, GEMM), 16, 9.0), BlockTime((GEMM,), 16, 3.0)))
+    new = stored("new.zip", rows=(row(1),), source_hashes={"rms_norm": "f" * 64})
+    assert merge([old, new], "both")[0].blocks == (BlockTime((GEMM,), 16, 3.0),)
 
 
 def test_models_are_united_and_costs_added(stored: Stored) -> None:

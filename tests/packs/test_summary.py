@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from parhelion.packs.format import BlockTime
 from parhelion.packs.store import StoredPack
-from parhelion.packs.summary import summarize, summarize_row
-from tests.packs.sample import CODE, binary, candidate, row
+from parhelion.packs.summary import summarize, summarize_block, summarize_row
+from tests.packs.sample import CODE, GEMM, RMS_NORM, binary, candidate, pack, row
 
 
 def test_a_row_stands_beside_its_floor_and_its_fastest_rival() -> None:
@@ -42,3 +43,16 @@ def test_a_zip_and_a_folder_take_what_they_take(stored: Callable[..., StoredPack
     zipped, folder = summarize(stored("pack.zip")), summarize(stored("pack"))
     assert 0 < zipped.disk_bytes < folder.disk_bytes
     assert folder.disk_bytes > len(CODE)
+
+
+def test_a_block_stands_beside_the_sum_of_its_launches() -> None:
+    found = summarize_block(BlockTime((RMS_NORM, GEMM, RMS_NORM), 16, 9.0), pack())
+    assert found.ops == ("rms_norm", "linear", "rms_norm")
+    assert (found.sum_us, found.of_sum) == (12.0, 0.75)
+    unknown = summarize_block(BlockTime((RMS_NORM, GEMM), 1, 9.0), pack())
+    assert (unknown.sum_us, unknown.of_sum) == (None, None)
+
+
+def test_a_pack_counts_its_blocks(stored: Callable[..., StoredPack]) -> None:
+    assert summarize(stored(blocks=(BlockTime((RMS_NORM,), 16, 9.0),))).num_blocks == 1
+    assert summarize(stored()).num_blocks == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parhelion.packs.format import Argument
+from parhelion.packs.format import Argument, BlockTime
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.packs.verify import verify
 from tests.packs.sample import FILES, GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
@@ -112,3 +112,25 @@ def test_binaries_may_differ_in_nothing_but_their_recipe_or_their_code(stored: S
     others = (binary(recipe=recipe(equal=())), binary(b"for other static dimensions", file="other.cubin"))
     files = FILES | {"other.cubin": b"for other static dimensions"}
     assert verify(stored(files=files, binaries=(binary(), *others))) == []
+
+
+BLOCK = BlockTime((RMS_NORM, GEMM, RMS_NORM), 16, 10.0)
+
+
+def test_a_block_all_of_whose_calls_have_rows_is_no_problem(stored: Stored) -> None:
+    assert verify(stored(blocks=(BLOCK,))) == []
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ((BLOCK, BLOCK), "is listed twice; remove one"),
+        ((msgspec.structs.replace(BLOCK, time_us=0.0),), "its time is 0.0 us; measure again"),
+        ((msgspec.structs.replace(BLOCK, num_tokens=64),), "has calls without a row for this M"),
+        ((BlockTime((), 16, 10.0),), "the block of nothing, M = 16: has calls without a row"),
+    ],
+)
+def test_a_problem_with_a_block_is_said_once(stored: Stored, blocks: tuple[BlockTime, ...], message: str) -> None:
+    [problem] = verify(stored(blocks=blocks))
+    assert message in problem
+    assert problem.startswith("the block of ")

@@ -57,6 +57,8 @@ def test_everything_comes_back(tmp_path: Path):
         step = journal.step(16, "x")
         assert step is not None
         assert step.choices == {NORM: 1}
+        # As it was written before it was kept.
+        assert step.block_us is None
         journal.add(timed(NORM, 1, at_s=5.0))
         assert asdict(journal.totals()) == {
             "tune_s": 12.0,
@@ -66,6 +68,16 @@ def test_everything_comes_back(tmp_path: Path):
             "num_dropped": 1,
             "num_timed": 3,
         }
+
+
+def test_the_time_of_a_block_comes_back(tmp_path: Path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, head()) as journal:
+        journal.add(Step(16, "x", {NORM: 1}, None, 4.0, 7.0, 30.25))
+    with Journal(path, head()) as journal:
+        step = journal.step(16, "x")
+        assert step is not None
+        assert step.block_us == 30.25
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])

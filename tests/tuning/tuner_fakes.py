@@ -16,7 +16,7 @@ from parhelion.ops.gemm.target import gemm_target
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.measure import summarize
 from parhelion.tuning.jobs import Outcome, Request, TimingJob, Trial, no_more
-from parhelion.tuning.model_calls import tuned_model
+from parhelion.tuning.model_calls import TunedModel, tuned_model
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.step_choices import StepTuner
@@ -113,10 +113,11 @@ class World:
     time_us: TimeUs
     clock: Clock = field(default_factory=Clock)
     fingerprint: Fingerprint = sample.H100
+    compiler: FakeCompiler = field(default_factory=FakeCompiler)
+    model: TunedModel = field(default_factory=lambda: tuned_model("qwen3-0.6b", "fp8_per_token"))
 
     def __post_init__(self) -> None:
         self.timer = FakeTimer(self.clock, self.time_us)
-        self.compiler = FakeCompiler()
 
     def tune(
         self,
@@ -127,7 +128,7 @@ class World:
         step_tuner: StepTuner | None = None,
         progress: Callable[[TuneProgress], None] = lambda progress: None,
     ) -> TuneResult:
-        plan = Plan(tuned_model("qwen3-0.6b", "fp8_per_token"), SM_90, self.rows)
+        plan = Plan(self.model, SM_90, self.rows)
         options = TuneOptions(self.folder / name, budget_s, effort, seed_packs, "parhelion tune qwen3-0.6b")
         return tune(
             plan,
