@@ -15,6 +15,11 @@ import torch
 
 _ROUNDS = 10
 
+_EMULATED_S = 5e-3
+"""A small product, of a sixteenth of the size, that takes as long is made one number after the other, and a large one
+would take minutes.
+"""
+
 
 @dataclass(frozen=True)
 class Ceilings:
@@ -24,7 +29,7 @@ class Ceilings:
         device: what it calls itself.
         bandwidth: bytes a second, read and written bytes added.
         float32, bfloat16, float8, int8: FLOPs (or integer operations) a second of a matrix product with such operands;
-            None if the device or this torch has no such product.
+            None if the device or this torch has no such product, or only emulates it.
     """
 
     device: str
@@ -78,8 +83,10 @@ Product = Callable[[torch.device, int], Callable[[], object]]
 
 
 def _rate(product: Product, device: torch.device, size: int) -> float | None:
-    """FLOPs a second of a square product, or None where there is none."""
+    """FLOPs a second of a square product, or None where there is none that deserves the name."""
     try:
+        if best_seconds(product(device, size // 16), device, rounds=3) > _EMULATED_S:
+            return None
         return 2 * size**3 / best_seconds(product(device, size), device)
     except (RuntimeError, ValueError, NotImplementedError, AttributeError):
         return None

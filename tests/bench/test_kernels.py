@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from parhelion.ops.kernel_timer import Timing, floor_us, random_inputs, rotating
 from parhelion.ops.oracle import poison_free_memory
 from parhelion.ops.provider import BaseProvider, ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
+from parhelion.platform import ceilings as ceilings_module
 from parhelion.platform.ceilings import Ceilings, measure_ceilings
 from parhelion.platform.measure import summarize
 
@@ -90,6 +93,18 @@ def test_ceilings_are_positive_and_measured_once():
     assert ceilings.float32 is not None
     assert ceilings.float32 > 1e8
     assert measure_ceilings(CPU) is ceilings
+
+
+def test_a_product_that_is_only_emulated_has_no_rate_and_is_never_made_large(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+
+    def emulated(device: torch.device, size: int) -> Callable[[], object]:
+        made.append(size)
+        return lambda: time.sleep(0.02)
+
+    monkeypatch.setattr(ceilings_module, "_float8_product", emulated)
+    assert measure_ceilings.__wrapped__(CPU).float8 is None
+    assert made == [64]
 
 
 def test_inputs_for_timing_have_the_samples_shapes_and_hold_numbers():
