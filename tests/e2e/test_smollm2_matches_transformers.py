@@ -12,7 +12,7 @@ import transformers
 
 from parhelion import LLM, SamplingParams
 
-NUM_TOKENS = 64
+NUM_TOKENS = 40
 STORY = (
     "In the valley below the old observatory there lived a keeper of clocks who had never once been late. "
     "Every morning she wound the {n} clocks of house number {n}, and wrote the time into a book of {n} pages. "

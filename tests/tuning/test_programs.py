@@ -121,9 +121,7 @@ def test_a_steps_integers_may_lie_anywhere_and_its_tables_have_any_width(max_mod
                 assert len(launched(programs, contract, bucket, (*fields, *tables))) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "bucket"), [("paged_attention", 1), ("paged_attention", 1024), ("fused_rope_attention", 32)]
-)
+@pytest.mark.parametrize(("name", "bucket"), [("paged_attention", 1), ("fused_rope_attention", 32)])
 def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, bucket: int, code: GeneratedCode):
     contract, to = op(name).examples[1], target("sm_90")
     config = launch_module(name).default_config(contract, bucket, gemm_target("sm_90"))
@@ -136,7 +134,7 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
     assert find.launched
 
 
-@pytest.mark.parametrize("programs", [1, 128, 1024])
+@pytest.mark.parametrize("programs", [1, 1024])
 @pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
 def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
     contract, module = op(name).examples[1], launch_module(name)
@@ -197,7 +195,7 @@ def step(num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int) -
     return query, kv_cache, batch
 
 
-@pytest.mark.parametrize(("bucket", "num_tokens"), [(1, 1), (8, 5), (64, 40), (4096, 4096)])
+@pytest.mark.parametrize(("bucket", "num_tokens"), [(1, 1), (64, 40), (4096, 4096)])
 def test_attention_has_binaries_for_every_step_of_the_engines(bucket: int, num_tokens: int, code: GeneratedCode):
     programs = built(ATTENTION, bucket, code)
     found = set()
