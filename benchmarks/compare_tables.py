@@ -3,48 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
-OURS = "parhelion"
-
-
-class Row(msgspec.Struct):
-    """A model and a batch size, of what ``parhelion bench compare`` writes."""
-
-    model: str
-    batch: int
-    floor_ms: float | None
-    tpot_ms: dict[str, float]
-    prefill_ms: dict[str, float]
-    tpot_ms_range: dict[str, tuple[float, float]]
-    tpot_ratio: dict[str, dict[str, float]]
-    prefill_ratio: dict[str, dict[str, float]]
-    refused: dict[str, str]
-
-
-class EngineRow(msgspec.Struct):
-    """An engine with a model."""
-
-    model: str
-    engine: str
-    first_token_s: float | None
-    peak_gib: float | None
-    kv_cache_gib: float | None
-    error: str | None
-
-
-class Comparison(msgspec.Struct):
-    """The whole result."""
-
-    device: str
-    versions: dict[str, dict[str, str]]
-    command: str
-    measured_at: str
-    settings: dict[str, Any]
-    rows: list[Row]
-    engines: list[EngineRow]
+from parhelion.bench.compare.engines import OURS
+from parhelion.bench.compare.results import Comparison, EngineRow, Row, Spread
 
 
 def compare_table(content: bytes) -> str:
@@ -64,7 +27,7 @@ def compare_table(content: bytes) -> str:
         lines.append(
             f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** | {prefill} | {prefill_ratio} |"
         )
-    ratios = [row.tpot_ratio[peer]["median"] for row in measured if peer in row.tpot_ratio]
+    ratios = [row.tpot_ratio[peer].median for row in measured if peer in row.tpot_ratio]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
     lines += ["", f"TPOT, geometric mean of the ratios: **{mean:.2f}x**."]
     for model in dict.fromkeys(row.model for row in measured):
@@ -77,8 +40,8 @@ def compare_table(content: bytes) -> str:
     settings = result.settings
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.get(peer, {}).items())
     note = (
-        f"Dummy FP8 weights (W8A8 by token), {settings['input_length']} tokens in, {settings['output_length']} out, "
-        f"greedy, no prefix caching, both engines alive, round by round: medians of {settings['rounds']} rounds with "
+        f"Dummy FP8 weights (W8A8 by token), {settings.input_length} tokens in, {settings.output_length} out, "
+        f"greedy, no prefix caching, both engines alive, round by round: medians of {settings.rounds} rounds with "
         f"their range; ratios are formed within a round, above 1 Parhelion is the faster. {result.device}; "
         f"{versions}; {result.measured_at[:10]}; `{result.command}`."
     )
@@ -90,8 +53,8 @@ def _time(row: Row, name: str) -> str:
     return f"{row.tpot_ms[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _ratio(ratios: dict[str, dict[str, float]], peer: str) -> str:
-    return f"{ratios[peer]['median']:.2f}x" if peer in ratios else "refused"
+def _ratio(ratios: dict[str, Spread], peer: str) -> str:
+    return f"{ratios[peer].median:.2f}x" if peer in ratios else "refused"
 
 
 def _start_and_memory(model: str, ours: EngineRow, theirs: EngineRow, peer: str) -> str:
