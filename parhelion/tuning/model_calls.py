@@ -101,7 +101,9 @@ def layer_contracts(
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
         counts.update(_block(model, target, dtype, index, plan))
-    counts[add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1)).contract] += 1
+    counts.update(
+        call.contract for call in add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1))
+    )
     return counts
 
 
