@@ -53,15 +53,7 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
     """What a rank calls where ``tp`` ranks share each layer; requests are answered greedily."""
 
     def calls(tp: int) -> RankCalls:
-        part = size.shard(tp)
-        shape = replace(
-            model.shape,
-            num_heads=part.num_heads,
-            num_kv_heads=part.num_kv_heads,
-            intermediate_size=part.intermediate_size,
-            vocab_size=part.vocab_size,
-        )
-        shard = replace(model, shape=shape)
+        shard = replace(model, tp=tp)
         of_tokens, of_requests = edge_contracts(shard)
         # The heads' logits are gathered, and then each rank takes the likeliest of all.
         of_requests = [each for each in of_requests if not isinstance(each, TopKTopPSampling | Argmax)]

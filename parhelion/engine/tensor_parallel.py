@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parhelion.config import EngineConfig
+from parhelion.distributed import layouts
 from parhelion.distributed.group import Group
-from parhelion.distributed.layouts import sizes_of_tp, why_not_tp
 from parhelion.distributed.model_size import ModelSize
 from parhelion.distributed.rendezvous import host_store, join, leave
 from parhelion.engine.device_worker import DeviceWorker
@@ -22,7 +22,7 @@ from parhelion.engine.placement import rank_device
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
-from parhelion.errors import ConfigError, ParhelionError
+from parhelion.errors import ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import QuantScheme, choose_scheme
@@ -180,6 +180,4 @@ def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
         model.tie_word_embeddings,
         scheme,
     )
-    if (reason := why_not_tp(size, tp)) is not None:
-        works = sizes_of_tp(size)
-        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing but 1'}")
+    layouts.check_tp(size, tp)

@@ -48,6 +48,11 @@ COLLECTIVES = ("all_reduce",)
 """Ops over several ranks, under ``parhelion/ops/collectives``; ``op`` knows them, tuning and packs do not."""
 
 
+def needs_other_ranks(contract: Contract) -> bool:
+    """Whether several processes must call it together: none of them can tune it by itself."""
+    return getattr(contract, "num_ranks", 1) > 1
+
+
 def op_names() -> tuple[str, ...]:
     """The folders under ``parhelion/ops`` that hold a contract, in alphabetical order, without collectives."""
     return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/contract.py")))
