@@ -9,9 +9,14 @@ import torch
 import torch.distributed as dist
 
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic, rounded, wide
-from parhelion.ops.quantize import CODE_FLIPS, per_token_quantized
+from parhelion.ops.fused_add_rms_norm.contract import FusedAddRmsNorm
+from parhelion.ops.quantize import per_token_quantized
 from parhelion.ops.rms_norm.contract import normalized
-from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import sample_norm_inputs
+from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import RmsNormDynamicPerTokenQuant, sample_norm_inputs
+
+FLIPS = 0.1
+"""Share of codes that may be one step off: a sum that is rounded to bfloat16 before the residual is added to it moves
+5% of int8's."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,21 @@ class AllReduceRmsNorm(Contract):
     instead: ClassVar[str] = "torch"
 
     @property
+    def own_part(self) -> Contract:
+        """What is left of it for a rank alone."""
+        if self.quant_dtype is None:
+            return FusedAddRmsNorm(self.hidden_size, self.epsilon, self.dtype)
+        return RmsNormDynamicPerTokenQuant(
+            self.hidden_size, self.epsilon, self.dtype, self.quant_dtype, add_residual=True
+        )
+
+    @property
     def outputs(self) -> tuple[Output, ...]:  # type: ignore[override]  # depends on quant_dtype
         # Partial sums may be rounded to bfloat16 on their way around the ranks.
         residual = Output("residual", relative=8e-3)
         if self.quant_dtype is None:
             return Output("y", relative=8e-3), residual
-        codes = Output("codes", relative=4e-2, scales=1, max_flips=CODE_FLIPS)
+        codes = Output("codes", relative=4e-2, scales=1, max_flips=FLIPS)
         return codes, Output("scales", relative=8e-3), residual
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:

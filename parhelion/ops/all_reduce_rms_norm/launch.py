@@ -68,11 +68,11 @@ def launch(
     if contract.num_ranks > 1 and dist.is_initialized():
         dist.all_reduce(hidden)
     norm = KernelConfig((1,), num_warps=config.num_warps, programmatic=config.programmatic)
-    c = contract
-    if c.quant_dtype is None:
-        return launch_norm(FusedAddRmsNorm(c.hidden_size, c.epsilon, c.dtype), run, norm, hidden, residual, weight)
-    quantizing = RmsNormDynamicPerTokenQuant(c.hidden_size, c.epsilon, c.dtype, c.quant_dtype, add_residual=True)
-    return launch_quantizing_norm(quantizing, run, norm, hidden, residual, weight)
+    alone = contract.own_part
+    if isinstance(alone, FusedAddRmsNorm):
+        return launch_norm(alone, run, norm, hidden, residual, weight)
+    assert isinstance(alone, RmsNormDynamicPerTokenQuant)
+    return launch_quantizing_norm(alone, run, norm, hidden, residual, weight)
 
 
 def _one_shot(
