@@ -16,6 +16,7 @@ import torch.distributed as dist
 from parhelion.config import environment_variables
 from parhelion.distributed.group import Group
 from parhelion.errors import ConfigError
+from parhelion.ops.inboxes import forget_inboxes
 
 LOOPBACK = "127.0.0.1"
 
@@ -84,6 +85,7 @@ def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) 
 
 def leave() -> None:
     """Leave the group, if this process is in one; collectives under way elsewhere fail."""
+    forget_inboxes()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -12,10 +12,14 @@ element changes threads.
 
 from __future__ import annotations
 
+import ctypes
+
 import helion.language as hl
 import torch
 
 from parhelion.ops.interpreting import interpreting
+
+_SEND = "tl.store(tl.multiple_of(tl.load({0} + {1}).to(tl.pointer_type(tl.int64)), 16) + {2}, {3}, mask={4})"
 
 _WAIT = """
 exchanged = tl.load({0} + {1}, mask={2}, other=0, volatile=True)
@@ -39,6 +43,24 @@ def low_of(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def high_of(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The second of ``packed``, in float32."""
     return (words >> 16).to(torch.int16).view(dtype).to(torch.float32)
+
+
+def send(addresses: torch.Tensor, rank: int, place: torch.Tensor, words: torch.Tensor, is_real: torch.Tensor) -> None:
+    """Write those words that are real to these places behind a rank's address.
+
+    Helion has tensors by their addresses (``hl.stacktensor_like``), but not in its interpreter; and Triton's launcher
+    takes no tensor of another device's memory.
+    """
+    if interpreting():
+        _written(int(addresses[rank]), place, words, is_real)
+    else:
+        hl.inline_triton(_SEND, args=(addresses, rank, place, words, is_real), output_like=None)
+
+
+def _written(address: int, place: torch.Tensor, words: torch.Tensor, is_real: torch.Tensor) -> None:
+    """The same in this process's memory."""
+    for index, word in zip(place[is_real].tolist(), words[is_real].tolist(), strict=True):
+        ctypes.c_int64.from_address(address + 8 * index).value = word
 
 
 def received(
