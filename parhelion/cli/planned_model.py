@@ -55,10 +55,11 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
     def calls(tp: int) -> RankCalls:
         shard = replace(model, tp=tp)
         of_tokens, of_requests = edge_contracts(shard)
-        # The heads' logits are gathered, and then each rank takes the likeliest of all.
-        of_requests = [each for each in of_requests if not isinstance(each, TopKTopPSampling | Argmax)]
+        # Of several ranks each takes the likeliest of its part of the vocabulary, and then of the ranks' likeliest.
+        whole = Argmax(size.vocab_size) if tp > 1 else None
+        of_requests = [each for each in of_requests if each != whole and not isinstance(each, TopKTopPSampling)]
         blocks = tuple(layer_ways(shard, target))
-        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), (*of_requests, Argmax(size.vocab_size)))
+        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests))
 
     return calls
 

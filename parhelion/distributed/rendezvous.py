@@ -7,6 +7,7 @@ their environment variables name.
 from __future__ import annotations
 
 import socket
+import threading
 from datetime import timedelta
 
 import psutil
@@ -24,7 +25,12 @@ JOIN_TIMEOUT = timedelta(seconds=120)
 """How long ranks wait for each other at the start."""
 
 CALL_TIMEOUT = timedelta(seconds=600)
-"""How long a rank waits in a collective for ranks that live but do not answer. One that ended is noticed at once."""
+"""How long a rank waits in a collective for ranks that live but do not answer. With gloo one that ended is noticed at
+once; NCCL does not notice, and knows no limit in graphs that are replayed.
+"""
+
+LEAVE_TIMEOUT_S = 10.0
+"""How long leaving may take on GPUs."""
 
 
 def host_store(num_ranks: int) -> dist.TCPStore:
@@ -80,14 +86,37 @@ def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) 
             timeout=CALL_TIMEOUT,
             device_id=device if on_gpu else None,
         )
+        if on_gpu:
+            # What NCCL sets up at its first collective shall fail here, and take its memory before it is measured.
+            dist.all_reduce(torch.zeros(1, device=device))
+            torch.cuda.synchronize(device)
     return Group(rank, num_ranks)
 
 
 def leave() -> None:
-    """Leave the group, if this process is in one; collectives under way elsewhere fail."""
+    """Leave the group, if this process is in one; collectives under way elsewhere fail.
+
+    On GPUs those under way here end as well, with meaningless results.
+    """
     forget_inboxes()
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() != "nccl":
         dist.destroy_process_group()
+        return
+    # NCCL destroys a group together with all ranks, of which some may have ended, so it is aborted; and even that waits
+    # for graphs that captured its collectives.
+    aborting = threading.Thread(target=_abort, daemon=True)
+    aborting.start()
+    aborting.join(LEAVE_TIMEOUT_S)
+
+
+def _abort() -> None:
+    try:
+        dist.distributed_c10d._abort_process_group()
+    except (AssertionError, ValueError):
+        # Another thread has done it.
+        return
 
 
 def _loopback_interface() -> str:

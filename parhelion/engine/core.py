@@ -187,4 +187,7 @@ class EngineCore:
         """Let the steps in flight end and stop the worker's thread and the other ranks."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._peers is not None:
+            graphs = getattr(self._worker, "graphs", None)
+            if graphs is not None:
+                graphs.clear()
             self._peers.close()

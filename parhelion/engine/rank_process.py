@@ -21,7 +21,7 @@ import msgspec
 import torch
 import zmq
 
-from parhelion.distributed.rendezvous import join, leave, reach_store
+from parhelion.distributed.rendezvous import join, reach_store
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
@@ -97,8 +97,8 @@ def main() -> int:
             traceback.print_exc()
         return 1
     finally:
+        # The group is not left: NCCL would wait for rank 0, which waits for this process to end.
         channel.close()
-        leave()
     return 0
 
 

@@ -51,6 +51,10 @@ class OtherRanks:
         check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
         device = rank_device(config, 0)
         store = host_store(config.tp)
+        self._on_gpu = device.type != "cpu"
+        self._closed = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._failure: ParhelionError | None = None
         self._processes = RankProcesses(config, model_path)
         try:
             self._processes.wait_for_all()
@@ -69,11 +73,26 @@ class OtherRanks:
 
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
-        return self._processes.smallest(own)
+        size = self._processes.smallest(own)
+        if self._on_gpu:
+            # Not before: until here it is their answers that are read.
+            self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+            self._watcher.start()
+        return size
 
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
+
+    def _watch(self) -> None:
+        """End what this rank's device waits for if another rank has ended: NCCL does not notice."""
+        while not self._closed.wait(CHECK_S):
+            try:
+                self._processes.check()
+            except ParhelionError as error:
+                self._failure = error
+                leave()
+                return
 
     def _joined(self, join_group: Callable[[], Group]) -> Group:
         """Join the group, but do not wait for a rank that has ended."""
@@ -105,11 +124,16 @@ class OtherRanks:
         except ParhelionError:
             raise
         except Exception as error:
+            if self._failure is not None:
+                raise self._failure from error
             try:
                 self._processes.check_for(CAUSE_TIMEOUT_S)
             except ParhelionError as cause:
                 raise cause from error
             raise
+        if self._failure is not None:
+            # What was waited for was given up, and is meaningless.
+            raise self._failure
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         """Let the other ranks run a step."""
@@ -117,6 +141,9 @@ class OtherRanks:
 
     def close(self) -> None:
         """End the other ranks and leave the group."""
+        self._closed.set()
+        if self._watcher is not None:
+            self._watcher.join(CAUSE_TIMEOUT_S)
         self._processes.close()
         leave()
 
