@@ -21,13 +21,12 @@ PLACES = 2
 @dataclass(frozen=True)
 class Inboxes:
     """Attributes:
-    own: what the ranks write to here, int64, flat: [PLACES, ranks, MOST_ROWS, row_words].
-    addresses: in every rank's inbox, from where this rank writes on, [ranks] int64.
+    addresses: [ranks + 1] int64: in every rank's inbox, from where this rank writes on; then this rank's whole inbox,
+        int64 [PLACES, ranks, MOST_ROWS, row_words].
     turns: how often each row has been exchanged, [MOST_ROWS] int32; wraps around.
-    of_ranks: what the addresses lie in, so that it stays.
+    of_ranks: the inboxes, so that they stay.
     """
 
-    own: torch.Tensor
     addresses: torch.Tensor
     turns: torch.Tensor
     of_ranks: tuple[torch.Tensor, ...]
@@ -41,8 +40,9 @@ class Inboxes:
         """
         own = inboxes[rank]
         first = rank * MOST_ROWS * row_words * own.itemsize
-        addresses = torch.tensor([each.data_ptr() + first for each in inboxes], dtype=torch.int64, device=own.device)
-        return cls(own, addresses, torch.zeros(MOST_ROWS, dtype=torch.int32, device=own.device), inboxes)
+        of_ranks = [each.data_ptr() + first for each in inboxes]
+        addresses = torch.tensor([*of_ranks, own.data_ptr()], dtype=torch.int64, device=own.device)
+        return cls(addresses, torch.zeros(MOST_ROWS, dtype=torch.int32, device=own.device), inboxes)
 
 
 _kept: dict[tuple[torch.device, int, int], Inboxes | str] = {}

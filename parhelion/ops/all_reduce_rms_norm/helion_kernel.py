@@ -19,7 +19,6 @@ def all_reduce_rms_norm(
     y: torch.Tensor,
     scales: torch.Tensor | None,
     turns: torch.Tensor,
-    own: torch.Tensor,
     addresses: torch.Tensor,
     epsilon: float,
     num_ranks: hl.constexpr,
@@ -27,7 +26,7 @@ def all_reduce_rms_norm(
     programmatic: hl.constexpr,
 ) -> None:
     """Rows are seen as two halves: hidden, residual and y [M, 2, half], weight [2, half], scales [M] float32 where y is
-    codes. turns, own and addresses: see ``Inboxes``.
+    codes. turns and addresses: see ``Inboxes``.
     """
     num_tokens = hidden.size(0)
     half = hl.specialize(hidden.size(2))
@@ -52,7 +51,7 @@ def all_reduce_rms_norm(
         low = hl.load(residual, [row, 0, columns], extra_mask=is_real).to(torch.float32)
         high = hl.load(residual, [row, 1, columns], extra_mask=is_real).to(torch.float32)
         for other in hl.static_range(num_ranks):
-            found = received(own, place + other * most_rows * half, is_real, turn, words)
+            found = received(addresses, num_ranks, place + other * most_rows * half, is_real, turn, words)
             low = low + low_of(found, hidden.dtype)
             high = high + high_of(found, hidden.dtype)
         # Behind the waiting: by then all threads have read it.

@@ -96,7 +96,6 @@ def _one_shot(
         _in_halves(y),
         None if scales is None else scales.squeeze(1),
         between.turns,
-        between.own,
         between.addresses,
         c.epsilon,
         c.num_ranks,
