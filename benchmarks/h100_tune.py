@@ -45,6 +45,7 @@ from parhelion.tuning.plan import HELION, make_plan, why_not_on
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import target
 from parhelion.tuning.tune import TuneOptions, TuneProgress, tune_each
+from parhelion.tuning.tune_ranks import tune_all_ranks
 
 RESULT = Path(__file__).parent / "results" / "h100_tune.json"
 PACK = Path("h100-tuned.zip")
@@ -214,6 +215,9 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
             asked = TuneOptions(options.pack, options.budget, options.effort, seeds, command_line(sys.argv))
             tuner = timer.tune_step
             result = tune_each(plans, built_for, fingerprint, timer, pool, asked, step_tuner=tuner, progress=say)
+            if not only:
+                timer.close()
+                result = tune_all_ranks(plans, built_for, fingerprint, pool, asked, device, result, sizes)
     return time.monotonic() - start, list(result.notes)
 
 

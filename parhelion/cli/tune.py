@@ -135,6 +135,7 @@ def _tune(
     from parhelion.tuning.plan import make_plan, why_not_on
     from parhelion.tuning.target import target as target_named
     from parhelion.tuning.tune import TuneOptions, tune_each
+    from parhelion.tuning.tune_ranks import tune_all_ranks
 
     seeds = tuple(open_pack(name).pack for name in seed_packs)
     import_compilers()
@@ -150,6 +151,10 @@ def _tune(
             result = tune_each(
                 plans, target, fingerprint, timer, pool, options, step_tuner=timer.tune_step, progress=progress
             )
+            if not ops and not result.interrupted:
+                # The process that has timed so far would share its GPU with a rank.
+                timer.close()
+                result = tune_all_ranks(plans, target, fingerprint, pool, options, device, result, sizes)
     return result, path
 
 

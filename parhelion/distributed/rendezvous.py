@@ -17,6 +17,7 @@ import torch.distributed as dist
 from parhelion.config import environment_variables
 from parhelion.distributed.group import Group
 from parhelion.errors import ConfigError
+from parhelion.ops.inboxes import forget_inboxes
 
 LOOPBACK = "127.0.0.1"
 
@@ -99,6 +100,7 @@ def leave() -> None:
     """
     if not dist.is_initialized():
         return
+    forget_inboxes()
     if dist.get_backend() != "nccl":
         dist.destroy_process_group()
         return

@@ -224,10 +224,9 @@ class DecoderModel:
             self._layers.append(programs.program(calls, STEP_VALUES, as_later_block(shape, layer, calls)))
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
-        final = add_norm(
-            config.hidden_size, config.rms_norm_eps, options.dtype, loader.vector("model.norm", config.hidden_size)
-        )
-        self._final_norm = resolver.bind(final.contract, *final.weights)
+        norm_weight = loader.vector("model.norm", config.hidden_size)
+        final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, norm_weight, options.group.size)
+        self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
@@ -268,7 +267,9 @@ class DecoderModel:
             for layer, cache in zip(self._layers, kv_cache, strict=True):
                 values[4] = cache
                 layer(values)
-        normed: torch.Tensor = self._final_norm(values[0], values[1])[0]
+        values[2:] = [None]
+        self._final_norm(values)
+        normed: torch.Tensor = values[2]
         return normed
 
     def _single_row(self, batch: StepBatch) -> DecodeGroup | None:

@@ -21,7 +21,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.linear import Linear
-from parhelion.ops.registry import needs_other_ranks
+from parhelion.ops.registry import needs_other_ranks, own_parts
 from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme
@@ -120,7 +120,8 @@ def layer_contracts(
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
         counts.update(_block(model, target, dtype, index, plan))
-    counts[add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1)).contract] += 1
+    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    counts.update(own_parts(call.contract for call in cover(last, plan)))
     return counts
 
 
@@ -145,8 +146,19 @@ def called_contracts(model: TunedModel, target: GemmTarget) -> list[set[Contract
 
 def left_to_ranks(model: TunedModel, target: GemmTarget) -> tuple[str, ...]:
     """The ops that ranks call together, under any of the plans; none of one rank alone."""
-    calls = (call for plan in ON_GPU for call in _calls(model, target, torch.bfloat16, 0, plan))
-    return tuple(sorted({contract.name for contract in calls if needs_other_ranks(contract)}))
+    return tuple(sorted({contract.name for contract in shared_contracts(model, target)}))
+
+
+def shared_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> Counter[Contract]:
+    """What ranks call together in one step, and how often: the most of any plan."""
+    found: Counter[Contract] = Counter()
+    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    for plan in ON_GPU:
+        counts = Counter(call.contract for call in cover(last, plan))
+        for index in range(model.num_layers):
+            counts.update(_calls(model, target, dtype, index, plan))
+        found |= counts
+    return Counter({contract: count for contract, count in found.items() if needs_other_ranks(contract)})
 
 
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
@@ -201,7 +213,7 @@ def _from_config(path: Path) -> TunedModel:
 
 def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:
     """The contracts of those of one block's calls that a rank makes by itself."""
-    return [each for each in _calls(model, target, dtype, index, plan) if not needs_other_ranks(each)]
+    return own_parts(_calls(model, target, dtype, index, plan))
 
 
 def _calls(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from parhelion.ops.contract import Contract
 from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
@@ -18,6 +19,7 @@ from parhelion.tuning.compile_ahead import CompileAhead
 from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
+from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.passes import EFFORTS, Passes
 from parhelion.tuning.plan import HELION, Plan
 from parhelion.tuning.programs import Program
@@ -148,7 +150,7 @@ def tune(
     try:
         with Journal(journal_of(options.output), head) as journal:
             programs = BuiltPrograms(ahead, journal, target, elapsed)
-            facts = _facts(plan, fingerprint, options.command)
+            facts = facts_of(plan.model, (row.contract for row in plan.rows), fingerprint, options.command)
 
             def save(choices: StepChoices | None) -> Pack | None:
                 served, own = _built_to_serve(open_rows, programs)
@@ -350,10 +352,11 @@ def _ledger(journal: Journal) -> Ledger:
     )
 
 
-def _facts(plan: Plan, fingerprint: Fingerprint, command: str) -> PackFacts:
-    contracts = tuple(dict.fromkeys(row.contract.key() for row in plan.rows))
-    model = ModelEntry(plan.model.name, plan.model.quantization.name, contracts, plan.model.tp)
-    return PackFacts(fingerprint, command, _now(), (model,))
+def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str) -> PackFacts:
+    """What a pack says of itself whose rows are of these contracts of a model."""
+    keys = tuple(dict.fromkeys(contract.key() for contract in contracts))
+    entry = ModelEntry(model.name, model.quantization.name, keys, model.tp)
+    return PackFacts(fingerprint, command, _now(), (entry,))
 
 
 def _now() -> str:

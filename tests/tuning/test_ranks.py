@@ -25,7 +25,7 @@ from parhelion.models.weights import DummyWeights
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.gemm.target import gemm_target
-from parhelion.ops.registry import needs_other_ranks
+from parhelion.ops.registry import needs_other_ranks, own_parts
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.quantization import FP8_PER_TOKEN, UNQUANTIZED, QuantScheme
@@ -110,7 +110,7 @@ def test_the_contracts_are_those_of_a_real_ranks_programs(folder: Path, tp: int,
     counts: Counter[Contract] = Counter()
     for layer in model._layers:
         assert isinstance(layer, Program)
-        counts.update(each for each in layer.contracts if not needs_other_ranks(each))
+        counts.update(own_parts(layer.contracts))
     final = layer_contracts(tuned, SM_90, plan=ON_GPU[plan]) - counts
     assert [(contract.name, count) for contract, count in final.items()] == [("fused_add_rms_norm", 1)]
     assert not counts - layer_contracts(tuned, SM_90, plan=ON_GPU[plan])
@@ -119,7 +119,7 @@ def test_the_contracts_are_those_of_a_real_ranks_programs(folder: Path, tp: int,
     DeviceSampler(model.config.vocab_size, torch.bfloat16, resolver)
     of_tokens, of_requests = edge_contracts(tuned)
     planned = {*of_tokens, *of_requests, *layer_contracts(tuned, SM_90, plan=ON_GPU[plan])}
-    assert {each for each in resolver.asked if not needs_other_ranks(each)} == planned
+    assert set(own_parts(resolver.asked)) == planned
 
 
 def test_the_blocks_that_are_measured_are_those_that_a_server_looks_up(folder: Path):
@@ -160,8 +160,9 @@ def test_a_block_of_the_tuner_has_a_ranks_shapes_and_adds_nothing_up(folder: Pat
 def test_what_all_ranks_do_together_is_left_out_and_named():
     alone, shared = (make_plan(tuned_model("qwen3-8b", "fp8_per_token", tp), SM_90, refuses) for tp in (1, 2))
     assert alone.notes == ()
-    assert left_to_ranks(shared.model, SM_90) == ("all_reduce",)
-    assert [note.partition(" needs all 2 ranks, so it is not tuned: ")[0] for note in shared.notes] == ["all_reduce"]
+    assert left_to_ranks(shared.model, SM_90) == ("all_reduce", "all_reduce_rms_norm")
+    named = [note.partition(" needs all 2 ranks, so it is not tuned: ")[0] for note in shared.notes]
+    assert named == ["all_reduce", "all_reduce_rms_norm"]
     assert not any(needs_other_ranks(row.contract) for row in shared.rows)
     # Half the heads, half the feed-forward; the norms are those of one rank.
     products = {row.contract for row in shared.rows if isinstance(row.contract, ScaledMm)}
