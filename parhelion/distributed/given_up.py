@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.distributed.rendezvous import abort
 from parhelion.ops import inboxes
 from parhelion.ops.inboxes import MOST_ROWS, PLACES, Inboxes
@@ -18,25 +19,21 @@ _PAUSE_S = 2e-4
 
 
 class Releaser:
-    """Made while the device works, since what is first used, or allocated, may wait for it.
+    """Made while all is well and no graph is captured, since what is first used, or allocated, may wait for the device.
 
     Args:
         device: of this rank.
-        num_ranks: of the group.
+        group: the ranks.
     """
 
-    def __init__(self, device: torch.device, num_ranks: int) -> None:
-        self._device = device
-        self._num_ranks = num_ranks
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(device)
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
+    def __init__(self, device: torch.device, group: Group) -> None:
+        self._group = group
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._words = torch.zeros(MOST_ROWS, dtype=torch.int64, device=device)
-        rehearsed = torch.zeros(PLACES * num_ranks * MOST_ROWS, dtype=torch.int64, device=device)
-        self._hand_over(Inboxes.of((rehearsed,) * num_ranks, 0, 1))
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        rehearsed = torch.zeros(PLACES * group.size * MOST_ROWS, dtype=torch.int64, device=device)
+        self._hand_over(Inboxes.of((rehearsed,) * group.size, group.rank, 1))
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def give_up(self) -> None:
         """Let everything end that is under way, with meaningless results. What begins later waits again."""
@@ -55,4 +52,5 @@ class Releaser:
         with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             self._words.copy_(to.turns)
             self._words.add_(1).bitwise_left_shift_(32)
-            to.own.view(PLACES, self._num_ranks, MOST_ROWS, -1).copy_(self._words[:, None])
+            own = to.of_ranks[self._group.rank]
+            own.view(PLACES, self._group.size, MOST_ROWS, -1).copy_(self._words[:, None])

@@ -77,7 +77,8 @@ class OtherRanks:
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
             # Not before: until here it is their answers that are read.
-            self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+            releaser = Releaser(self._device, self.group)
+            self._watcher = threading.Thread(target=self._watch, args=(releaser,), name="ranks", daemon=True)
             self._watcher.start()
         return size
 
@@ -85,9 +86,8 @@ class OtherRanks:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
 
-    def _watch(self) -> None:
+    def _watch(self, releaser: Releaser) -> None:
         """End what this rank's device waits for if another rank has ended: NCCL does not notice."""
-        releaser = Releaser(self._device, self.group.size)
         while not self._closed.wait(CHECK_S):
             try:
                 self._processes.check()

@@ -75,7 +75,7 @@ class VocabularyHead:
         self._first = len(table) * group.rank
         self._num_real = min(max(vocab_size - self._first, 0), len(table))
         self._best_of_own = resolver.launcher(Argmax(len(table), table.dtype)) if group.size > 1 else None
-        self._best_of_ranks = resolver.launcher(Argmax(group.size, torch.float32)) if group.size > 1 else None
+        self._best_of_ranks = resolver.launcher(Argmax(group.size, table.dtype)) if group.size > 1 else None
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
@@ -94,11 +94,11 @@ class VocabularyHead:
         if self._num_real < logits.shape[1]:
             logits[:, self._num_real :] = -torch.inf
         own = self._best_of_own(logits)[:, None]
-        # Each rank's best logit beside its id, in one message.
-        best = torch.stack((logits.gather(1, own).float().view(torch.int32), (own + self._first).int()), dim=-1)
-        values, ids = self._group.gather_columns(best.flatten(1)).unflatten(1, (-1, 2)).unbind(-1)
-        chosen = self._best_of_ranks(values.contiguous().view(torch.float32))
-        return ids.gather(1, chosen[:, None])[:, 0].long()
+        # Side by side in one message; a logit of any dtype and an id are both exact in float64.
+        told = torch.cat((logits.gather(1, own).double(), (own + self._first).double()), dim=1)
+        values, ids = self._group.gather_columns(told).view(-1, self._group.size, 2).unbind(-1)
+        best = self._best_of_ranks(values.to(logits.dtype).contiguous())
+        return ids.long().gather(1, best[:, None])[:, 0]
 
     def _own(self, hidden: torch.Tensor) -> torch.Tensor:
         values: list[Any] = [hidden, None]

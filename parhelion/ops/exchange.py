@@ -12,15 +12,22 @@ element changes threads.
 
 from __future__ import annotations
 
+import ctypes
+
 import helion.language as hl
 import torch
 
 from parhelion.ops.interpreting import interpreting
 
-_WAIT = """
-exchanged = tl.load({0} + {1}, mask={2}, other=0, volatile=True)
-while tl.max(({2} & ((exchanged >> 32).to(tl.int32) != {3})).to(tl.int32)) != 0:
-    exchanged = tl.load({0} + {1}, mask={2}, other=0, volatile=True)
+_INBOX = "tl.multiple_of(tl.load({0} + {1}).to(tl.pointer_type(tl.int64)), 16)"
+
+_SEND = f"tl.store({_INBOX} + {{2}}, {{3}}, mask={{4}})"
+
+_WAIT = f"""
+inbox = {_INBOX}
+exchanged = tl.load(inbox + {{2}}, mask={{3}}, other=0, volatile=True)
+while tl.max(({{3}} & ((exchanged >> 32).to(tl.int32) != {{4}})).to(tl.int32)) != 0:
+    exchanged = tl.load(inbox + {{2}}, mask={{3}}, other=0, volatile=True)
 exchanged
 """
 
@@ -41,11 +48,36 @@ def high_of(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (words >> 16).to(torch.int16).view(dtype).to(torch.float32)
 
 
+def send(addresses: torch.Tensor, inbox: int, place: torch.Tensor, words: torch.Tensor, is_real: torch.Tensor) -> None:
+    """Write those words that are real to these places behind an inbox's address.
+
+    Helion has tensors by their addresses (``hl.stacktensor_like``), but not in its interpreter; and Triton's launcher
+    takes no tensor of symmetric memory.
+    """
+    if not interpreting():
+        hl.inline_triton(_SEND, args=(addresses, inbox, place, words, is_real), output_like=None)
+        return
+    for word, value in zip(_words(addresses, inbox, place[is_real]), words[is_real].tolist(), strict=True):
+        word.value = value
+
+
 def received(
-    inbox: torch.Tensor, place: torch.Tensor, is_real: torch.Tensor, turn: torch.Tensor, like: torch.Tensor
+    addresses: torch.Tensor,
+    inbox: int,
+    place: torch.Tensor,
+    is_real: torch.Tensor,
+    turn: torch.Tensor,
+    like: torch.Tensor,
 ) -> torch.Tensor:
     """Wait until the words at these places have their turn; 0 where they are not real. ``like``: other words."""
-    if interpreting():
-        # Nobody writes meanwhile.
-        return hl.load(inbox, [place], extra_mask=is_real)
-    return hl.inline_triton(_WAIT, args=(inbox, place, is_real, turn), output_like=like)
+    if not interpreting():
+        return hl.inline_triton(_WAIT, args=(addresses, inbox, place, is_real, turn), output_like=like)
+    # Nobody writes meanwhile.
+    found = torch.zeros_like(like)
+    found[is_real] = torch.tensor([word.value for word in _words(addresses, inbox, place[is_real])])
+    return found
+
+
+def _words(addresses: torch.Tensor, inbox: int, place: torch.Tensor) -> list[ctypes.c_int64]:
+    """In this process's memory."""
+    return [ctypes.c_int64.from_address(int(addresses[inbox]) + 8 * index) for index in place.tolist()]

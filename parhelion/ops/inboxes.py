@@ -21,14 +21,15 @@ PLACES = 2
 @dataclass(frozen=True)
 class Inboxes:
     """Attributes:
-    own: what the ranks write to here, int64, flat: [PLACES, ranks, MOST_ROWS, row_words].
-    to_ranks: every rank's inbox, flat, from where this rank writes on.
+    addresses: [ranks + 1] int64: in every rank's inbox, from where this rank writes on; then this rank's whole inbox,
+        int64 [PLACES, ranks, MOST_ROWS, row_words].
     turns: how often each row has been exchanged, [MOST_ROWS] int32; wraps around.
+    of_ranks: the inboxes, so that they stay.
     """
 
-    own: torch.Tensor
-    to_ranks: tuple[torch.Tensor, ...]
+    addresses: torch.Tensor
     turns: torch.Tensor
+    of_ranks: tuple[torch.Tensor, ...]
 
     @classmethod
     def of(cls, inboxes: tuple[torch.Tensor, ...], rank: int, row_words: int) -> Inboxes:
@@ -37,9 +38,11 @@ class Inboxes:
         Args:
             inboxes: of all ranks, flat, zeros, as this rank reaches them.
         """
-        to_ranks = tuple(each[rank * MOST_ROWS * row_words :] for each in inboxes)
         own = inboxes[rank]
-        return cls(own, to_ranks, torch.zeros(MOST_ROWS, dtype=torch.int32, device=own.device))
+        first = rank * MOST_ROWS * row_words * own.itemsize
+        of_ranks = [each.data_ptr() + first for each in inboxes]
+        addresses = torch.tensor([*of_ranks, own.data_ptr()], dtype=torch.int64, device=own.device)
+        return cls(addresses, torch.zeros(MOST_ROWS, dtype=torch.int32, device=own.device), inboxes)
 
 
 _kept: dict[tuple[torch.device, int, int], Inboxes | str] = {}

@@ -86,7 +86,7 @@ def samplers(shape: ModelShape, tp: int, dtype: torch.dtype = torch.bfloat16) ->
     """What chooses tokens from logits: of the whole vocabulary and, with several ranks, of a rank's part and of the
     best of each.
     """
-    of_ranks = [Argmax(shape.shard(tp).vocab_size, dtype), Argmax(tp, torch.float32)] if tp > 1 else []
+    of_ranks = [Argmax(shape.shard(tp).vocab_size, dtype), Argmax(tp, dtype)] if tp > 1 else []
     return [Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), *of_ranks]
 
 

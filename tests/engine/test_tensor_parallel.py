@@ -92,11 +92,10 @@ def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest
     left: list[bool] = []
     monkeypatch.setattr(Releaser, "give_up", lambda self: left.append(True))
     others = OtherRanks.__new__(OtherRanks)
-    device, group = torch.device("cpu"), Group(0, 2)
-    vars(others).update(_processes=Ended(), _closed=threading.Event(), _failure=None, _device=device, group=group)
+    vars(others).update(_processes=Ended(), _closed=threading.Event(), _failure=None)
     with others.blamed():
         pass
-    others._watch()
+    others._watch(Releaser(torch.device("cpu"), Group(0, 2)))
     assert left == [True]
     with pytest.raises(EngineDeadError, match="rank 1 was killed"), others.blamed():
         pass

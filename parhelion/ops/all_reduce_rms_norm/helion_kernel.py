@@ -6,7 +6,7 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.exchange import high_of, low_of, packed, received
+from parhelion.ops.exchange import high_of, low_of, packed, received, send
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.quantize import codes_of, scales_of
 
@@ -19,22 +19,14 @@ def all_reduce_rms_norm(
     y: torch.Tensor,
     scales: torch.Tensor | None,
     turns: torch.Tensor,
-    own: torch.Tensor,
-    peer_0: torch.Tensor,
-    peer_1: torch.Tensor | None,
-    peer_2: torch.Tensor | None,
-    peer_3: torch.Tensor | None,
-    peer_4: torch.Tensor | None,
-    peer_5: torch.Tensor | None,
-    peer_6: torch.Tensor | None,
-    peer_7: torch.Tensor | None,
+    addresses: torch.Tensor,
     epsilon: float,
     num_ranks: hl.constexpr,
     most_rows: hl.constexpr,
     programmatic: hl.constexpr,
 ) -> None:
     """Rows are seen as two halves: hidden, residual and y [M, 2, half], weight [2, half], scales [M] float32 where y is
-    codes. turns and own: see ``Inboxes``; peers: its ``to_ranks``, of which the first ``num_ranks`` are there.
+    codes. turns and addresses: see ``Inboxes``.
     """
     num_tokens = hidden.size(0)
     half = hl.specialize(hidden.size(2))
@@ -54,25 +46,12 @@ def all_reduce_rms_norm(
         )
         first = (turn & 1) * num_ranks
         place = ((first * most_rows + row) * half) + columns
-        hl.store(peer_0, [place], words, extra_mask=is_real)
-        if peer_1 is not None:
-            hl.store(peer_1, [place], words, extra_mask=is_real)
-        if peer_2 is not None:
-            hl.store(peer_2, [place], words, extra_mask=is_real)
-        if peer_3 is not None:
-            hl.store(peer_3, [place], words, extra_mask=is_real)
-        if peer_4 is not None:
-            hl.store(peer_4, [place], words, extra_mask=is_real)
-        if peer_5 is not None:
-            hl.store(peer_5, [place], words, extra_mask=is_real)
-        if peer_6 is not None:
-            hl.store(peer_6, [place], words, extra_mask=is_real)
-        if peer_7 is not None:
-            hl.store(peer_7, [place], words, extra_mask=is_real)
+        for other in hl.static_range(num_ranks):
+            send(addresses, other, place, words, is_real)
         low = hl.load(residual, [row, 0, columns], extra_mask=is_real).to(torch.float32)
         high = hl.load(residual, [row, 1, columns], extra_mask=is_real).to(torch.float32)
         for other in hl.static_range(num_ranks):
-            found = received(own, place + other * most_rows * half, is_real, turn, words)
+            found = received(addresses, num_ranks, place + other * most_rows * half, is_real, turn, words)
             low = low + low_of(found, hidden.dtype)
             high = high + high_of(found, hidden.dtype)
         # Behind the waiting: by then all threads have read it.

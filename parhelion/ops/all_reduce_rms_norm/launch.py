@@ -12,7 +12,7 @@ from parhelion.ops.contract import Tensors
 from parhelion.ops.fused_add_rms_norm.contract import FusedAddRmsNorm
 from parhelion.ops.fused_add_rms_norm.launch import launch as launch_norm
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.inboxes import MOST_RANKS, MOST_ROWS, Inboxes, inboxes
+from parhelion.ops.inboxes import MOST_ROWS, Inboxes, inboxes
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
 from parhelion.ops.rms_norm_dynamic_per_token_quant.contract import RmsNormDynamicPerTokenQuant
@@ -87,7 +87,6 @@ def _one_shot(
     c = contract
     y = torch.empty_like(hidden, dtype=c.quant_dtype or c.dtype)
     scales = None if c.quant_dtype is None else torch.empty((len(y), 1), dtype=torch.float32, device=y.device)
-    peers = between.to_ranks + (None,) * (MOST_RANKS - c.num_ranks)
     run(
         "all_reduce_rms_norm.all_reduce_rms_norm",
         KernelConfig(num_warps=config.num_warps, programmatic=config.programmatic),
@@ -97,8 +96,7 @@ def _one_shot(
         _in_halves(y),
         None if scales is None else scales.squeeze(1),
         between.turns,
-        between.own,
-        *peers,
+        between.addresses,
         c.epsilon,
         c.num_ranks,
         MOST_ROWS,
