@@ -1,6 +1,6 @@
 """Tensor parallelism on two GPUs: parity with one, speed, what collectives take, and what the planner said.
 
-    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,texts,speed1,speed2,collectives,silent]
+    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,texts,killed]
                                                 [--pack auto] [--real PATH] [--output FILE]
     PYTHONPATH=. python benchmarks/h100x2_tp.py --device cpu --model tiny         # a rehearsal, in seconds
 
@@ -29,17 +29,25 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tp_collectives import HIDDEN_SIZE, LARGE_BYTES, ROUNDS, SIZES, measure_collectives
-from tp_parity import logits_of_ranks, texts, write_random
+from tp_parity import killed, logits_of_ranks, texts, write_random
 from tp_ranks import on_ranks
 from tp_speed import SpeedOptions, beside, speed, without_collectives
 from tp_tables import speed_lines, sums_lines
 
-from parhelion.bench.compare.checkpoint import SHAPES, TINY, write_tokenizer
+from parhelion.bench.compare.checkpoint import SHAPES
 from parhelion.bench.machine import describe_circumstances
 from parhelion.platform.device import choose_device, device_name
 
 RESULT = Path(__file__).parent / "results" / "h100x2_tp.json"
-PIECES = {"logits": 120, "speed2": 150, "speed1": 120, "collectives": 120, "texts": 200, "silent": 120}
+PIECES = {
+    "logits": 150,
+    "speed2": 150,
+    "speed1": 120,
+    "collectives": 120,
+    "silent": 120,
+    "texts": 200,
+    "killed": 60,
+}
 """In the order in which they run, with the seconds that each may take."""
 
 ENVIRONMENT = ("NCCL_", "TORCH_NCCL_", "TORCH_SYMM_MEM_", "CUDA_")
@@ -51,12 +59,12 @@ TP = 2
 def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict[str, Any]]:
     """What a piece measures, row by row."""
     on_cpu = options.device == "cpu"
-    if piece in ("logits", "texts"):
-        where = write_random(folder / "random")
-        write_tokenizer(where, TINY.vocab_size)
-        if piece == "logits":
-            return on_ranks(logits_of_ranks, options.device, TP, str(where), 30 if on_cpu else 300)
-        return texts(where, options.device, options.real, 8 if on_cpu else 40)
+    if piece == "logits":
+        return on_ranks(logits_of_ranks, options.device, TP, str(write_random(folder)), 30 if on_cpu else 300)
+    if piece == "texts":
+        return texts(folder, options.device, options.real, 8 if on_cpu else 40)
+    if piece == "killed":
+        return killed(folder, options.device)
     if piece == "collectives":
         sizes, hidden = ((1, 3), 64) if on_cpu else (SIZES, HIDDEN_SIZE)
         large, rounds = (1 << 16, 2) if on_cpu else (LARGE_BYTES, ROUNDS)
@@ -234,7 +242,7 @@ def print_result(content: dict[str, Any]) -> None:
             print(f"  {json.dumps({key: value for key, value in row.items() if key != 'logprobs'})[:400]}")
     for piece in ("logits", "texts"):
         for row in content["pieces"].get(piece, {"rows": []})["rows"]:
-            print({key: value for key, value in row.items() if key not in ("what", "passed")})
+            print({key: value for key, value in row.items() if key not in ("what", "passed", "kernels")})
     for lines in (speed_lines(content), sums_lines(content)):
         print("\n".join(["", *lines]))
 

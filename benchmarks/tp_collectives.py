@@ -16,7 +16,7 @@ from parhelion.errors import ParhelionError
 from parhelion.ops.check import check
 from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract, Launcher, Tensors
-from parhelion.ops.provider import Provider
+from parhelion.ops.provider import BaseProvider, Provider
 from parhelion.ops.quantize import FP8
 from parhelion.ops.registry import COLLECTIVES, op, op_names
 
@@ -37,11 +37,10 @@ def measure_collectives(
     yield links
     for size in sizes:
         for contract in contracts(hidden_size, group.size):
-            for provider in op(contract.name).providers:
-                if provider.name != "reference":
-                    row = _measured(contract, provider, size, group, device, rounds)
-                    sent = size * hidden_size * 2 * 2 * (group.size - 1) / group.size
-                    yield row | {"floor_us": _floor_us(sent, links)}
+            for provider in rivals(contract):
+                row = _measured(contract, provider, size, group, device, rounds)
+                sent = size * hidden_size * 2 * 2 * (group.size - 1) / group.size
+                yield row | {"floor_us": _floor_us(sent, links)}
 
 
 def contracts(hidden_size: int, num_ranks: int) -> list[Contract]:
@@ -51,6 +50,31 @@ def contracts(hidden_size: int, num_ranks: int) -> list[Contract]:
         kind: Any = op(_FUSED).contract
         found += [kind(hidden_size, num_ranks, quant_dtype=each) for each in (None, FP8)]
     return found
+
+
+def rivals(contract: Contract) -> list[Provider]:
+    """The op's providers and, of a sum with something behind it, torch's sum with the tile program of that."""
+    found = [each for each in op(contract.name).providers if each.name != "reference"]
+    return found if getattr(contract, "own_part", None) is None else [*found, Apart()]
+
+
+class Apart(BaseProvider):
+    """``torch.distributed.all_reduce``, and then what the contract names as its own part, by its tile program."""
+
+    name = "torch, then helion"
+
+    def why_not(self, device: torch.device) -> str | None:
+        return None if device.type == "cuda" else "it needs a GPU"
+
+    def launcher(self, contract: Contract) -> Launcher:
+        part: Contract = contract.own_part  # type: ignore[attr-defined]
+        launch = op(part.name).provider("helion").launcher(part)
+
+        def summed(hidden: torch.Tensor, *others: torch.Tensor) -> Any:
+            dist.all_reduce(hidden)
+            return launch(hidden, *others)
+
+        return summed
 
 
 def sample(contract: Contract, num_tokens: int, rank: int, device: torch.device) -> Tensors:

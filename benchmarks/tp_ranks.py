@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def on_ranks(work: Work, device: str, num_ranks: int, *arguments: Any) -> Iterat
 def _other(work: Work, device: str, num_ranks: int, rank: int, port: int, arguments: tuple[Any, ...]) -> None:
     for _ in _run(work, reach_store(port, num_ranks), device, num_ranks, rank, arguments):
         pass
+    # The group is not left: NCCL would wait for rank 0.
+    os._exit(0)
 
 
 def _run(

@@ -6,7 +6,6 @@ Run as a script it is a rank's process (``parhelion.engine.rank_process``); ``si
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,13 @@ def silence() -> None:
 
 
 def _alone(resolver: Resolver, contract: Contract) -> Launcher:
-    """The same provider, as it computes for one rank: what it does beside the sum it still does."""
-    alone: Any = replace(contract, num_ranks=1)  # type: ignore[call-arg]
-    return resolver.provider(contract).launcher(alone)
+    """What a rank does beside the exchange, as it is served for one rank; nothing of a sum alone."""
+    part = getattr(contract, "own_part", None)
+    return _unchanged if part is None else resolver.launcher(part)
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
 
 
 def _repeated(self: Group, part: torch.Tensor) -> torch.Tensor:

@@ -127,7 +127,7 @@ def _planned(folder: Path, options: SpeedOptions, row: dict[str, Any]) -> dict[s
     from parhelion.platform.device import choose_device, device_name
     from parhelion.tuning.model_calls import tuned_model
 
-    where = str(folder / options.model)
+    where = str(_written(folder, options.model))
     model = tuned_model(where)
     here = device_name(choose_device(options.device))
     preset = next((each.name for each in PRESETS if each.device == here), "h200")
@@ -146,7 +146,7 @@ def _planned(folder: Path, options: SpeedOptions, row: dict[str, Any]) -> dict[s
 
 
 def _engine(folder: Path, options: SpeedOptions, tp: int) -> LLM:
-    where = write_config(SHAPES[options.model], folder / options.model, FP8_PER_TOKEN_CONFIG)
+    where = _written(folder, options.model)
     limits: dict[str, Any] = {
         "max_model_len": max(options.input_len + options.output_len, BESIDE_TOKENS) + 64,
         "max_num_seqs": max(options.batches),
@@ -155,6 +155,10 @@ def _engine(folder: Path, options: SpeedOptions, tp: int) -> LLM:
     if options.device == "cpu":
         limits["kv_cache_memory"] = 16 << 20
     return LLM(str(where), device=options.device, load_format="dummy", pack=options.pack, tp=tp, **limits)
+
+
+def _written(folder: Path, model: str) -> Path:
+    return write_config(SHAPES[model], folder / model, FP8_PER_TOKEN_CONFIG)
 
 
 def _logprobs(llm: LLM) -> list[float]:

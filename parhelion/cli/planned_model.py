@@ -56,8 +56,9 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
         shard = replace(model, tp=tp)
         of_tokens, of_requests = edge_contracts(shard)
         # Of several ranks each takes the likeliest of its part of the vocabulary, and then of the ranks' likeliest.
-        whole = Argmax(size.vocab_size) if tp > 1 else None
-        of_requests = [each for each in of_requests if each != whole and not isinstance(each, TopKTopPSampling)]
+        of_all = (TopKTopPSampling, Argmax) if tp > 1 else TopKTopPSampling
+        whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
+        of_requests = [each for each in of_requests if each not in whole]
         blocks = tuple(layer_ways(shard, target))
         return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests))
 

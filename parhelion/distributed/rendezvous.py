@@ -94,9 +94,8 @@ def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) 
 
 
 def leave() -> None:
-    """Leave the group, if this process is in one; collectives under way elsewhere fail.
-
-    On GPUs those under way here end as well, with meaningless results.
+    """Leave the group, if this process is in one; collectives under way elsewhere fail. On GPUs those under way here
+    end as well, with meaningless results.
     """
     forget_inboxes()
     if not dist.is_initialized():
@@ -104,16 +103,23 @@ def leave() -> None:
     if dist.get_backend() != "nccl":
         dist.destroy_process_group()
         return
-    # NCCL destroys a group together with all ranks, of which some may have ended, so it is aborted; and even that waits
-    # for graphs that captured its collectives.
+    # NCCL destroys a group together with all ranks, of which some may have ended, so it is aborted.
+    abort().join(LEAVE_TIMEOUT_S)
+
+
+def abort() -> threading.Thread:
+    """End the collectives of NCCL that are under way here. The thread that sees to it ends when the group is left,
+    which waits for graphs that captured collectives.
+    """
     aborting = threading.Thread(target=_abort, daemon=True)
     aborting.start()
-    aborting.join(LEAVE_TIMEOUT_S)
+    return aborting
 
 
 def _abort() -> None:
     try:
-        dist.distributed_c10d._abort_process_group()
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.distributed_c10d._abort_process_group()
     except (AssertionError, ValueError):
         # Another thread has done it.
         return

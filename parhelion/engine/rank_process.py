@@ -126,7 +126,13 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     capture_graphs(config, worker)
     before: PendingStep | None = None
     while True:
-        step = _next(channel, ExecuteStep)
+        try:
+            step = _next(channel, ExecuteStep)
+        except _Stopped:
+            # Rank 0 still waits for this rank's part of it.
+            if before is not None:
+                before.wait()
+            raise
         pending = worker.execute(step.plan, step.admitted)
         # Where the device computes on its own, a step is waited for while the next one runs.
         if before is not None:

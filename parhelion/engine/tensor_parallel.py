@@ -11,6 +11,7 @@ from pathlib import Path
 
 from parhelion.config import EngineConfig
 from parhelion.distributed import layouts
+from parhelion.distributed.given_up import RELEASE_S, Releaser
 from parhelion.distributed.group import Group
 from parhelion.distributed.model_size import ModelSize
 from parhelion.distributed.rendezvous import host_store, join, leave
@@ -51,7 +52,7 @@ class OtherRanks:
         check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
         device = rank_device(config, 0)
         store = host_store(config.tp)
-        self._on_gpu = device.type != "cpu"
+        self._device = device
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
         self._failure: ParhelionError | None = None
@@ -74,9 +75,10 @@ class OtherRanks:
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
         size = self._processes.smallest(own)
-        if self._on_gpu:
+        if self._device.type != "cpu":
             # Not before: until here it is their answers that are read.
-            self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+            releaser = Releaser(self._device, self.group)
+            self._watcher = threading.Thread(target=self._watch, args=(releaser,), name="ranks", daemon=True)
             self._watcher.start()
         return size
 
@@ -84,14 +86,14 @@ class OtherRanks:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
 
-    def _watch(self) -> None:
+    def _watch(self, releaser: Releaser) -> None:
         """End what this rank's device waits for if another rank has ended: NCCL does not notice."""
         while not self._closed.wait(CHECK_S):
             try:
                 self._processes.check()
             except ParhelionError as error:
                 self._failure = error
-                leave()
+                releaser.give_up()
                 return
 
     def _joined(self, join_group: Callable[[], Group]) -> Group:
@@ -143,7 +145,7 @@ class OtherRanks:
         """End the other ranks and leave the group."""
         self._closed.set()
         if self._watcher is not None:
-            self._watcher.join(CAUSE_TIMEOUT_S)
+            self._watcher.join(2 * RELEASE_S)
         self._processes.close()
         leave()
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 import zmq
 
 from parhelion.config import EngineConfig
-from parhelion.engine import tensor_parallel
+from parhelion.distributed.given_up import Releaser
+from parhelion.distributed.group import Group
 from parhelion.engine.rank_messages import FromRank, Hello, Join, Loaded, Refused, ToRank
 from parhelion.engine.rank_port import RankPort
 from parhelion.engine.tensor_parallel import OtherRanks, check_tp
@@ -88,12 +90,12 @@ def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest
             raise EngineDeadError("rank 1 was killed")
 
     left: list[bool] = []
-    monkeypatch.setattr(tensor_parallel, "leave", lambda: left.append(True))
+    monkeypatch.setattr(Releaser, "give_up", lambda self: left.append(True))
     others = OtherRanks.__new__(OtherRanks)
     vars(others).update(_processes=Ended(), _closed=threading.Event(), _failure=None)
     with others.blamed():
         pass
-    others._watch()
+    others._watch(Releaser(torch.device("cpu"), Group(0, 2)))
     assert left == [True]
     with pytest.raises(EngineDeadError, match="rank 1 was killed"), others.blamed():
         pass
