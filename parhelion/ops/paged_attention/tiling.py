@@ -33,7 +33,7 @@ PROMPT_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "varlen_late": (False, True),
     "varlen_tokens": (32, 64),
     "varlen_warps": (4, 8),
-    "varlen_stages": (2, 3, 4),
+    "varlen_stages": (2, 3),
 }
 """Of the program for prompts, what is worth trying."""
 
