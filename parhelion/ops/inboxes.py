@@ -47,6 +47,8 @@ class Inboxes:
 
 _kept: dict[tuple[torch.device, int, int], Inboxes | str] = {}
 
+_owners: list[object] = []
+
 
 def inboxes(device: torch.device, num_ranks: int, row_words: int) -> Inboxes | str:
     """The inboxes for rows of so many words, or why there are none.
@@ -63,6 +65,7 @@ def inboxes(device: torch.device, num_ranks: int, row_words: int) -> Inboxes | s
 def forget_inboxes() -> None:
     """Let go of all inboxes: whoever leaves a group has no peers any more."""
     _kept.clear()
+    _owners.clear()
 
 
 def _made(device: torch.device, num_ranks: int, row_words: int) -> Inboxes | str:
@@ -99,4 +102,6 @@ def _shared(size: int, device: torch.device, num_ranks: int) -> tuple[torch.Tens
     handle = symmetric.rendezvous(own, dist.group.WORLD)
     handle.barrier()
     torch.cuda.synchronize(device)
+    # What the handle gives out does not own the memory.
+    _owners.extend((own, handle))
     return tuple(handle.get_buffer(rank, (size,), torch.int64) for rank in range(num_ranks))
