@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -34,7 +35,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
         name=name,
         fingerprint=_fingerprint([stored.pack for stored in packs]),
         rows=tuple(_renamed(each.row, packs[each.pack].pack, files) for each in rows),
-        binaries=tuple(msgspec.structs.replace(each.binary, file=files[each.binary.sha256]) for each in binaries),
+        binaries=tuple(msgspec.structs.replace(each.binary, file=files[_identity(each.binary)]) for each in binaries),
         source_hashes={op: hash_ for stored in packs for op, hash_ in stored.pack.source_hashes.items()},
         versions={package: version for stored in packs for package, version in stored.pack.versions.items()},
         command=f"merge of {', '.join(stored.pack.name for stored in packs)}",
@@ -43,7 +44,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
         ledger=_ledger([stored.pack.ledger for stored in packs]),
         blocks=_blocks([stored.pack for stored in packs], rows),
     )
-    data = {files[each.binary.sha256]: packs[each.pack].binary(each.binary) for each in binaries}
+    data = {files[_identity(each.binary)]: packs[each.pack].binary(each.binary) for each in binaries}
     return merged, data
 
 
@@ -121,20 +122,32 @@ def _binaries(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> list[_Bi
     return list(found.values())
 
 
-def _file_names(binaries: Iterable[_BinaryFrom]) -> dict[str, str]:
-    """Hash of a code object to its file: its own name, unless another one has it."""
-    names: dict[str, str] = {}
+def _file_names(binaries: Iterable[_BinaryFrom]) -> dict[bytes, str]:
+    """A binary's identity to its file: its own name, unless another one has it.
+
+    Equal code is kept once, unless two binaries of it differ in nothing by which a launch finds them, such as in their
+    grids alone: rows tell those apart by their files.
+    """
+    names: dict[bytes, str] = {}
+    launches: dict[tuple[str, str], set[bytes]] = {}
     for each in binaries:
-        if each.binary.sha256 not in names:
-            own = each.binary.file
-            taken = own in names.values()
-            names[each.binary.sha256] = each.binary.sha256 + PurePath(own).suffix if taken else own
+        binary = each.binary
+        found_by = msgspec.json.encode((binary.kernel, binary.config, binary.kinds), order="sorted")
+        shared = (file for (file, sha256), own in launches.items() if sha256 == binary.sha256 and found_by not in own)
+        name = next(shared, None)
+        if name is None:
+            taken = any(binary.file == file for file, _ in launches)
+            name = (
+                hashlib.sha256(_identity(binary)).hexdigest() + PurePath(binary.file).suffix if taken else binary.file
+            )
+        launches.setdefault((name, binary.sha256), set()).add(found_by)
+        names[_identity(binary)] = name
     return names
 
 
-def _renamed(row: Row, pack: Pack, files: Mapping[str, str]) -> Row:
+def _renamed(row: Row, pack: Pack, files: Mapping[bytes, str]) -> Row:
     """A row of a pack with the names that its binaries have now."""
-    now = {binary.file: files.get(binary.sha256, "") for binary in pack.binaries}
+    now = {binary.file: files.get(_identity(binary), "") for binary in pack.binaries}
 
     def renamed(candidate: Candidate) -> Candidate:
         if unknown := [file for file in candidate.binaries if file not in now]:

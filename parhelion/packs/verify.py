@@ -71,6 +71,13 @@ def _binary_problems(binaries: tuple[Binary, ...]) -> Iterator[str]:
         if counts.pop(_identity(binary), 1) > 1:
             name = f"{binary.kernel} ({binary.file})"
             yield f"{name}: is listed twice for the same config, kinds and recipe; remove one"
+    launches = Counter(
+        (binary.file, binary.kernel, _found_by(binary))
+        for binary in {_identity(each): each for each in binaries}.values()
+    )
+    for (file, kernel, _), count in launches.items():
+        if count > 1:
+            yield f"{kernel} ({file}): is launched in {count} ways for one config and kinds; give each its own file"
 
 
 def _order_problems(rows: tuple[Row, ...]) -> Iterator[str]:
@@ -122,6 +129,11 @@ def _identity(binary: Binary) -> bytes:
     # With other code it may be for other static dimensions, which are in the code and in no recipe.
     same = (binary.kernel, binary.config, binary.kinds, binary.recipe, binary.sha256)
     return msgspec.json.encode(same, order="sorted")
+
+
+def _found_by(binary: Binary) -> bytes:
+    """What a launch finds it by, among those of its row's files."""
+    return msgspec.json.encode((binary.config, binary.kinds), order="sorted")
 
 
 def _name(row: Row) -> str:

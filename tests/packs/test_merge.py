@@ -65,13 +65,29 @@ def test_the_later_packs_row_is_taken_for_the_same_bucket_and_all_others_are_kep
 
 
 def test_equal_code_is_kept_once_and_rows_name_it_by_its_new_name(stored: Stored, tmp_path: Path) -> None:
-    wide = binary(file="wide.cubin", recipe=recipe(equal=(("x.size(1)", 128),)))
+    wide = binary(file="wide.cubin", config={"num_warps": 8})
     a = stored("a.zip", rows=(row(1),))
     b = stored("b.zip", files={"wide.cubin": CODE}, binaries=(wide,), rows=(row(16, best=tiles("wide.cubin")),))
     merged, data = merge([a, b], "both")
     assert data == {"rms_norm.cubin": CODE}
     assert len(merged.binaries) == 2
     assert [each.best.binaries for each in merged.rows] == [("rms_norm.cubin",), ("rms_norm.cubin",)]
+    assert verify(saved(merged, data, tmp_path / "both.zip")) == []
+
+
+@pytest.mark.parametrize("file", ["wide.cubin", "rms_norm.cubin"])
+def test_equal_code_that_is_launched_otherwise_has_a_file_of_its_own(stored: Stored, tmp_path: Path, file: str) -> None:
+    """Nothing but the file tells its rows' binary from the other one."""
+    wide = binary(file=file, recipe=recipe(equal=(("x.size(1)", 128),)))
+    a = stored("a.zip", rows=(row(1),))
+    b = stored("b.zip", files={file: CODE}, binaries=(wide,), rows=(row(16, best=tiles(file)),))
+    merged, data = merge([a, b], "both")
+    (first,), (second,) = (each.best.binaries for each in merged.rows)
+    assert first == "rms_norm.cubin"
+    assert second != first
+    assert data == {first: CODE, second: CODE}
+    recipes = {each.file: each.recipe for each in merged.binaries}
+    assert recipes == {first: binary().recipe, second: wide.recipe}
     assert verify(saved(merged, data, tmp_path / "both.zip")) == []
 
 

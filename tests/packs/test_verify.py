@@ -12,7 +12,7 @@ import pytest
 from parhelion.packs.format import Argument, BlockTime
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.packs.verify import verify
-from tests.packs.sample import FILES, GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
+from tests.packs.sample import CODE, FILES, GEMM, HASHES, RMS_NORM, binary, candidate, recipe, row
 
 Stored = Callable[..., StoredPack]
 
@@ -109,9 +109,15 @@ def test_a_binary_that_is_listed_twice_is_a_problem(stored: Stored) -> None:
 
 
 def test_binaries_may_differ_in_nothing_but_their_recipe_or_their_code(stored: Stored) -> None:
-    others = (binary(recipe=recipe(equal=())), binary(b"for other static dimensions", file="other.cubin"))
-    files = FILES | {"other.cubin": b"for other static dimensions"}
+    launched_otherwise = binary(recipe=recipe(equal=()), file="launched_otherwise.cubin")
+    others = (launched_otherwise, binary(b"for other static dimensions", file="other.cubin"))
+    files = FILES | {"other.cubin": b"for other static dimensions", "launched_otherwise.cubin": CODE}
     assert verify(stored(files=files, binaries=(binary(), *others))) == []
+
+
+def test_a_file_that_a_launch_finds_two_recipes_in_is_a_problem(stored: Stored) -> None:
+    [problem] = verify(stored(binaries=(binary(), binary(recipe=recipe(equal=())))))
+    assert problem.endswith("is launched in 2 ways for one config and kinds; give each its own file")
 
 
 BLOCK = BlockTime((RMS_NORM, GEMM, RMS_NORM), 16, 10.0)
