@@ -28,6 +28,7 @@ BANNER = Banner(
     phases=[Phase("imports", 3.5), Phase("pack", 0.25), Phase("graphs", 0.0)],
     threads=2,
     tp=1,
+    pp=1,
     dp=1,
     max_model_len=8192,
     kv_cache_blocks=10,
