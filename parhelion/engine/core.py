@@ -200,6 +200,7 @@ class EngineCore:
 
     def close(self) -> None:
         """Let the steps in flight end and stop the worker's thread and the other ranks."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # What the other ranks were told to compute, this one computes as well: they wait for it.
+        self._thread.shutdown(wait=True, cancel_futures=self._peers is None)
         if self._peers is not None:
             self._peers.close()

@@ -211,7 +211,7 @@ class RankProcesses:
 
     def _name(self, rank: int) -> str:
         host = self._port.hosts.get(rank, os.uname().nodename)
-        stage = f" of stage {rank // self._tp}" if self._is_pipeline else ""
+        stage = f" (stage {rank // self._tp})" if self._is_pipeline else ""
         return f"rank {rank}{stage} on {host} (process {self._processes[rank].pid})"
 
     def _failed(self, rank: int) -> ParhelionError:
