@@ -49,6 +49,7 @@ class OtherRanks:
         model = read_model_config(model_path)
         scheme = choose_scheme(model.quantization, config.quantization)
         check_tp(model, scheme, config.tp)
+        # Refuses more stages than layers before a process is started.
         stage_of(model, scheme, config.pp, 0)
         device = rank_device(config, 0)
         self._has_group = config.tp > 1
@@ -129,7 +130,7 @@ class OtherRanks:
 
 
 class TensorParallelWorker:
-    """Runs this rank's part of every step; the others, which share its layers, run theirs.
+    """Runs this rank's part of every step, while the others run theirs.
 
     Args:
         worker: this rank's.

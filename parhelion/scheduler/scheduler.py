@@ -3,7 +3,8 @@
 Decode rows come first, then chunks of prompts under what is left of the token budget (Sarathi-Serve, Agrawal et al.,
 2024), then new requests. A step may be planned before earlier ones are back: ``num_computed`` counts planned steps, and
 a request's ``length`` counts the tokens that they are sampling. Steps run in the order of their planning, so a block
-or a slot can be given away as soon as no later step of its holder is planned.
+or a slot can be given away as soon as no later step of its holder is planned. Where running requests take turns, as
+before a pipeline, a step is one group's.
 """
 
 from __future__ import annotations

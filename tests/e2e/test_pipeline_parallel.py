@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from parhelion import LLM, AsyncEngine, SamplingParams
-from parhelion.engine import draft_choice
-from parhelion.engine.connection import ProcessConnection
+from parhelion.engine import draft_choice, ranks
 from parhelion.errors import ConfigError, EngineDeadError
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.test_speculation import Prophet
@@ -22,6 +21,7 @@ from tests.e2e.test_tensor_parallel import (
     LONG,
     ODD_VOCABULARY,
     config_of,
+    have_ended,
     logprobs_of,
     ranks_of,
     wait_for_end,
@@ -104,23 +104,34 @@ def test_smollm2_in_two_stages_and_not_in_more_than_it_has_layers(smollm2_path: 
     assert texts[1] == texts[0]
 
 
+def test_a_step_that_never_comes_back_is_given_up(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "STEP_TIMEOUT_S", 0.01)
+    others = ranks.RankProcesses(replace(config_of(tiny_path), pp=2), tiny_path)
+    processes = [psutil.Process(pid) for pid in others.pids.values()]
+    assert len(processes) == 3
+    try:
+        with pytest.raises(EngineDeadError, match=r"rank 2 \(stage 1\) on .* did not complete step 7 in 0.01 s"):
+            others.result_of(7)
+    finally:
+        others.close()
+    assert have_ended(processes)
+
+
 def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tiny_path: Path) -> None:
     """The last of three stages then fails as well, and is not blamed."""
 
     async def run() -> None:
-        engine = await AsyncEngine.from_config(replace(config_of(tiny_path), tp=1, pp=3))
-        assert isinstance(engine._connection, ProcessConnection)
-        process = psutil.Process(engine._connection.pid)
-        ranks = sorted(ranks_of(process), key=lambda rank: rank.pid)
-        assert len(ranks) == 2
+        engine = await AsyncEngine.from_config(replace(config_of(tiny_path), tp=1, pp=3), in_process=True)
+        stages = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
+        assert len(stages) == 2
         stream = engine.generate("Once upon a time", LONG)
         await anext(stream)
-        ranks[0].kill()
-        said = rf"rank 1 \(stage 1\) on {os.uname().nodename} \(process {ranks[0].pid}\) was killed by SIGKILL"
+        stages[0].kill()
+        said = rf"rank 1 \(stage 1\) on {os.uname().nodename} \(process {stages[0].pid}\) was killed by SIGKILL"
         with pytest.raises(EngineDeadError, match=said):
             async for _ in stream:
                 pass
-        await asyncio.to_thread(wait_for_end, [process, *ranks], 8)
+        await asyncio.to_thread(wait_for_end, stages, 8)
         await engine.shutdown()
 
     asyncio.run(run())
