@@ -327,30 +327,34 @@ def _is_healthy(client: Any) -> bool:
         return False
 
 
-def measure_batch(llm: LLM, name: str, batch: int) -> dict[str, Any]:
-    """Medians of three rounds, after one that captures the graphs."""
+def measure_batch(
+    llm: LLM, name: str, batch: int, input_len: int = 512, output_len: int = 128, rounds: int = 3
+) -> dict[str, Any]:
+    """Medians of the rounds, after one that captures the graphs."""
+    vocab_size = min(100000, llm.info.vocab_size)
     generator = torch.Generator().manual_seed(8)
 
     def run(output_length: int) -> float:
         prompts = [
-            TokensPrompt(prompt_token_ids=torch.randint(2, 100000, (512,), generator=generator).tolist())
+            TokensPrompt(prompt_token_ids=torch.randint(2, vocab_size, (input_len,), generator=generator).tolist())
             for _ in range(batch)
         ]
         started = time.perf_counter()
         llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=output_length, ignore_eos=True))
         return time.perf_counter() - started
 
-    run(16)
-    prefill = [run(1) for _ in range(3)]
-    whole = [run(128) for _ in range(3)]
-    tpot = [(w - p) / 127 * 1e3 for w, p in zip(whole, prefill, strict=True)]
+    run(min(16, output_len))
+    prefill = [run(1) for _ in range(rounds)]
+    whole = [run(output_len) for _ in range(rounds)]
+    tpot = [(w - p) / (output_len - 1) * 1e3 for w, p in zip(whole, prefill, strict=True)]
     return {
         "model": name,
         "batch": batch,
         "prefill_ms": statistics.median(prefill) * 1e3,
+        "prefill_ms_all": [1e3 * seconds for seconds in prefill],
         "tpot_ms": statistics.median(tpot),
         "tpot_ms_all": tpot,
-        "output_tokens_per_s": batch * 128 / statistics.median(whole),
+        "output_tokens_per_s": batch * output_len / statistics.median(whole),
         "passed": True,
     }
 

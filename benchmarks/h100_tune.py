@@ -44,7 +44,8 @@ from parhelion.tuning.model_calls import tuned_model
 from parhelion.tuning.plan import HELION, make_plan, why_not_on
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import target
-from parhelion.tuning.tune import TuneOptions, TuneProgress, tune
+from parhelion.tuning.tune import TuneOptions, TuneProgress, tune_each
+from parhelion.tuning.tune_ranks import tune_all_ranks
 
 RESULT = Path(__file__).parent / "results" / "h100_tune.json"
 PACK = Path("h100-tuned.zip")
@@ -197,7 +198,7 @@ def _timed_again(
 def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
     """Tune, and write the pack. Returns the seconds that it took, and the tuner's notes."""
     device = torch.device(options.device)
-    model = tuned_model(options.model, options.quantization)
+    models = [tuned_model(options.model, options.quantization, tp) for tp in options.tp]
     start = time.monotonic()
     import_compilers()
     with GpuTimer(device) as timer:
@@ -207,12 +208,16 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
         known = replace(gemm_target(fingerprint.target), num_processors=processors)
         sizes = tuple(int(size) for size in options.sizes.split(",") if size)
         only = tuple(name for name in options.only.split(",") if name)
-        plan = make_plan(model, known, why_not_on(device), ops=only, sizes=sizes)
+        plans = [make_plan(model, known, why_not_on(device), ops=only, sizes=sizes) for model in models]
         built_for = target(fingerprint.target)
         with CompilePool(built_for, num_processors=processors, jobs=options.jobs) as pool:
             seeds = tuple(read_pack(path).pack for path in options.seed_packs)
             asked = TuneOptions(options.pack, options.budget, options.effort, seeds, command_line(sys.argv))
-            result = tune(plan, built_for, fingerprint, timer, pool, asked, step_tuner=timer.tune_step, progress=say)
+            tuner = timer.tune_step
+            result = tune_each(plans, built_for, fingerprint, timer, pool, asked, step_tuner=tuner, progress=say)
+            if not only:
+                timer.close()
+                result = tune_all_ranks(plans, built_for, fingerprint, pool, asked, device, result, sizes)
     return time.monotonic() - start, list(result.notes)
 
 
@@ -233,6 +238,7 @@ def report_of(pack: Pack, options: argparse.Namespace, tune_s: float, notes: Seq
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": options.model,
         "quantization": options.quantization or "unquantized",
+        "tp": list(options.tp),
         "tune_s": round(tune_s, 1),
         "ledger": msgspec.to_builtins(pack.ledger),
         "notes": list(notes),
@@ -258,6 +264,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3-8b")
     parser.add_argument("--quantization", default="fp8_per_token", help="a scheme's name; empty for none")
+    parser.add_argument("--tp", default="1", help="ranks that share each layer, separated by commas")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds of tuning")
     parser.add_argument("--effort", default="normal", help="quick, normal or full")
     parser.add_argument("--sizes", default="", help="of M, separated by commas; none means all buckets")
@@ -273,6 +280,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     options.quantization = options.quantization or None
+    options.tp = tuple(sorted({int(size) for size in options.tp.split(",")}))
     return options
 
 

@@ -91,25 +91,40 @@ def check(measured: Path) -> PlanCheck:
     )
 
 
-def _run(row: dict[str, Any]) -> CheckedRun:
-    from parhelion.cli.planned_model import calls_of, known_times, model_size
+def predicted(
+    model: Any, known: Any, tp: int, batch: int, input_len: int = INPUT_LEN, output_len: int = OUTPUT_LEN
+) -> tuple[Any, Any]:
+    """What a token and all prompts would take on one replica, as ``StepModel`` has them.
+
+    Args:
+        model: a ``TunedModel`` and its ``ModelSize``.
+        known: of the device; see ``known_times``.
+    """
+    from parhelion.cli.planned_model import calls_of
     from parhelion.distributed.collectives import Fabric, network
     from parhelion.distributed.layouts import Layout
     from parhelion.distributed.planner import Workload
     from parhelion.distributed.step_model import StepModel
+
+    tuned, size = model
+    workload = Workload(input_len, output_len)
+    fabric = Fabric(known.device.link, network(50), 8)
+    steps = StepModel(size, calls_of(tuned, size, known.target), known.times, fabric)
+    tpot = steps.tpot(Layout(tp), batch, workload.context)
+    return tpot, steps.prefill(Layout(tp), batch, input_len, workload.max_num_batched_tokens)
+
+
+def _run(row: dict[str, Any]) -> CheckedRun:
+    from parhelion.cli.planned_model import known_times, model_size
     from parhelion.tuning.model_calls import tuned_model
 
-    model, workload = tuned_model(row["model"], QUANTIZATION), Workload(INPUT_LEN, OUTPUT_LEN)
-    size, known = model_size(model, row["model"]), known_times("h100", str(PACK), untuned=row.get("pack") is None)
-    fabric = Fabric(known.device.link, network(50), 8)
-    steps = StepModel(size, calls_of(model, size, known.target), known.times, fabric)
-    batch, one = row["batch"], Layout(1)
-    tpot = steps.tpot(one, batch, workload.context)
-    prefill = steps.prefill(one, batch, INPUT_LEN, workload.max_num_batched_tokens)
+    model = tuned_model(row["model"], QUANTIZATION)
+    known = known_times("h100", str(PACK), untuned=row.get("pack") is None)
+    tpot, prefill = predicted((model, model_size(model, row["model"])), known, 1, row["batch"])
     return CheckedRun(
         model=row["model"],
         pack=row.get("pack"),
-        batch=batch,
+        batch=row["batch"],
         tpot=_prediction(tpot, row["tpot_ms"]),
         prefill=_prediction(prefill, row["prefill_ms"]),
     )

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ahead_tables import cold_start_table, corners_table, tune_table
 from compare_tables import compare_table
 from plan_check import plan_check_table
+from tp_tables import tp_speed_table, tp_sums_table
 
 from parhelion.bench.report import format_figure
 from parhelion.ops.registry import Op, ops
@@ -323,6 +324,10 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_tune": tune_table,
     "cold_start": cold_start_table,
     "plan_check": plan_check_table,
+    "h100x2_tp": tp_speed_table,
+    "h100x2_sums": tp_sums_table,
+    "h200x2_tp": tp_speed_table,
+    "h200x2_sums": tp_sums_table,
     "three_corners": lambda content: corners_table(content, RESULTS),
     "ops_and_targets": providers_table,
 }
@@ -332,6 +337,8 @@ SOURCES: Mapping[str, Path] = {
     "h100_speed": RESULTS / "h100_engine.json",
     "h200_speed": RESULTS / "h200_engine.json",
     "three_corners": RESULTS / "h100_tune.json",
+    "h100x2_sums": RESULTS / "h100x2_tp.json",
+    "h200x2_sums": RESULTS / "h200x2_tp.json",
 }
 """Files of tables that are not made of a benchmark's result."""
 

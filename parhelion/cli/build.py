@@ -31,6 +31,9 @@ def build(
         list[str] | None,
         typer.Option(help="Of this quantization scheme; may be repeated. Default: unquantized; --check: all."),
     ] = None,
+    tp: Annotated[
+        str | None, typer.Option(help="Of a model: for one of so many ranks; several with commas. Default: 1.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that compile. Default: one a core.")] = None,
     output: Annotated[
         Path | None,
@@ -71,6 +74,8 @@ def build(
             raise ConfigError(
                 f"--check keeps no packs, so it takes no {source!r}: pass --model {source}, or no --check"
             )
+        if tp is not None:
+            raise ConfigError("--check builds what one rank alone calls: leave --tp out")
         _check(model, quantization, targets, quick, jobs, output, expect, write_expected, json_)
         return
     if source is None:
@@ -81,7 +86,7 @@ def build(
         )
     from parhelion.cli.build_packs import build_packs
 
-    build_packs(source, targets, quantization or [], output, jobs, json_)
+    build_packs(source, targets, quantization or [], tp, output, jobs, json_)
 
 
 def _check(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parhelion.cli.output import count_bar, format_bytes, print_json, print_note, stdout
+from parhelion.cli.tune import ranks
 from parhelion.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
@@ -43,7 +45,13 @@ class Written:
 
 
 def build_packs(
-    source: str, targets: list[str], quantizations: list[str], output: Path | None, jobs: int | None, json_: bool
+    source: str,
+    targets: list[str],
+    quantizations: list[str],
+    tp: str | None,
+    output: Path | None,
+    jobs: int | None,
+    json_: bool,
 ) -> None:
     """Build a pack for each target, write them and say what is in them.
 
@@ -57,6 +65,9 @@ def build_packs(
     pack = None if _is_model(source) else _open(source)
     if pack is not None and quantizations:
         raise ConfigError(f"pack {pack.name} has the quantizations that it has: leave --quantization out")
+    if pack is not None and tp is not None:
+        raise ConfigError(f"pack {pack.name} has the rows that it has: leave --tp out")
+    sizes = ranks(tp or "1")
     if pack is not None and not targets:
         targets = [pack.fingerprint.target]
     if not targets:
@@ -65,8 +76,8 @@ def build_packs(
         raise ConfigError(f"{output} is one file and there are {len(targets)} targets: name a folder")
     written = []
     for target in [target_named(name) for name in targets]:
-        wanted = _untuned(source, quantizations, target) if pack is None else pack
-        command = _command(source, target, quantizations)
+        wanted = _untuned(source, quantizations, sizes, target) if pack is None else pack
+        command = _command(source, target, quantizations, sizes)
         written.append(_write(wanted, target, output or user_packs(), command, jobs))
     if json_:
         print_json(written)
@@ -125,30 +136,34 @@ def _open(source: str) -> Pack:
         raise PackError(f"{error}; models that can be built for are {models}") from None
 
 
-def _untuned(model: str, quantizations: list[str], target: Target) -> Pack:
+def _untuned(model: str, quantizations: list[str], sizes: tuple[int, ...], target: Target) -> Pack:
     """What a model needs on a target, as a pack without binaries."""
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.format import ModelEntry
     from parhelion.quantization import UNQUANTIZED
     from parhelion.tuning.build_pack import untuned_pack
+    from parhelion.tuning.model_calls import check_ranks
     from parhelion.tuning.model_contracts import scheme, served_contracts
     from parhelion.tuning.model_shapes import model_shape
 
     schemes = [scheme(name) for name in dict.fromkeys(quantizations)] or [UNQUANTIZED]
-    contracts, models = {}, []
-    for each in schemes:
-        called = served_contracts(model_shape(model), each, gemm_target(target.name))
+    contracts, models, shape = {}, [], model_shape(model)
+    for each, tp in product(schemes, sizes):
+        check_ranks(shape, each, tp)
+        called = served_contracts(shape, each, gemm_target(target.name), tp=tp)
         contracts.update(dict.fromkeys(called))
-        models.append(ModelEntry(model, each.name, tuple(contract.key() for contract in called)))
-    name = "-".join((model, *(each.name for each in schemes), target.name))
+        models.append(ModelEntry(model, each.name, tuple(contract.key() for contract in called), tp))
+    ranked = () if sizes == (1,) else (f"tp{'-'.join(map(str, sizes))}",)
+    name = "-".join((model, *(each.name for each in schemes), *ranked, target.name))
     return untuned_pack(name, list(contracts), models, target)
 
 
-def _command(source: str, target: Target, quantizations: list[str]) -> str:
+def _command(source: str, target: Target, quantizations: list[str], sizes: tuple[int, ...]) -> str:
     """The command that makes the pack again, without folders of this machine."""
     words = ["parhelion", "build", Path(source).name, "--target", target.name]
     for name in quantizations:
         words += ["--quantization", name]
+    words += [] if sizes == (1,) else ["--tp", ",".join(map(str, sizes))]
     return shlex.join(words)
 
 

@@ -41,6 +41,7 @@ class Finding:
 
 def doctor(
     port: Annotated[int, typer.Option(help="The port that a server would take.")] = ServerConfig.port,
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that would share each layer.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Say what this machine can serve with, what is missing, and the way out. Exit code 1 if something stops serving.
@@ -48,7 +49,7 @@ def doctor(
     Example: [cyan]parhelion doctor --port 8000[/]
     """
     with spinner("looking around"):
-        findings = examine(port)
+        findings = examine(port, tp)
         providers = examine_providers()
     if json_:
         print_json([*findings, *map(provider_finding, providers)])
@@ -63,14 +64,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(port: int) -> list[Finding]:
+def examine(port: int, tp: int = 1) -> list[Finding]:
     """Everything there is to say of this machine, its providers of ops excepted."""
     home = read_environment().home
     checks: tuple[Callable[[], Finding], ...] = (
         check_python,
         check_torch,
         check_device,
-        check_pack,
+        lambda: check_pack(tp),
         check_cpu,
         check_memory,
         lambda: check_disk(home),
@@ -112,8 +113,12 @@ def check_device() -> Finding:
     return Finding("device", "ok", f"{device_name(device)} as {device}, {free} free{more}")
 
 
-def check_pack() -> Finding:
-    """The pack that ``--pack auto`` takes on that device, and what serves without one."""
+def check_pack(tp: int = 1) -> Finding:
+    """The pack that ``--pack auto`` takes on that device, and what serves without one.
+
+    Args:
+        tp: ranks whose shapes it should have.
+    """
     import torch
 
     from parhelion.ops.choose_pack import AUTO, find_pack
@@ -127,9 +132,16 @@ def check_pack() -> Finding:
     if found.chosen is None:
         return Finding("pack", "note", "; ".join(found.notes))
     pack, match = found.chosen.stored.pack, found.chosen.match
-    models = ", ".join(f"{each.name} {each.quantization}" for each in pack.models) or "no model by name"
-    detail = f"{pack.name} with {len(pack.rows)} rows for {models}: {match.reason}"
-    return Finding("pack", "ok" if match.level == "exact" else "note", "; ".join((detail, *found.notes)))
+    models = ", ".join(each.title for each in pack.models) or "no model by name"
+    details = [f"{pack.name} with {len(pack.rows)} rows for {models}: {match.reason}", *found.notes]
+    serves = match.level == "exact"
+    if tp > 1 and not any(each.tp == tp for each in pack.models):
+        serves = False
+        details.append(
+            f"no model's rows are those of a rank of {tp}: they serve where shapes agree, and a table chooses "
+            f"elsewhere; parhelion tune MODEL --tp {tp} makes them"
+        )
+    return Finding("pack", "ok" if serves else "note", "; ".join(details))
 
 
 def check_cpu() -> Finding:

@@ -53,20 +53,14 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
     """What a rank calls where ``tp`` ranks share each layer; requests are answered greedily."""
 
     def calls(tp: int) -> RankCalls:
-        part = size.shard(tp)
-        shape = replace(
-            model.shape,
-            num_heads=part.num_heads,
-            num_kv_heads=part.num_kv_heads,
-            intermediate_size=part.intermediate_size,
-            vocab_size=part.vocab_size,
-        )
-        shard = replace(model, shape=shape)
+        shard = replace(model, tp=tp)
         of_tokens, of_requests = edge_contracts(shard)
-        # The heads' logits are gathered, and then each rank takes the likeliest of all.
-        of_requests = [each for each in of_requests if not isinstance(each, TopKTopPSampling | Argmax)]
+        # Of several ranks each takes the likeliest of its part of the vocabulary, and then of the ranks' likeliest.
+        of_all = (TopKTopPSampling, Argmax) if tp > 1 else TopKTopPSampling
+        whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
+        of_requests = [each for each in of_requests if each not in whole]
         blocks = tuple(layer_ways(shard, target))
-        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), (*of_requests, Argmax(size.vocab_size)))
+        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests))
 
     return calls
 

@@ -39,6 +39,9 @@ def tune(
         list[str] | None, typer.Option(help="A pack whose configs are tried first; may be repeated.")
     ] = None,
     m: Annotated[str, typer.Option(help="Only the buckets of these sizes of M, separated by commas.")] = "",
+    tp: Annotated[
+        str, typer.Option(help="Ranks that share each layer: one rank's shapes are tuned. Several with commas.")
+    ] = "1",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -63,13 +66,13 @@ def tune(
         raise ConfigError(f"--effort is {effort!r}; the efforts are {', '.join(EFFORTS)}")
     if target is not None and not dry_run:
         raise ConfigError("--target belongs to --dry-run: what is tuned is the GPU that is here")
-    wanted = tuned_model(model, quantization)
+    wanted = [tuned_model(model, quantization, each) for each in ranks(tp)]
     names = tuple(name.strip() for name in ops.split(",") if name.strip())
     sizes = integers("--m", m) if m else ()
     if dry_run:
-        _show_plan(wanted, target or "sm_90", names, sizes, effort, json_)
+        _show_plans(wanted, target or "sm_90", names, sizes, effort, json_)
         return
-    command = _command(model, wanted.quantization.name, budget, names, effort, seed_pack or [], m)
+    command = _command(model, wanted[0].quantization.name, budget, names, effort, seed_pack or [], m, tp)
     result, path = _tune(wanted, _gpu(device), names, sizes, effort, seed_pack or [], budget_s, output, command)
     _report(result, path, json_)
     if result.interrupted:
@@ -87,6 +90,11 @@ def seconds(option: str, text: str) -> float:
     if "".join(number + unit for number, unit in parts) != re.sub(r"\s", "", text.lower()) or total <= 0:
         raise ConfigError(f"{option} is {text!r}; write a time such as 90s, 10m or 1h30m")
     return total
+
+
+def ranks(text: str) -> tuple[int, ...]:
+    """``--tp`` of commands that prepare kernels: the numbers of ranks, ascending, each once."""
+    return tuple(sorted(set(integers("--tp", text))))
 
 
 def slug(device: str) -> str:
@@ -108,7 +116,7 @@ def _gpu(name: str) -> torch.device:
 
 
 def _tune(
-    model: TunedModel,
+    models: list[TunedModel],
     device: torch.device,
     ops: tuple[str, ...],
     sizes: tuple[int, ...],
@@ -126,7 +134,8 @@ def _tune(
     from parhelion.tuning.gpu_worker import GpuTimer
     from parhelion.tuning.plan import make_plan, why_not_on
     from parhelion.tuning.target import target as target_named
-    from parhelion.tuning.tune import TuneOptions, tune
+    from parhelion.tuning.tune import TuneOptions, tune_each
+    from parhelion.tuning.tune_ranks import tune_all_ranks
 
     seeds = tuple(open_pack(name).pack for name in seed_packs)
     import_compilers()
@@ -135,18 +144,29 @@ def _tune(
         assert fingerprint is not None
         target = target_named(fingerprint.target)
         configs_target = replace(gemm_target(target.name), num_processors=fingerprint.num_processors)
-        plan = make_plan(model, configs_target, why_not_on(device), ops=ops, sizes=sizes)
+        plans = [make_plan(model, configs_target, why_not_on(device), ops=ops, sizes=sizes) for model in models]
         path = output or user_packs() / slug(fingerprint.device)
         options = TuneOptions(path, budget_s, effort, seeds, command)
         with CompilePool(target, num_processors=fingerprint.num_processors) as pool, progress_view() as progress:
-            result = tune(
-                plan, target, fingerprint, timer, pool, options, step_tuner=timer.tune_step, progress=progress
+            result = tune_each(
+                plans, target, fingerprint, timer, pool, options, step_tuner=timer.tune_step, progress=progress
             )
+            if not ops and not result.interrupted:
+                # The process that has timed so far would share its GPU with a rank.
+                timer.close()
+                result = tune_all_ranks(plans, target, fingerprint, pool, options, device, result, sizes)
     return result, path
 
 
 def _command(
-    model: str, quantization: str, budget: str, ops: tuple[str, ...], effort: str, seed_packs: list[str], m: str
+    model: str,
+    quantization: str,
+    budget: str,
+    ops: tuple[str, ...],
+    effort: str,
+    seed_packs: list[str],
+    m: str,
+    tp: str,
 ) -> str:
     """The command that tunes again, without folders of this machine."""
     words = ["parhelion", "tune", Path(model).name, "--quantization", quantization, "--budget", budget]
@@ -155,11 +175,12 @@ def _command(
     for name in seed_packs:
         words += ["--seed-pack", Path(name).name]
     words += ["--m", m] if m else []
+    words += ["--tp", tp] if ranks(tp) != (1,) else []
     return shlex.join(words)
 
 
-def _show_plan(
-    model: TunedModel, target: str, ops: tuple[str, ...], sizes: tuple[int, ...], effort: str, json_: bool
+def _show_plans(
+    models: list[TunedModel], target: str, ops: tuple[str, ...], sizes: tuple[int, ...], effort: str, json_: bool
 ) -> None:
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.platform.cpu import usable_cores
@@ -168,12 +189,16 @@ def _show_plan(
     from parhelion.tuning.plan import make_plan, refuses
     from parhelion.tuning.target import target as target_named
 
-    plan = make_plan(model, gemm_target(target_named(target).name), refuses, ops=ops, sizes=sizes)
-    found = estimate(plan, EFFORTS[effort], usable_cores())
+    aimed = gemm_target(target_named(target).name)
+    plans = [make_plan(model, aimed, refuses, ops=ops, sizes=sizes) for model in models]
+    found = [estimate(plan, EFFORTS[effort], usable_cores()) for plan in plans]
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        print_note(note)
     if json_:
-        print_json(found)
-    else:
-        _print_plan(plan, found, effort)
+        print_json(found if len(found) > 1 else found[0])
+        return
+    for plan, each in zip(plans, found, strict=True):
+        _print_plan(plan, each, effort)
 
 
 def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
@@ -184,6 +209,7 @@ def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
     from parhelion.tuning.plan import COMPILING_SIZES
 
     model = f"{plan.model.name} ({plan.model.quantization.name})"
+    model += f", a rank of {plan.model.tp}," if plan.model.tp > 1 else ""
     table = Table(title=f"{found.num_rows} rows to tune for {model} on {plan.target.name}, effort {effort}")
     for heading in ("contract", "M up to"):
         table.add_column(heading, overflow="fold")

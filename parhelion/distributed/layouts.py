@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parhelion.distributed.model_size import ModelSize
+from parhelion.errors import ConfigError
 
 _ALIGNED = 16
 """What sizes of quantized linear layers are multiples of: vendors' products of codes take no others."""
@@ -89,6 +90,19 @@ def why_not_tp(model: ModelSize, tp: int) -> str | None:
     if tp > 1 and scheme.block is not None and kv_width % scheme.block:
         return f"a rank's keys are {kv_width} wide, no multiple of {scheme.block} ({scheme.name})"
     return None
+
+
+def check_tp(model: ModelSize, tp: int) -> None:
+    """See that the layers can be divided among so many ranks.
+
+    Raises:
+        ConfigError: they cannot; the message names the sizes that would work.
+    """
+    reason = why_not_tp(model, tp)
+    if reason is not None:
+        works = _listed([each for each in sizes_of_tp(model) if each > 1])
+        works = "nothing but 1" if works == "nothing" else f"1, {works}"
+        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {works}")
 
 
 def _fits(tp: int, gpus_per_node: int) -> bool:

@@ -7,6 +7,7 @@ their environment variables name.
 from __future__ import annotations
 
 import socket
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from parhelion.config import environment_variables
 from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
+from parhelion.ops.inboxes import forget_inboxes
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,7 +27,12 @@ JOIN_TIMEOUT = timedelta(seconds=120)
 """How long ranks wait for each other at the start."""
 
 CALL_TIMEOUT = timedelta(seconds=600)
-"""How long a rank waits in a collective for ranks that live but do not answer. One that ended is noticed at once."""
+"""How long a rank waits in a collective for ranks that live but do not answer. With gloo one that ended is noticed at
+once; NCCL does not notice, and knows no limit in graphs that are replayed.
+"""
+
+LEAVE_TIMEOUT_S = 10.0
+"""How long leaving may take on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,10 @@ def join(store: dist.Store, rank: int, num_ranks: int, device: torch.device) -> 
             timeout=CALL_TIMEOUT,
             device_id=device if on_gpu else None,
         )
+        if on_gpu:
+            # What NCCL sets up at its first collective shall fail here, and take its memory before it is measured.
+            dist.all_reduce(torch.zeros(1, device=device))
+            torch.cuda.synchronize(device)
     return Group(rank, num_ranks)
 
 
@@ -121,9 +132,35 @@ def take_place(store: dist.TCPStore, rank: int, tp: int, pp: int, device: torch.
 
 
 def leave() -> None:
-    """Leave the group, if this process is in one; collectives under way elsewhere fail."""
-    if dist.is_initialized():
+    """Leave the group, if this process is in one; collectives under way elsewhere fail. On GPUs those under way here
+    end as well, with meaningless results.
+    """
+    forget_inboxes()
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() != "nccl":
         dist.destroy_process_group()
+        return
+    # NCCL destroys a group together with all ranks, of which some may have ended, so it is aborted.
+    abort().join(LEAVE_TIMEOUT_S)
+
+
+def abort() -> threading.Thread:
+    """End the collectives of NCCL that are under way here. The thread that sees to it ends when the group is left,
+    which waits for graphs that captured collectives.
+    """
+    aborting = threading.Thread(target=_abort, daemon=True)
+    aborting.start()
+    return aborting
+
+
+def _abort() -> None:
+    try:
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.distributed_c10d._abort_process_group()
+    except (AssertionError, ValueError):
+        # Another thread has done it.
+        return
 
 
 def _loopback_interface() -> str:

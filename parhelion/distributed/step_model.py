@@ -14,6 +14,9 @@ from parhelion.distributed.model_size import ELEMENT, ModelSize
 from parhelion.ops.contract import Contract
 from parhelion.ops.ways import Way, quickest
 
+LIKELIEST = 16
+"""Bytes of a rank's likeliest token and its logit."""
+
 CHUNKS = (512, 1024, 2048, 4096)
 """Tokens of a prompt's steps that are tried where a pipeline has to be filled, beside the most that a step takes."""
 
@@ -186,7 +189,7 @@ class StepModel:
             self._calls[layout.tp] = self.calls_of(layout.tp)
         calls, hidden = self._calls[layout.tp], rows.num_tokens * self.model.hidden_size * ELEMENT
         reduce_us = self.fabric.all_reduce_us(hidden, layout.tp)
-        logits = num_sampled * self.model.vocab_size * ELEMENT
+        likeliest = num_sampled * layout.tp * LIKELIEST
         sampled = StepRows((1,) * num_sampled, (1,) * num_sampled)
         # A layer's output comes as two tensors, hidden and residual.
         sent = self.fabric.sends_us(2 * hidden, layout.tp, layout.pp)
@@ -194,7 +197,7 @@ class StepModel:
             layers=self._layers(calls, rows) + Cost(links=2 * self.model.num_layers * reduce_us),
             before=self._cost(dict.fromkeys(calls.before, 1), rows) + Cost(links=reduce_us),
             behind=self._cost(dict.fromkeys(calls.behind, 1), sampled)
-            + Cost(links=self.fabric.all_gather_us(logits, layout.tp)),
+            + Cost(links=self.fabric.all_gather_us(likeliest, layout.tp)),
             hand_overs=Cost(links=sent),
             pp=layout.pp,
         )

@@ -203,4 +203,17 @@ class EngineCore:
         # What the other ranks were told to compute, this one computes as well: they wait for it.
         self._thread.shutdown(wait=True, cancel_futures=self._peers is None)
         if self._peers is not None:
+            self._await_steps()
+            graphs = getattr(self._worker, "graphs", None)
+            if graphs is not None:
+                graphs.clear()
             self._peers.close()
+
+    def _await_steps(self) -> None:
+        """Let the device finish what it was handed: other ranks wait for its part, and it reads what they share."""
+        for _, future, _ in self._in_flight:
+            try:
+                future.result().wait()
+            except Exception:
+                # Nobody asks for its tokens any more.
+                return

@@ -93,14 +93,22 @@ class DeviceStep:
         tensors = self._state.tensors(ints, bucket)
         hidden = self._forward(ints, tensors.batch)
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
-        logits = self._model.compute_logits(last)
         if mode is Mode.HOST:
+            logits = self._model.compute_logits(last)
             return StepOutputs(ints.row_slot.long(), tensors.sample_index, hidden, logits)
-        greedy = mode is Mode.GREEDY
-        token_ids = self._sampler.greedy(logits) if greedy else self._sampler.draw(logits.float(), ints, self._state)
-        token_ids = self._model.group.from_first(token_ids)
+        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
+
+    def _greedy(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of several ranks each names its best; all of them find the same."""
+        if not self._model.group.is_alone:
+            return self._model.likeliest(hidden)
+        return self._sampler.greedy(self._model.compute_logits(hidden))
+
+    def _drawn(self, hidden: torch.Tensor, ints: StepInts) -> torch.Tensor:
+        token_ids = self._sampler.draw(self._model.compute_logits(hidden).float(), ints, self._state)
+        return self._model.group.from_first(token_ids)
 
     def _forward(self, ints: StepInts, batch: StepBatch) -> torch.Tensor:
         if self._reader is None:

@@ -66,6 +66,10 @@ class GraphCache:
         self._graphs[step, bucket, mode] = self._capture(step, bucket, mode)
         return outputs
 
+    def clear(self) -> None:
+        """Let go of all graphs. NCCL cannot leave its group as long as one has captured a collective."""
+        self._graphs.clear()
+
     def _capture(self, step: Step, bucket: Bucket, mode: Mode) -> tuple[torch.cuda.CUDAGraph, StepOutputs]:
         started = time.monotonic()
         self._stream.synchronize()

@@ -21,7 +21,7 @@ import msgspec
 import torch
 import zmq
 
-from parhelion.distributed.rendezvous import leave, reach_store, take_place
+from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
@@ -98,8 +98,8 @@ def main() -> int:
             traceback.print_exc()
         return 1
     finally:
+        # The group is not left: NCCL would wait for rank 0, which waits for this process to end.
         channel.close()
-        leave()
     return 0
 
 
@@ -129,7 +129,13 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
     before: PendingStep | None = None
     while True:
-        step = _next(channel, ExecuteStep)
+        try:
+            step = _next(channel, ExecuteStep)
+        except _Stopped:
+            # Rank 0 still waits for this rank's part of it.
+            if before is not None:
+                before.wait()
+            raise
         pending = worker.execute(step.plan, step.admitted)
         if answers:
             channel.send(StepDone(step.plan.step, pending.wait()))

@@ -33,6 +33,9 @@ from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError, ParhelionError, error_of_kind
 from parhelion.scheduler import StepPlan
 
+RANK_COMMAND = (sys.executable, "-m", "parhelion.engine.rank_process")
+"""What a rank's process runs."""
+
 HELLO_TIMEOUT_S = 120.0
 """How long a process may take to import what it needs and say hello."""
 
@@ -224,7 +227,7 @@ class RankProcesses:
 
 def _start(options: RankOptions) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "parhelion.engine.rank_process"],
+        RANK_COMMAND,
         stdin=subprocess.PIPE,
         env=child_environment(SPIN_BRIEFLY),
     )

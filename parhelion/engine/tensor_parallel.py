@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parhelion.config import EngineConfig
-from parhelion.distributed.layouts import sizes_of_tp, why_not_tp
+from parhelion.distributed import layouts
+from parhelion.distributed.given_up import RELEASE_S, Releaser
 from parhelion.distributed.rendezvous import Place, host_store, leave, take_place
 from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
@@ -21,7 +22,7 @@ from parhelion.engine.placement import rank_device
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
-from parhelion.errors import ConfigError, ParhelionError
+from parhelion.errors import ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import QuantScheme, choose_scheme
@@ -54,6 +55,10 @@ class OtherRanks:
         device = rank_device(config, 0)
         self._has_group = config.tp > 1
         store = host_store(config.num_ranks)
+        self._device = device
+        self._closed = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._failure: ParhelionError | None = None
         self._processes = RankProcesses(config, model_path)
         try:
             self._processes.wait_for_all()
@@ -72,11 +77,27 @@ class OtherRanks:
 
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
-        return self._processes.smallest(own)
+        size = self._processes.smallest(own)
+        if self._device.type != "cpu":
+            # Not before: until here it is their answers that are read.
+            releaser = Releaser(self._device, self.place.group)
+            self._watcher = threading.Thread(target=self._watch, args=(releaser,), name="ranks", daemon=True)
+            self._watcher.start()
+        return size
 
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
+
+    def _watch(self, releaser: Releaser) -> None:
+        """End what this rank's device waits for if another rank has ended: NCCL does not notice."""
+        while not self._closed.wait(CHECK_S):
+            try:
+                self._processes.check()
+            except ParhelionError as error:
+                self._failure = error
+                releaser.give_up()
+                return
 
     def _joined(self, join_group: Callable[[], Place]) -> Place:
         """Join the group, but do not wait for a rank that has ended."""
@@ -108,11 +129,16 @@ class OtherRanks:
         except ParhelionError:
             raise
         except Exception as error:
+            if self._failure is not None:
+                raise self._failure from error
             try:
                 self._processes.check_for(CAUSE_TIMEOUT_S)
             except ParhelionError as cause:
                 raise cause from error
             raise
+        if self._failure is not None:
+            # What was waited for was given up, and is meaningless.
+            raise self._failure
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         """Let the other ranks run a step."""
@@ -124,6 +150,9 @@ class OtherRanks:
 
     def close(self) -> None:
         """End the other ranks and leave the group."""
+        self._closed.set()
+        if self._watcher is not None:
+            self._watcher.join(2 * RELEASE_S)
         self._processes.close()
         if self._has_group:
             leave()
@@ -175,7 +204,4 @@ def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
     Raises:
         ConfigError: it cannot; the message names the sizes that would work.
     """
-    size = size_of(model, scheme)
-    if (reason := why_not_tp(size, tp)) is not None:
-        works = sizes_of_tp(size)
-        raise ConfigError(f"tp is {tp}, but {reason}; tp may be {', '.join(map(str, works)) or 'nothing but 1'}")
+    layouts.check_tp(size_of(model, scheme), tp)

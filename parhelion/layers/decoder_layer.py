@@ -65,13 +65,16 @@ class LayerShape:
 
 
 def layer_calls(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor, is_first: bool) -> list[Call]:
-    """The block's computation, one op a call, over ``STEP_VALUES``. Leaves hidden and residual for the next layer."""
-    return [_input_norm(shape, weights.input_norm, is_first), *calls_from_normed(shape, weights, cos_sin)]
+    """The block's computation, one op a call, over ``STEP_VALUES``. Leaves hidden and residual for the next layer's
+    norm, or the final one: of several ranks, a part of hidden, which the norm's call adds up first.
+    """
+    return [*_input_norm(shape, weights.input_norm, is_first), *calls_from_normed(shape, weights, cos_sin)]
 
 
 def as_later_block(shape: LayerShape, weights: LayerWeights, calls: list[Call]) -> list[Call]:
     """The calls of ``layer_calls`` as they are where the block is not the first."""
-    return [_input_norm(shape, weights.input_norm, is_first=False), *calls[1:]]
+    norm = next(position for position, call in enumerate(calls) if "normed" in call.outputs)
+    return [*_input_norm(shape, weights.input_norm, is_first=False), *calls[norm + 1 :]]
 
 
 def calls_from_normed(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor) -> list[Call]:
@@ -94,12 +97,10 @@ def calls_from_normed(shape: LayerShape, weights: LayerWeights, cos_sin: torch.T
             ("attended",),
         ),
         *linear_calls("attended", "hidden", weights.out, dtype),
-        *sum_over_ranks(shape.hidden_size, shape.num_ranks, dtype),
-        add_norm(shape.hidden_size, shape.epsilon, dtype, weights.post_attention_norm),
+        *add_norm(shape.hidden_size, shape.epsilon, dtype, weights.post_attention_norm, shape.num_ranks),
         *linear_calls("normed", "gate_up", weights.gate_up, dtype),
         Call(SiluAndMul(shape.intermediate_size, dtype), ("gate_up",), ("activated",)),
         *linear_calls("activated", "hidden", weights.down, dtype),
-        *sum_over_ranks(shape.hidden_size, shape.num_ranks, dtype),
     ]
 
 
@@ -110,15 +111,21 @@ def sum_over_ranks(hidden_size: int, num_ranks: int, dtype: torch.dtype) -> list
     return [Call(AllReduce(hidden_size, num_ranks, dtype), ("hidden",), ("hidden",))]
 
 
-def add_norm(hidden_size: int, epsilon: float, dtype: torch.dtype, weight: torch.Tensor) -> Call:
-    """Add hidden to the residual and normalize the sum."""
-    return Call(FusedAddRmsNorm(hidden_size, epsilon, dtype), ("hidden", "residual"), ("normed", "residual"), (weight,))
+def add_norm(
+    hidden_size: int, epsilon: float, dtype: torch.dtype, weight: torch.Tensor, num_ranks: int = 1
+) -> list[Call]:
+    """Add hidden, summed over the ranks, to the residual and normalize the sum."""
+    norm = FusedAddRmsNorm(hidden_size, epsilon, dtype)
+    return [
+        *sum_over_ranks(hidden_size, num_ranks, dtype),
+        Call(norm, ("hidden", "residual"), ("normed", "residual"), (weight,)),
+    ]
 
 
-def _input_norm(shape: LayerShape, weight: torch.Tensor, is_first: bool) -> Call:
+def _input_norm(shape: LayerShape, weight: torch.Tensor, is_first: bool) -> list[Call]:
     if is_first:
-        return Call(RmsNorm(shape.hidden_size, shape.epsilon, shape.dtype), ("residual",), ("normed",), (weight,))
-    return add_norm(shape.hidden_size, shape.epsilon, shape.dtype, weight)
+        return [Call(RmsNorm(shape.hidden_size, shape.epsilon, shape.dtype), ("residual",), ("normed",), (weight,))]
+    return add_norm(shape.hidden_size, shape.epsilon, shape.dtype, weight, shape.num_ranks)
 
 
 def _rotate_and_store(shape: LayerShape, weights: LayerWeights, cos_sin: torch.Tensor) -> Call:

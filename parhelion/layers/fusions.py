@@ -1,6 +1,6 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
-rotation, the write to the cache and attention in one, the activation between two products, and for a single token all
-that stands before and behind a product.
+rotation, the write to the cache and attention in one, the sum over the ranks and the norm behind it, the activation
+between two products, and for a single token all that stands before and behind a product.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 
 from parhelion.layers.program import PLAIN, Chain, Fusion, Plan
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
 from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
@@ -57,6 +59,16 @@ def _silu_per_token(silu: SiluAndMul, quantize: PerToken) -> Contract:
 
 def _silu_per_block(silu: SiluAndMul, quantize: PerTokenGroupFp8Quant) -> Contract:
     return SiluAndMulPerBlockQuant(silu.intermediate_size, silu.dtype, quantize.group_size, quantize.scale_format)
+
+
+def _summed_norm(total: AllReduce, norm: FusedAddRmsNorm) -> Contract:
+    return AllReduceRmsNorm(norm.hidden_size, total.num_ranks, norm.epsilon, norm.dtype)
+
+
+def _summed_quantizing_norm(total: AllReduce, norm: RmsNormDynamicPerTokenQuant) -> Contract | None:
+    if not norm.add_residual:
+        return None
+    return AllReduceRmsNorm(norm.hidden_size, total.num_ranks, norm.epsilon, norm.dtype, norm.quant_dtype)
 
 
 def _rope_attention(rope: RopeAndCache | FusedQkNormRope, attention: PagedAttention) -> Contract | None:
@@ -115,6 +127,8 @@ FUSED: Plan = (
 FUSED_ON_GPU: Plan = (
     *FUSED,
     *(Fusion(rope, PagedAttention, _rope_attention) for rope in (RopeAndCache, FusedQkNormRope)),
+    Fusion(AllReduce, FusedAddRmsNorm, _summed_norm),
+    Fusion(AllReduce, RmsNormDynamicPerTokenQuant, _summed_quantizing_norm),
 )
 """Everything that can be fused on a GPU."""
 

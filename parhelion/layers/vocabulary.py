@@ -91,11 +91,14 @@ class VocabularyHead:
         logits = self._own(hidden)
         if self._best_of_own is None or self._best_of_ranks is None:
             raise ValueError("the rank is alone and has all logits: compute them and compare")
-        logits[:, self._num_real :] = -torch.inf
+        if self._num_real < logits.shape[1]:
+            logits[:, self._num_real :] = -torch.inf
         own = self._best_of_own(logits)[:, None]
-        values = self._group.gather_columns(logits.gather(1, own))
-        ids: torch.Tensor = self._group.gather_columns(own + self._first)
-        return ids.gather(1, self._best_of_ranks(values)[:, None])[:, 0]
+        # Side by side in one message; a logit of any dtype and an id are both exact in float64.
+        told = torch.cat((logits.gather(1, own).double(), (own + self._first).double()), dim=1)
+        values, ids = self._group.gather_columns(told).view(-1, self._group.size, 2).unbind(-1)
+        best = self._best_of_ranks(values.to(logits.dtype).contiguous())
+        return ids.long().gather(1, best[:, None])[:, 0]
 
     def _own(self, hidden: torch.Tensor) -> torch.Tensor:
         values: list[Any] = [hidden, None]

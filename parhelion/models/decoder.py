@@ -19,7 +19,6 @@ from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead, row
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
-from parhelion.ops.contract import Launcher
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.registry import COLLECTIVES
 from parhelion.ops.resolve import Resolver
@@ -220,11 +219,11 @@ class DecoderModel:
             self._layers.append(programs.program(calls, STEP_VALUES, as_later_block(shape, layer, calls)))
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
-        self._final_norm: Launcher | None = None
+        self._final_norm: Program | None = None
         if stage.is_last:
             weight = loader.vector("model.norm", config.hidden_size)
-            final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, weight)
-            self._final_norm = resolver.bind(final.contract, *final.weights)
+            final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, weight, options.group.size)
+            self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
@@ -268,7 +267,8 @@ class DecoderModel:
 
         Returns:
             [num_tokens, hidden_size], normed, in the activations' dtype. Of a stage that is not the last, [2,
-            num_tokens, hidden_size]: what its last layer adds to the residual, and the residual.
+            num_tokens, hidden_size]: what its last layer adds to the residual (of several ranks each has a part, which
+            its peer adds up with the others'), and the residual.
         """
         values: list[Any] = [None] * self._num_values
         hidden, residual = (None, self._embedded(batch.token_ids)) if received is None else received
@@ -292,7 +292,9 @@ class DecoderModel:
                 layer(values)
         if self._final_norm is None:
             return torch.stack((values[0], values[1]))
-        normed: torch.Tensor = self._final_norm(values[0], values[1])[0]
+        values[2:] = [None]
+        self._final_norm(values)
+        normed: torch.Tensor = values[2]
         return normed
 
     def _embedded(self, token_ids: torch.Tensor) -> torch.Tensor:

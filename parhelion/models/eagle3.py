@@ -17,7 +17,7 @@ from parhelion.errors import CheckpointError
 from parhelion.layers.alternatives import Alternatives, LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, add_norm, calls_from_normed, layer_calls
 from parhelion.layers.linear import linear_calls
-from parhelion.layers.program import Call, Program
+from parhelion.layers.program import Program
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import BuildOptions, WeightLoader, rotary_table
 from parhelion.models.eagle3_config import Eagle3Config
@@ -95,7 +95,7 @@ class Eagle3Head:
         self._num_values = max(program.num_values for program in self._layers)
 
         final_weight = loader.vector("norm", layer.hidden_size)
-        final: Call = add_norm(layer.hidden_size, layer.rms_norm_eps, options.dtype, final_weight)
+        (final,) = add_norm(layer.hidden_size, layer.rms_norm_eps, options.dtype, final_weight)
         self._final_norm = resolver.bind(final.contract, *final.weights)
         self._lm_head = _product(_lm_head(config, weights, loader, options, target_head), resolver, options.dtype)
         self._argmax = resolver.launcher(Argmax(config.draft_vocab_size, options.dtype))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -108,9 +110,19 @@ class CompiledRunner:
         key = (kernel, config, *(_kind(argument) for argument in arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = tile_program(kernel).bind(arguments).compile_config(helion_config(config))
+            with _alone():
+                compiled = tile_program(kernel).bind(arguments).compile_config(helion_config(config))
             self._compiled[key] = compiled
         return compiled
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """For Helion this process is in no group: where torch cannot tell symmetric memory from other, Helion takes every
+    program of a process in a group for one that ranks run together, and makes it persistent.
+    """
+    with patch.object(torch.distributed, "is_initialized", return_value=False):
+        yield
 
 
 def interpret(kernel: str, config: KernelConfig, *arguments: Any) -> Any:

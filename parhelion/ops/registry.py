@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,19 @@ class Op:
 
 COLLECTIVES = ("all_reduce",)
 """Ops over several ranks, under ``parhelion/ops/collectives``; ``op`` knows them, tuning and packs do not."""
+
+
+def needs_other_ranks(contract: Contract) -> bool:
+    """Whether several processes must call it together: none of them can tune it by itself."""
+    return getattr(contract, "num_ranks", 1) > 1
+
+
+def own_parts(contracts: Iterable[Contract]) -> list[Contract]:
+    """What one rank does of these by itself: of a contract that several must call together what it names as its own
+    part (``own_part``), or nothing.
+    """
+    parts = [getattr(each, "own_part", None) if needs_other_ranks(each) else each for each in contracts]
+    return [part for part in parts if part is not None]
 
 
 def op_names() -> tuple[str, ...]:

@@ -202,11 +202,18 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: such as ``qwen3-8b``.
         quantization: the scheme's name.
         contracts: the keys of the contracts that it calls.
+        tp: ranks that share each layer; the contracts are then those that one of them calls by itself.
     """
 
     name: str
     quantization: str
     contracts: tuple[str, ...]
+    tp: int = 1
+
+    @property
+    def title(self) -> str:
+        """For people: the model, its scheme and, if there are several, its ranks."""
+        return f"{self.name} {self.quantization}" + (f" tp {self.tp}" if self.tp > 1 else "")
 
 
 class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

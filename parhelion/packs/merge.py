@@ -154,11 +154,12 @@ def _identity(binary: Binary) -> bytes:
 
 
 def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
-    united: dict[tuple[str, str], ModelEntry] = {}
+    united: dict[tuple[str, str, int], ModelEntry] = {}
     for model in models:
-        before = united.get((model.name, model.quantization))
+        key = model.name, model.quantization, model.tp
+        before = united.get(key)
         contracts = dict.fromkeys((*(before.contracts if before else ()), *model.contracts))
-        united[model.name, model.quantization] = msgspec.structs.replace(model, contracts=tuple(contracts))
+        united[key] = msgspec.structs.replace(model, contracts=tuple(contracts))
     return tuple(united.values())
 
 

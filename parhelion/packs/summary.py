@@ -99,7 +99,7 @@ def summarize(stored: StoredPack) -> PackSummary:
         fingerprint=pack.fingerprint,
         versions=pack.versions,
         ledger=pack.ledger,
-        models=tuple(f"{model.name} {model.quantization}" for model in pack.models),
+        models=tuple(model.title for model in pack.models),
         ops=tuple(sorted({row.op for row in pack.rows})),
         num_rows=len(pack.rows),
         num_blocks=len(pack.blocks),

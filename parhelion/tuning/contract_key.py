@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -39,4 +39,4 @@ def _value(node: ast.expr, kind: Any) -> Any:
     """Dtypes and words come without quotes."""
     if not isinstance(node, ast.Name):
         return ast.literal_eval(node)
-    return getattr(torch, node.id) if kind is torch.dtype else node.id
+    return getattr(torch, node.id) if torch.dtype in (kind, *get_args(kind)) else node.id

@@ -53,7 +53,8 @@ class ChosenResolver(Resolver):
 class LayerStack:
     """The first blocks of a model, each with weights of its own, and the tokens of one step.
 
-    Up to 256 tokens are as many rows that each decode one, with some 576 in their caches; more are prompts.
+    Up to 256 tokens are as many rows that each decode one, with some 576 in their caches; more are prompts. Of several
+    ranks it is the part of one, which adds nothing up.
 
     Args:
         model: whose.
@@ -76,7 +77,7 @@ class LayerStack:
         dtype: torch.dtype = torch.bfloat16,
         way: int = 0,
     ) -> None:
-        shape = model.shape
+        shape = model.rank_shape
         self._plan = ON_GPU[way]
         self._random = _Random(device, dtype)
         self._embedded = self._random.normal(num_tokens, shape.hidden_size)
@@ -105,7 +106,7 @@ class LayerStack:
         return run
 
     def _calls(self, model: TunedModel, num_layers: int, dtype: torch.dtype) -> list[list[Call]]:
-        shape = model.shape
+        shape = model.rank_shape
         angles = torch.rand(model.max_position, shape.head_dim // 2, device=self._embedded.device)
         cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
         layers = []
@@ -126,7 +127,7 @@ class LayerStack:
         return layers
 
     def _weights(self, model: TunedModel) -> LayerWeights:
-        shape, vector = model.shape, self._random.vector
+        shape, vector = model.rank_shape, self._random.vector
         biases = (shape.qkv_bias, model.out_bias, model.mlp_bias, model.mlp_bias)
         qkv, out, gate_up, down = (
             self._random.linear(n, k, model.quantization, bias)
@@ -147,7 +148,7 @@ class LayerStack:
 def layers_beyond_l2(model: TunedModel, device: torch.device) -> int:
     """How many blocks have more weights than the device's L2 cache holds, several times over."""
     stored = model.quantization.weight_dtype
-    weights = (stored.itemsize if stored is not None else 2) * sum(n * k for n, k in model.shape.projections)
+    weights = (stored.itemsize if stored is not None else 2) * sum(n * k for n, k in model.rank_shape.projections)
     return min(MOST_LAYERS, max(LEAST_LAYERS, -(-_TIMES_L2 * l2_bytes(device) // weights)))
 
 

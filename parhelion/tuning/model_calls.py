@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
+from parhelion.distributed.layouts import check_tp
+from parhelion.distributed.model_size import ModelSize
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.fusions import ON_GPU
 from parhelion.layers.program import Plan, cover
 from parhelion.models.checkpoint import read_model_config
-from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.linear import Linear
+from parhelion.ops.registry import needs_other_ranks, own_parts
 from parhelion.ops.step_inputs import StepInputs
-from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme
-from parhelion.tuning.model_contracts import BLOCK_SIZE, MAX_POSITION, scheme
+from parhelion.tuning.model_contracts import BLOCK_SIZE, MAX_POSITION, samplers, scheme
 from parhelion.tuning.model_shapes import ModelShape, model_shape
 
 NUM_LAYERS: Mapping[str, int] = MappingProxyType(
@@ -52,6 +53,7 @@ class TunedModel:
         max_position: positions of the rotary table.
         windows: of each block, how many tokens back a query sees; empty if all see all.
         out_bias, mlp_bias: the attention's output projection, and the feed-forward's two, add a bias.
+        tp: ranks that share each layer; what is tuned is what one of them calls by itself.
     """
 
     shape: ModelShape
@@ -61,47 +63,65 @@ class TunedModel:
     windows: tuple[int | None, ...] = ()
     out_bias: bool = False
     mlp_bias: bool = False
+    tp: int = 1
 
     @property
     def name(self) -> str:
         return self.shape.name
 
+    @property
+    def rank_shape(self) -> ModelShape:
+        """The dimensions that one rank computes with."""
+        return self.shape.shard(self.tp)
 
-def tuned_model(model: str, quantization: str | None = None) -> TunedModel:
+
+def tuned_model(model: str, quantization: str | None = None, tp: int = 1) -> TunedModel:
     """A listed model by name, or one by its folder or ``.gguf`` file, of which only the config is read.
 
     Layers that a checkpoint's scheme leaves unquantized are counted as quantized.
 
     Args:
         quantization: a scheme's name; None is the checkpoint's own, and none for a listed model.
+        tp: ranks that share each layer.
 
     Raises:
-        ConfigError: there is no such model or scheme, they do not fit each other, or the checkpoint is quantized
-            already.
+        ConfigError: there is no such model or scheme, they do not fit each other, the checkpoint is quantized
+            already, or so many ranks cannot share the layers.
         CheckpointError: the config cannot be read.
     """
     found = _from_config(Path(model)) if Path(model).exists() else _listed(model)
     if quantization is None:
-        return found
+        return _of_ranks(found, tp)
     asked = scheme(quantization)
     if found.quantization.is_quantized and found.quantization.name != asked.name:
         raise ConfigError(f"{model} is quantized as {found.quantization.name} already: leave --quantization out")
     block = asked.block
     if block is not None and (odd := [k for _, k in found.shape.projections if k % block]):
         raise ConfigError(f"{model} has a layer of {odd[0]} inputs, and {asked.name} takes multiples of {block}")
-    return TunedModel(
-        found.shape, found.num_layers, asked, found.max_position, found.windows, found.out_bias, found.mlp_bias
-    )
+    return _of_ranks(replace(found, quantization=asked), tp)
+
+
+def check_ranks(shape: ModelShape, quantization: QuantScheme, tp: int) -> None:
+    """See that so many ranks can share each layer.
+
+    Raises:
+        ConfigError: they cannot; the message names the sizes that would work.
+    """
+    s = shape
+    # Whether the tables are tied is no matter here, and neither are layers.
+    dims = (s.hidden_size, s.intermediate_size, s.num_heads, s.num_kv_heads, s.head_dim, s.vocab_size)
+    check_tp(ModelSize(s.name, 1, *dims, False, quantization), tp)
 
 
 def layer_contracts(
     model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16, plan: Plan = ON_GPU[0]
 ) -> Counter[Contract]:
-    """What all blocks and the last norm call in one step on a target."""
+    """What all blocks and the last norm call in one step on a target, of several ranks what each calls by itself."""
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
         counts.update(_block(model, target, dtype, index, plan))
-    counts[add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1)).contract] += 1
+    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    counts.update(own_parts(call.contract for call in cover(last, plan)))
     return counts
 
 
@@ -124,16 +144,38 @@ def called_contracts(model: TunedModel, target: GemmTarget) -> list[set[Contract
     return [set(layer_contracts(model, target, plan=plan)) for plan in ON_GPU]
 
 
+def left_to_ranks(model: TunedModel, target: GemmTarget) -> tuple[str, ...]:
+    """The ops that ranks call together, under any of the plans; none of one rank alone."""
+    return tuple(sorted({contract.name for contract in shared_contracts(model, target)}))
+
+
+def shared_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> Counter[Contract]:
+    """What ranks call together in one step, and how often: the most of any plan."""
+    found: Counter[Contract] = Counter()
+    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    for plan in ON_GPU:
+        counts = Counter(call.contract for call in cover(last, plan))
+        for index in range(model.num_layers):
+            counts.update(_calls(model, target, dtype, index, plan))
+        found |= counts
+    return Counter({contract: count for contract, count in found.items() if needs_other_ranks(contract)})
+
+
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
     """What sees every token, before the blocks, and what sees one token a request: the output head and the samplers
     behind them, and before them what looks up the inputs of steps that have no other tokens.
 
-    Which of the samplers a step calls depends on its requests; both are counted.
+    Which of the samplers a step calls depends on its requests; all are counted.
     """
-    shape = model.shape
-    head = Linear(shape.hidden_size, shape.vocab_size, dtype)
-    of_requests = [head, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), StepInputs(BLOCK_SIZE)]
-    return [Embedding(shape.vocab_size, shape.hidden_size, dtype)], of_requests
+    shape, rank = model.shape, model.rank_shape
+    head = Linear(shape.hidden_size, rank.vocab_size, dtype)
+    of_requests = [head, *samplers(shape, model.tp, dtype), StepInputs(BLOCK_SIZE)]
+    return [Embedding(rank.vocab_size, shape.hidden_size, dtype)], of_requests
+
+
+def _of_ranks(model: TunedModel, tp: int) -> TunedModel:
+    check_ranks(model.shape, model.quantization, tp)
+    return replace(model, tp=tp)
 
 
 def _listed(name: str) -> TunedModel:
@@ -170,8 +212,13 @@ def _from_config(path: Path) -> TunedModel:
 
 
 def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:
+    """The contracts of those of one block's calls that a rank makes by itself."""
+    return own_parts(_calls(model, target, dtype, index, plan))
+
+
+def _calls(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:
     """The contracts of one block's calls; it is asked with parameters that have shapes and no values."""
-    s, quantization = model.shape, model.quantization
+    s, quantization = model.rank_shape, model.quantization
     # Without 8-bit floats a layer multiplies FP8 weights by activations as they are, or dequantizes the weights.
     widens = quantization.weight_dtype == torch.float8_e4m3fn and not target.float8
     if widens:
@@ -191,6 +238,7 @@ def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int
         model.max_position,
         model.windows[index] if model.windows else None,
         dtype,
+        model.tp,
     )
     norm, head_norm = _empty(s.hidden_size), _empty(s.head_dim) if s.qk_norm else None
     weights = LayerWeights(norm, norm, qkv, out, gate_up, down, head_norm, head_norm)

@@ -71,15 +71,23 @@ def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtyp
 
 
 def served_contracts(
-    shape: ModelShape, quantization: QuantScheme, target: GemmTarget, dtype: torch.dtype = torch.bfloat16
+    shape: ModelShape, quantization: QuantScheme, target: GemmTarget, dtype: torch.dtype = torch.bfloat16, tp: int = 1
 ) -> list[Contract]:
     """What an engine calls that serves the model on a target: layers, embedding, output head, samplers and what looks
-    up a step's inputs.
+    up a step's inputs. Of several ranks it is what each of them calls by itself.
     """
-    found = contracts_of(shape, quantization, dtype)
+    found = contracts_of(shape.shard(tp), quantization, dtype)
     if target.float8:
         found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
-    return [*found, Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), StepInputs(BLOCK_SIZE)]
+    return [*found, *samplers(shape, tp, dtype), StepInputs(BLOCK_SIZE)]
+
+
+def samplers(shape: ModelShape, tp: int, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:
+    """What chooses tokens from logits: of the whole vocabulary and, with several ranks, of a rank's part and of the
+    best of each.
+    """
+    of_ranks = [Argmax(shape.shard(tp).vocab_size, dtype), Argmax(tp, dtype)] if tp > 1 else []
+    return [Argmax(shape.vocab_size, dtype), TopKTopPSampling(shape.vocab_size), *of_ranks]
 
 
 def contracts_of_models(shapes: Iterable[ModelShape], schemes: Sequence[QuantScheme]) -> list[Contract]:

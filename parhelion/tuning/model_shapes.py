@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parhelion.errors import ConfigError
 
@@ -30,6 +30,18 @@ class ModelShape:
     rms_norm_eps: float
     qk_norm: bool = False
     qkv_bias: bool = False
+
+    def shard(self, tp: int) -> ModelShape:
+        """What one of ``tp`` ranks has of every layer and of the vocabulary, which is padded. With fewer KV heads than
+        ranks each is held by several.
+        """
+        return replace(
+            self,
+            num_heads=self.num_heads // tp,
+            num_kv_heads=max(1, self.num_kv_heads // tp),
+            intermediate_size=self.intermediate_size // tp,
+            vocab_size=-(-self.vocab_size // tp),
+        )
 
     @property
     def qkv_size(self) -> int:

@@ -13,10 +13,17 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
+from parhelion.ops.preferences import preferred
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
 from parhelion.packs.format import NEVER_SERVE
-from parhelion.tuning.model_calls import TunedModel, alternative_contracts, edge_contracts, layer_contracts
+from parhelion.tuning.model_calls import (
+    TunedModel,
+    alternative_contracts,
+    edge_contracts,
+    layer_contracts,
+    left_to_ranks,
+)
 
 HELION = "helion"
 REFERENCE = "reference"
@@ -67,11 +74,13 @@ class Plan:
         model: for which.
         target: as configs know it, with the device's own number of processors.
         rows: in the order of the model's calls, each contract's by bucket.
+        notes: what is left out, a sentence each.
     """
 
     model: TunedModel
     target: GemmTarget
     rows: tuple[PlannedRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -124,7 +133,17 @@ def make_plan(
             )
             for bucket in own
         ]
-    return Plan(model, target, tuple(rows))
+    notes = [
+        f"{name} needs all {model.tp} ranks, so it is not tuned: {_usual(name)} serves it"
+        for name in left_to_ranks(model, target)
+    ]
+    return Plan(model, target, tuple(rows), tuple(notes))
+
+
+def _usual(name: str) -> str:
+    """Who serves an op on a GPU without a pack."""
+    there = {provider.name for provider in op(name).providers}
+    return next(each for each in preferred(name, torch.device("cuda")) if each in there)
 
 
 def rivals_of(contract: Contract, why_not: Callable[[Provider, Contract], str | None]) -> tuple[str, ...]:

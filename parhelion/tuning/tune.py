@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from parhelion.ops.contract import Contract
 from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
@@ -18,11 +19,13 @@ from parhelion.tuning.compile_ahead import CompileAhead
 from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
+from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.passes import EFFORTS, Passes
 from parhelion.tuning.plan import HELION, Plan
 from parhelion.tuning.programs import Program
 from parhelion.tuning.row_state import RowState, costliest
 from parhelion.tuning.seeds import SeedBank
+from parhelion.tuning.settled import settled
 from parhelion.tuning.step_choices import StepChoices, StepTuner
 from parhelion.tuning.target import Target
 from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
@@ -112,7 +115,7 @@ def tune(
     progress: Callable[[TuneProgress], None] = lambda progress: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
-    """Tune the rows of a plan and write the pack.
+    """Tune the rows of a plan and write the pack. Rows that the pack has of fewer ranks stay as they are.
 
     An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
     from the journal.
@@ -137,6 +140,9 @@ def tune(
         for row in plan.rows
     ]
 
+    beside = settled(rows, plan.model, None if before is None else before.pack)
+    open_rows = [row for row in rows if row not in beside]
+
     def elapsed() -> float:
         return clock() - start
 
@@ -144,21 +150,52 @@ def tune(
     try:
         with Journal(journal_of(options.output), head) as journal:
             programs = BuiltPrograms(ahead, journal, target, elapsed)
-            facts = _facts(plan, fingerprint, options.command)
+            facts = facts_of(plan.model, (row.contract for row in plan.rows), fingerprint, options.command)
 
             def save(choices: StepChoices | None) -> Pack | None:
-                served, own = _built_to_serve(rows, programs)
+                served, own = _built_to_serve(open_rows, programs)
                 if not served:
                     return None
                 ledger = msgspec.structs.replace(_ledger(journal), launch_us=_launch_us(timer, own))
                 # Asked now: building may have shown that something cannot serve.
                 blocks = () if choices is None else choices.blocks()
-                made = tuned_pack(pack_name(options.output), facts, served, own, ledger, blocks)
+                made = tuned_pack(pack_name(options.output), facts, served, own, ledger, blocks, beside)
                 return write(made, before, options.output)
 
-            return _Session(plan, rows, programs, journal, options, progress, elapsed, save).run(timer, step_tuner)
+            session = _Session(plan, open_rows, beside, programs, journal, options, progress, elapsed, save)
+            return session.run(timer, step_tuner)
     finally:
         ahead.close()
+
+
+def tune_each(
+    plans: Sequence[Plan],
+    target: Target,
+    fingerprint: Fingerprint,
+    timer: Timer,
+    compiler: Compiler,
+    options: TuneOptions,
+    *,
+    step_tuner: StepTuner | None = None,
+    progress: Callable[[TuneProgress], None] = lambda progress: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> TuneResult:
+    """Tune several plans, such as of several numbers of ranks, into one pack; see ``tune``. Each gets an equal share of
+    the budget that is left. An interruption ends all of it.
+    """
+    start = clock()
+    rows: tuple[RowState, ...] = ()
+    notes: tuple[str, ...] = ()
+    for number, plan in enumerate(plans):
+        left_s = max(0.0, options.budget_s - (clock() - start)) / (len(plans) - number)
+        own = replace(options, budget_s=left_s)
+        result = tune(
+            plan, target, fingerprint, timer, compiler, own, step_tuner=step_tuner, progress=progress, clock=clock
+        )
+        rows, notes = rows + result.rows, notes + result.notes
+        if result.interrupted:
+            break
+    return replace(result, rows=rows, notes=notes)
 
 
 def _built_to_serve(
@@ -203,6 +240,7 @@ class _Session:
         self,
         plan: Plan,
         rows: list[RowState],
+        beside: list[RowState],
         programs: BuiltPrograms,
         journal: Journal,
         options: TuneOptions,
@@ -212,6 +250,7 @@ class _Session:
     ) -> None:
         self._plan = plan
         self._rows = rows
+        self._beside = beside
         self._programs = programs
         self._journal = journal
         self._options = options
@@ -221,7 +260,9 @@ class _Session:
         self._choices: StepChoices | None = None
         self._stage = ""
         self._covered = 0
-        self._notes = list(journal.notes)
+        self._notes = [*plan.notes, *journal.notes]
+        if beside:
+            self._notes.append(f"{len(beside)} rows stay as the pack has them of fewer ranks")
 
     def run(self, timer: Timer, step_tuner: StepTuner | None) -> TuneResult:
         """Until all is done, the budget is spent, or the user interrupts."""
@@ -268,7 +309,7 @@ class _Session:
             self._choices = StepChoices(
                 step_tuner, self._plan.model, self._plan.target, self._programs, self._journal, self._elapsed
             )
-            self._notes += self._choices.choose(self._rows, budget_s * (1 - COMPARING_SHARE))
+            self._notes += self._choices.choose([*self._rows, *self._beside], budget_s * (1 - COMPARING_SHARE))
         self._begin("compiling providers")
         passes.deadline_s = budget_s
         passes.compare()
@@ -311,10 +352,11 @@ def _ledger(journal: Journal) -> Ledger:
     )
 
 
-def _facts(plan: Plan, fingerprint: Fingerprint, command: str) -> PackFacts:
-    contracts = tuple(dict.fromkeys(row.contract.key() for row in plan.rows))
-    model = ModelEntry(plan.model.name, plan.model.quantization.name, contracts)
-    return PackFacts(fingerprint, command, _now(), (model,))
+def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str) -> PackFacts:
+    """What a pack says of itself whose rows are of these contracts of a model."""
+    keys = tuple(dict.fromkeys(contract.key() for contract in contracts))
+    entry = ModelEntry(model.name, model.quantization.name, keys, model.tp)
+    return PackFacts(fingerprint, command, _now(), (entry,))
 
 
 def _now() -> str:

@@ -54,12 +54,14 @@ def tuned_pack(
     programs: Mapping[RowState, Sequence[Program]],
     ledger: Ledger,
     blocks: Sequence[BlockTime] = (),
+    beside: Sequence[RowState] = (),
 ) -> TunedPack:
     """The pack of all rows that someone is known to serve.
 
     Args:
         programs: of the rows that tile programs serve.
         blocks: measured with those who serve the rows; without a row for each of its contracts one is left out.
+        beside: rows that the blocks were measured with, and that stand in an older pack (``with_rows_of``).
     """
     needed = [program for row in rows for program in programs.get(row, ())]
     binaries, files = distinct(needed)
@@ -77,7 +79,7 @@ def tuned_pack(
         created_at=facts.created_at,
         models=facts.models,
         ledger=msgspec.structs.replace(ledger, build_s=build_s),
-        blocks=with_rows(blocks, _buckets(made)),
+        blocks=with_rows(blocks, _buckets(made) | {(row.contract.key(), row.bucket) for row in beside}),
     )
     return TunedPack(pack, files)
 
@@ -96,7 +98,7 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
     files = {file for row in kept for each in (row.best, *row.runners_up) for file in each.binaries}
     binaries = {each.file: each for each in before.pack.binaries if each.file in files}
     binaries |= {each.file: each for each in new.pack.binaries}
-    models = {(each.name, each.quantization): each for each in (*before.pack.models, *new.pack.models)}
+    models = {(each.name, each.quantization, each.tp): each for each in (*before.pack.models, *new.pack.models)}
     pack = msgspec.structs.replace(
         new.pack,
         rows=tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens))),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from parhelion.cli.main import build_app
 from parhelion.packs.store import read_pack
 from parhelion.tuning import compile_pool, matrix
+from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Request, no_more
 from parhelion.tuning.matrix import Build
 from parhelion.tuning.programs import Program, plain
@@ -73,6 +74,20 @@ def test_a_pack_is_written_for_each_target(tmp_path: Path, monkeypatch: pytest.M
         assert {"argmax", "embedding", "linear", "paged_attention", "top_k_top_p_sampling"} <= {
             row.op for row in pack.rows
         }
+
+
+def test_a_pack_of_several_numbers_of_ranks_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = packs(monkeypatch, "smollm2-135m", "--target", "sm_90", "--tp", "1,3", "-o", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    pack = read_pack(tmp_path / "smollm2-135m-unquantized-tp1-3-sm_90.zip").pack
+    assert pack.command == "parhelion build smollm2-135m --target sm_90 --tp 1,3"
+    assert [model.title for model in pack.models] == ["smollm2-135m unquantized", "smollm2-135m unquantized tp 3"]
+    rows = {row.contract for row in pack.rows}
+    heads = {(3, 1), (9, 3)}
+    assert {(c.num_heads, c.num_kv_heads) for c in map(contract_of_key, rows) if c.name == "paged_attention"} == heads
+    refused = packs(monkeypatch, "smollm2-135m", "--target", "sm_90", "--tp", "2", "-o", str(tmp_path))
+    assert refused.exit_code == 1
+    assert "9 heads are no multiple of tp 2; tp may be 1, 3" in refused.output
 
 
 def test_a_pack_is_built_anew_for_its_own_target_or_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,11 +14,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from parhelion.cli.doctor import check_device, check_torch, examine_providers
+from parhelion.cli.doctor import check_device, check_pack, check_torch, examine_providers
 from parhelion.cli.main import build_app
 from parhelion.ops.provider import Availability
 from parhelion.ops.registry import op, op_names
 from parhelion.packs import location
+from parhelion.packs.format import ModelEntry
 from parhelion.packs.store import write_pack
 from tests.packs import sample
 
@@ -122,6 +123,19 @@ def test_a_pack_for_the_gpu_is_named_with_what_it_holds(two_gpus: None, tmp_path
     found = findings()["pack"]
     assert found["state"] == "ok"
     assert "h100-sxm with 4 rows for qwen3-8b none: it was measured on NVIDIA H100 80GB HBM3" in found["detail"]
+
+
+def test_a_pack_without_a_ranks_rows_is_noted_and_one_with_them_is_not(two_gpus: None, tmp_path: Path) -> None:
+    write_pack(sample.pack(), sample.FILES, tmp_path / "packs" / "mine.zip")
+    finding = check_pack(tp=2)
+    assert finding.state == "note"
+    assert finding.detail.endswith("parhelion tune MODEL --tp 2 makes them")
+    assert check_pack(tp=1).state == "ok"
+    of_ranks = (ModelEntry("qwen3-8b", "none", (sample.RMS_NORM, sample.GEMM), 2),)
+    write_pack(sample.pack(models=of_ranks), sample.FILES, tmp_path / "packs" / "mine.zip")
+    finding = check_pack(tp=2)
+    assert finding.state == "ok"
+    assert "for qwen3-8b none tp 2: it was measured" in finding.detail
 
 
 def test_providers_are_asked_about_the_device_that_auto_takes(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,21 @@ def test_a_pack_is_made_and_lies_where_packs_are_looked_for(timer: FakeTimer, tm
     assert len(timer.trials) == before
 
 
+def test_several_numbers_of_ranks_go_into_one_pack(timer: FakeTimer, tmp_path: Path):
+    result = invoke(*ARGUMENTS, "--effort", "quick", "--tp", "2,1")
+    assert result.exit_code == 0, result.output
+    assert "all_reduce needs all 2 ranks, so it is not tuned: helion serves it" not in result.output
+    assert "all_reduce needs all 2 ranks, so it is not tuned: torch serves it" in result.output
+    pack = read_pack(tmp_path / "packs" / "nvidia-h100-80gb-hbm3").pack
+    assert pack.command.endswith("--m 1,16 --tp 2,1")
+    assert [model.title for model in pack.models] == ["qwen3-0.6b fp8_per_token", "qwen3-0.6b fp8_per_token tp 2"]
+    alone, shared = (set(model.contracts) for model in pack.models)
+    assert {row.contract for row in pack.rows} == alone | shared
+    # The qkv, out, gate_up and down of one rank and of two, and the likeliest of all, of a part, and of the parts.
+    assert (len(alone), len(shared), len(alone | shared)) == (5, 7, 11)
+    assert "2 rows stay as the pack has them of fewer ranks" in result.output
+
+
 def test_interrupted_it_writes_what_it_knows_and_says_how_to_go_on(timer: FakeTimer, tmp_path: Path):
     timer.interrupt_after = 9
     output = tmp_path / "cut.zip"
@@ -129,6 +144,7 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
         (["gpt-2"], "the dimensions of 'gpt-2' are not listed"),
         (["qwen3-8b", "--budget", "soon"], "--budget is 'soon'; write a time such as 90s, 10m or 1h30m"),
         (["qwen3-8b", "--effort", "some"], "the efforts are quick, normal, full"),
+        (["qwen3-8b", "--tp", "3"], "tp is 3, but 32 heads are no multiple of tp 3; tp may be 1, 2, 4, 8"),
         (["qwen3-8b", "--target", "sm_90"], "--target belongs to --dry-run"),
         (["qwen3-8b", "--dry-run", "--target", "sm_1"], "there is no target 'sm_1'"),
         (["qwen3-8b", "--dry-run", "--ops", "conv"], "there is no op 'conv'"),

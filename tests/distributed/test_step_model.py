@@ -49,7 +49,7 @@ def test_costs_say_how_they_are_known() -> None:
 def test_sharing_layers_adds_two_all_reduces_each_and_the_edges() -> None:
     cost = model().tpot(Layout(2), 4, 576).cost
     reduce_us = FABRIC.all_reduce_us(4 * 4096 * 2, 2)
-    assert cost.links == pytest.approx(17 * reduce_us + FABRIC.all_gather_us(4 * 151936 * 2, 2))
+    assert cost.links == pytest.approx(17 * reduce_us + FABRIC.all_gather_us(4 * 2 * 16, 2))
 
 
 def test_a_pipeline_does_not_shorten_a_single_request() -> None:

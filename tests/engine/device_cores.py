@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_step import Mode, Step, StepOutputs
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
@@ -45,6 +46,7 @@ def core_of(
     draft: Path | None = None,
     speculation: Speculator | None = None,
     enable_prefix_caching: bool = True,
+    group: Group = ALONE,
 ) -> EngineCore:
     """A core in float32 on the CPU.
 
@@ -59,6 +61,7 @@ def core_of(
         draft: folder of a draft model or head.
         speculation: decides how many guesses are made in place of one that always wants the most.
         enable_prefix_caching: share blocks.
+        group: ranks that share the model, each with a core that is told the same.
     """
     config = EngineConfig(
         model=str(folder),
@@ -69,8 +72,9 @@ def core_of(
         max_num_seqs=max_num_seqs,
         kernels=KERNELS if on_device else (),
         kv_cache_memory=1 << 22,
+        tp=group.size,
     )
-    loaded = load_model(config, folder)
+    loaded = load_model(config, folder, group=group)
     size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
     worker: Any
     if on_device:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 import zmq
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.given_up import Releaser
+from parhelion.distributed.group import Group
 from parhelion.engine.rank_messages import FromRank, Hello, Join, Loaded, Refused, ToRank
 from parhelion.engine.rank_port import RankPort
-from parhelion.engine.tensor_parallel import check_tp
-from parhelion.errors import ConfigError
+from parhelion.engine.tensor_parallel import OtherRanks, check_tp
+from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.models.config import ModelConfig, RopeConfig
 from parhelion.quantization import FP8_BLOCK, INT8_PER_TOKEN, UNQUANTIZED, QuantScheme
 
@@ -83,6 +87,27 @@ def test_models_that_do_not_divide_are_refused_with_sizes_that_work(
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_an_uneven_vocabulary_and_shared_kv_heads_are_no_obstacle(tp: int) -> None:
     check_tp(model(), UNQUANTIZED, tp)
+
+
+def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where nothing raises: the watcher ends what the device waits for."""
+
+    class Ended:
+        def check(self) -> None:
+            raise EngineDeadError("rank 1 was killed")
+
+    left: list[bool] = []
+    monkeypatch.setattr(Releaser, "give_up", lambda self: left.append(True))
+    others = OtherRanks.__new__(OtherRanks)
+    vars(others).update(_processes=Ended(), _closed=threading.Event(), _failure=None)
+    with others.blamed():
+        pass
+    others._watch(Releaser(torch.device("cpu"), Group(0, 2)))
+    assert left == [True]
+    with pytest.raises(EngineDeadError, match="rank 1 was killed"), others.blamed():
+        pass
+    with pytest.raises(EngineDeadError, match="rank 1 was killed"), others.blamed():
+        raise RuntimeError("CUDA error")
 
 
 class Peer:

@@ -137,7 +137,7 @@ def _feed_forward(scheme: QuantScheme, generator: torch.Generator) -> list[Call]
 
     norm_weight = torch.rand(HIDDEN, generator=generator)
     return [
-        add_norm(HIDDEN, 1e-6, torch.float32, norm_weight),
+        *add_norm(HIDDEN, 1e-6, torch.float32, norm_weight),
         *linear_calls("normed", "gate_up", weights(2 * INTERMEDIATE, HIDDEN), torch.float32),
         Call(SiluAndMul(INTERMEDIATE, torch.float32), ("gate_up",), ("activated",)),
         *linear_calls("activated", "hidden", weights(HIDDEN, INTERMEDIATE), torch.float32),

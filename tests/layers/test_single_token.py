@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, layer_calls
+from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.fusions import FUSED, FUSED_ON_GPU, SINGLE_TOKEN
 from parhelion.layers.program import PLAIN, Call, Plan, Program, cover
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.paged_attention.sample import places, sample_rows
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.weight_only_mv import WeightOnlyMv
@@ -125,7 +126,21 @@ def test_a_sum_over_ranks_stays_between_a_product_and_the_next_norm(num_ranks: i
     weights = block(INT8_PER_TOKEN, torch.Generator())
     found = names(calls_of(weights, SINGLE_TOKEN, shape=replace(SHAPE, num_ranks=num_ranks)))
     assert len(found) == 3 + 2 * num_ranks
-    assert [index for index, name in enumerate(found) if name == "all_reduce"] == ([3, 6] if num_ranks == 2 else [])
+    assert [index for index, name in enumerate(found) if name == "all_reduce"] == ([0, 4] if num_ranks == 2 else [])
+
+
+@pytest.mark.parametrize("scheme", [INT8_PER_TOKEN, FP8_BLOCK], ids=lambda scheme: scheme.name)
+def test_on_a_gpu_a_sum_over_ranks_takes_the_norm_behind_it(scheme: QuantScheme):
+    weights = block(scheme, torch.Generator())
+    calls = calls_of(weights, FUSED_ON_GPU, shape=replace(SHAPE, num_ranks=2))
+    sums = [call.contract for call in calls if call.contract.name.startswith("all_reduce")]
+    if scheme is FP8_BLOCK:
+        assert [contract.name for contract in sums] == ["all_reduce"] * 2
+    else:
+        assert sums == [AllReduceRmsNorm(SHAPE.hidden_size, 2, EPSILON, SHAPE.dtype, torch.int8)] * 2
+        assert len(calls) == len(calls_of(weights, FUSED_ON_GPU))
+    plain = cover(add_norm(SHAPE.hidden_size, EPSILON, SHAPE.dtype, weights.input_norm, 2), FUSED_ON_GPU)
+    assert [call.contract for call in plain] == [AllReduceRmsNorm(SHAPE.hidden_size, 2, EPSILON, SHAPE.dtype)]
 
 
 def test_weights_without_a_scale_a_channel_are_computed_as_elsewhere():

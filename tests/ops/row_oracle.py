@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.contract import Contract
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.rms_norm import RmsNorm
@@ -14,6 +15,8 @@ from parhelion.ops.silu_and_mul import SiluAndMul
 from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamicPerTokenQuant
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
 
+NORMS = (RmsNorm, FusedAddRmsNorm, RmsNormDynamicPerTokenQuant, RmsNormPerBlockQuant, AllReduceRmsNorm)
+
 
 def expected_values(contract: Contract, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What a row contract's first output stands for; where that is codes, the values before they are quantized."""
@@ -22,7 +25,7 @@ def expected_values(contract: Contract, inputs: tuple[torch.Tensor, ...]) -> tor
         gate, up = np.split(x, 2, axis=1)
         with np.errstate(over="ignore"):  # of a gate far below 0: its silu is 0
             x = gate / (1 + np.exp(-gate)) * up
-    elif isinstance(contract, (RmsNorm, FusedAddRmsNorm, RmsNormDynamicPerTokenQuant, RmsNormPerBlockQuant)):
+    elif isinstance(contract, NORMS):
         if len(inputs) == 3:  # what the norm reads is the sum as it is stored
             x = (inputs[0].double() + inputs[1].double()).to(contract.dtype).double().numpy()
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + contract.epsilon) * inputs[-1].double().numpy()

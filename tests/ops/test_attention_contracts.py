@@ -16,11 +16,12 @@ from parhelion.ops.check import check, compare
 from parhelion.ops.contract import Contract, Tensors, as_tuple
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
+from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.inputs import map_tensors, tensors_in
 from parhelion.ops.paged_attention import AttentionBatch, PagedAttention
 from parhelion.ops.paged_attention.providers import varlen_launcher
 from parhelion.ops.paged_attention.sample import sample_rows
-from parhelion.ops.paged_attention.tiling import MOST_SPLITS, PROGRAMS, num_splits, packed_tokens
+from parhelion.ops.paged_attention.tiling import MOST_SPLITS, PROGRAMS, num_splits, packed_tokens, untuned
 from parhelion.ops.rope_and_cache import RopeAndCache
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 
@@ -220,7 +221,8 @@ def test_a_window_needs_no_more_splits_than_it_has_tokens():
 
 @pytest.mark.parametrize(("max_query_len", "packed"), [(1, 16), (5, 32), (9, 64), (2048, 128)])
 def test_a_varlen_tile_is_no_larger_than_what_a_row_can_have(max_query_len: int, packed: int):
-    assert packed_tokens(PagedAttention(32, 8, 128, 16, 1.0), max_query_len) == packed
+    contract = PagedAttention(32, 8, 128, 16, 1.0)
+    assert packed_tokens(contract, untuned(contract, gemm_target("sm_90")), max_query_len) == packed
 
 
 def test_heads_that_do_not_divide_are_refused():

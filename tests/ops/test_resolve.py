@@ -149,7 +149,7 @@ def test_overrides_are_written_op_equals_provider() -> None:
     [
         ("rms_norm", r"'rms_norm'; write op=provider"),
         ("rms_norm=", r"'rms_norm='; write op=provider"),
-        ("norm=torch", r"no op 'norm'; the ops are argmax, .*rms_norm"),
+        ("norm=torch", r"no op 'norm'; the ops are all_reduce_rms_norm, argmax, .*rms_norm"),
         ("=torch", r"no op ''"),
         ("rms_norm=cuda", r"rms_norm has no provider 'cuda'; its providers are reference, inductor, helion"),
     ],

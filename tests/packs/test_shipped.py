@@ -49,7 +49,7 @@ def test_it_covers_the_models_that_it_names(stored: StoredPack) -> None:
     rows = {row.contract for row in stored.pack.rows}
     assert stored.pack.models
     for entry in stored.pack.models:
-        model = tuned_model(entry.name, entry.quantization)
+        model = tuned_model(entry.name, entry.quantization, entry.tp)
         of_tokens, of_requests = edge_contracts(model)
         called = [*of_tokens, *layer_contracts(model, gemm_target(stored.pack.fingerprint.target)), *of_requests]
         missing = {contract for contract in called if contract.key() not in rows}

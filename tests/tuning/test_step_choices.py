@@ -116,6 +116,45 @@ def test_the_way_whose_block_was_quicker_serves_although_its_sum_is_larger(tmp_p
     assert chosen_ways(WAYS, served(tmp_path, {"fused_rope_attention": "reference"}))[0] == SINGLE
 
 
+def test_rows_that_fewer_ranks_share_stay_as_they_are_and_so_do_the_times_of_their_blocks(tmp_path: Path):
+    first = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4))
+    alone = first.tune(step_tuner=Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4}), effort="quick").pack
+    assert alone is not None
+    model = tuned_model("qwen3-0.6b", "fp8_per_token", 2)
+    plan = make_plan(model, SM_90, refused, sizes=(1,))
+    ways = layer_ways(model, SM_90)
+    blocks = Blocks({FUSED: 17.0, FEWER: 19.0, SINGLE: 18.0})
+    # What serves was the slowest of all if it were asked for again.
+    serving = [row.best.config for row in alone.rows]
+    again = World(
+        tmp_path,
+        plan.rows,
+        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
+        model=model,
+    )
+    shared = again.tune(step_tuner=blocks, effort="quick")
+    assert shared.pack is not None
+    own = {row.contract.key() for row in plan.rows}
+    before = {row.contract: row for row in alone.rows}
+    assert own & set(before)
+    for row in shared.pack.rows:
+        assert row == before.get(row.contract, row)
+    assert {row.contract for row in shared.pack.rows} == own | set(before)
+    assert {(each.title, each.tp) for each in shared.pack.models} == {
+        ("qwen3-0.6b fp8_per_token", 1),
+        ("qwen3-0.6b fp8_per_token tp 2", 2),
+    }
+    old, new = ({tuple(contract.key() for contract in way) for way in each} for each in (WAYS, ways))
+    found = {each.contracts for each in shared.pack.blocks}
+    assert old < found <= old | new
+    assert all({each.contract for each in job.shortlists} == {row.contract for row in plan.rows} for job in blocks.jobs)
+    assert any(note.endswith("rows stay as the pack has them of fewer ranks") for note in shared.notes)
+    assert verify(read_pack(tmp_path / "tuned")) == []
+    assert chosen_ways(WAYS, served(tmp_path))[0] == FUSED
+    # One rank again: its rows are its own to choose.
+    assert World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(effort="quick").notes == ()
+
+
 def test_without_times_of_blocks_the_sums_decide(tmp_path: Path):
     pack = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(effort="quick").pack
     assert block_times(pack) == {}

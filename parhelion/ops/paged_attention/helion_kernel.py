@@ -11,16 +11,19 @@ import helion
 import helion.language as hl
 import torch
 
+from parhelion.ops.interpreting import interpreting
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.tile_dot import dot
+
+LOG2_E = 1.4426950408889634
 
 
 def scored(q: torch.Tensor, k: torch.Tensor, scale: float, soft_cap: float | None) -> torch.Tensor:
     """Scores of queries [m, head_dim] and keys [n, head_dim] as exponents of two: 1.44 is the logarithm of e."""
     scores = dot(q, k.transpose(0, 1))
     if soft_cap is None:
-        return scores * (scale * 1.4426950408889634)
-    return torch.tanh(scores * (scale / soft_cap)) * (soft_cap * 1.4426950408889634)
+        return scores * (scale * LOG2_E)
+    return torch.tanh(scores * (scale / soft_cap)) * (soft_cap * LOG2_E)
 
 
 def accumulated(
@@ -142,6 +145,50 @@ def paged_attention_combine(
             out[token, head, :] = torch.where(l == 0, 0.0, acc / l).to(out.dtype)
 
 
+def weighted(scores: torch.Tensor, m: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of a tile's scores [m, n], what earlier sums are worth beside them, and the new running maximum.
+
+    The factor is positive, so that it and the maximum's subtraction are one instruction.
+    """
+    factor = scale * LOG2_E
+    new_m = torch.maximum(m, torch.amax(scores, -1) * factor)
+    return torch.exp2(scores * factor - new_m[:, None]), torch.exp2(m - new_m), new_m
+
+
+def seen(key: torch.Tensor, position: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Which keys [n] the queries at these positions [m] see, [m, n]."""
+    is_seen = key[None, :] <= position[:, None]
+    return is_seen if window is None else is_seen & (key[None, :] > position[:, None] - window)
+
+
+def block_of(token: torch.Tensor, block_size: int) -> torch.Tensor:
+    """The number of a token's block among its row's. Division of what may be negative takes five instructions."""
+    return token >> (block_size.bit_length() - 1) if block_size & (block_size - 1) == 0 else token // block_size
+
+
+def place_in_block(token: torch.Tensor, block_size: int) -> torch.Tensor:
+    """A token's place in its block."""
+    return token & (block_size - 1) if block_size & (block_size - 1) == 0 else token % block_size
+
+
+def elements(heads: torch.Tensor, dim: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Which elements there are of [n, dim], given which heads there are; dim's size is a power of two."""
+    power = head_dim & (head_dim - 1) == 0
+    return heads[:, None] if power else heads[:, None] & (dim < head_dim)[None, :]
+
+
+def bits_of(dtype: torch.dtype) -> torch.dtype:
+    """As what numbers of a type are carried through a loop: what Triton sees to be carried it reads from shared memory,
+    not from registers, when it is a product's left operand; what was made from it in the same iteration it does not.
+    """
+    return torch.int16 if dtype.itemsize == 2 else dtype
+
+
+def as_index(number: torch.Tensor) -> torch.Tensor | int:
+    """A number that chooses along a dimension; the interpreter takes one in a tensor for many of them."""
+    return int(number) if interpreting() else number
+
+
 @helion.kernel(static_shapes=False, dot_precision="ieee")
 def paged_attention_varlen(
     query: torch.Tensor,
@@ -150,6 +197,7 @@ def paged_attention_varlen(
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     out: torch.Tensor,
+    num_kv_heads: hl.constexpr,
     group: hl.constexpr,
     block_size: hl.constexpr,
     scale: hl.constexpr,
@@ -157,21 +205,24 @@ def paged_attention_varlen(
     soft_cap: hl.constexpr,
     least_query_len: hl.constexpr,
     packed: hl.constexpr,
+    late: hl.constexpr,
     programmatic: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Rows of any number of query tokens; those with fewer than ``least_query_len`` are left to others.
 
-    query [M * num_heads, head_dim]; kv_cache [slots, 2 * num_kv_heads, head_dim]; out like query. A row's tokens and
+    query [M * num_heads, head_dim]; kv_cache [slots * 2 * num_kv_heads * head_dim]; out like query. A row's tokens and
     the heads of a group are packed into one dimension, ``packed`` of which make a tile, so that a key is read once for
-    all heads that share it. ``kv_tile``: None leaves it to the config.
+    all heads that share it. ``kv_tile`` keys are a tile of them. ``scale`` is positive.
 
     Which row a tile belongs to is found on the device: row r's tiles begin at number
     query_start_loc[r] * group // packed + r, which leaves room enough for each. What follows the last row is one more
     row, of padding, and comes out as 0.
+
+    ``late``: a tile's values are weighted in the iteration after the one that finds the weights, so that the matrix
+    unit has that to do while the next weights are found (Shah et al., 2024, "FlashAttention-3", section 3.2).
     """
     head_dim = hl.specialize(query.size(1))
-    num_kv_heads = hl.specialize(kv_cache.size(1)) // 2
     num_heads = num_kv_heads * group
     num_tokens = query.size(0) // num_heads
     num_rows = seq_lens.size(0)
@@ -191,30 +242,81 @@ def paged_attention_varlen(
         query_len = torch.where(is_row, query_start_loc[some_row + 1], num_tokens) - first_token
         seq_len = torch.where(is_row, seq_lens[some_row], 0)
         prefix = seq_len - query_len
-        begin = (tile - first_token * group // packed - row) * packed
+        begin = (tile - first_token * group // packed - row).to(torch.int32) * packed
         end = torch.maximum(torch.minimum(begin + packed, query_len * group), begin)
         end = torch.where(is_row & (query_len < least_query_len), begin, end)
-        for tile_m in hl.tile(begin, end, block_size=packed):
-            token = tile_m.index // group
-            flat = (first_token + token) * num_heads + kv_head * group + tile_m.index % group
-            position = prefix + token
-            q = query[flat, :]
-            m = hl.full([tile_m], -3.0e38, dtype=torch.float32)
-            l = hl.zeros([tile_m], dtype=torch.float32)
-            acc = hl.zeros([tile_m, head_dim], dtype=torch.float32)
+        # Indices are plain ranges from here on: for those of its own tiles Helion would mask every score, twice.
+        if begin < end:
+            dim = hl.arange(helion.next_power_of_2(head_dim))
+            index = begin + hl.arange(packed)
+            is_query = index < end
+            flat = (first_token + index // group) * num_heads + kv_head * group + index % group
+            position = prefix + index // group
+            is_query = elements(is_query, dim, head_dim)
+            q = hl.load(query, [flat, dim], extra_mask=is_query)
+            m = hl.full([packed], -3.0e38, dtype=torch.float32)
+            l = hl.zeros([packed], dtype=torch.float32)
+            acc = hl.zeros([packed, helion.next_power_of_2(head_dim)], dtype=torch.float32)
+            # Keys from all_begin to all_end are seen by every query of the tile, those outside kv_begin to kv_end by
+            # none.
+            all_end = prefix + begin // group + 1
             kv_end = torch.where(seq_len > 0, prefix + (end - 1) // group + 1, 0)
             kv_begin = kv_end * 0
+            all_begin = kv_begin
             if window is not None:
-                kv_begin = torch.maximum(prefix + begin // group + 1 - window, kv_begin)
-            for tile_t in hl.tile(kv_begin, kv_end, block_size=kv_tile):
-                block = block_table[some_row, tile_t.index // block_size].to(torch.int64)
-                slot = block * block_size + tile_t.index % block_size
-                k = kv_cache[slot, kv_head, :]
-                scores = scored(q, k, scale, soft_cap)
-                is_seen = tile_t.index[None, :] <= position[:, None]
-                if window is not None:
-                    is_seen = is_seen & (tile_t.index[None, :] > position[:, None] - window)
-                scores = torch.where(is_seen, scores, float("-inf"))
-                v = kv_cache[slot, num_kv_heads + kv_head, :]
-                m, l, acc = accumulated(scores, v, m, l, acc)
-            out[flat, :] = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(out.dtype)
+                all_begin = torch.maximum(kv_end - window, kv_begin)
+                kv_begin = torch.maximum(all_end - window, kv_begin) // block_size * block_size
+            # Places in the cache, in elements: of a token's first key head in its block, and of its block.
+            table_row = as_index(some_row)
+            per_token = 2 * num_kv_heads * head_dim
+            values = num_kv_heads * head_dim
+            key = kv_begin + hl.arange(kv_tile)
+            place = place_in_block(key, block_size) * per_token + kv_head * head_dim
+            block = hl.load(block_table, [table_row, block_of(key, block_size)], extra_mask=key < kv_end)
+            if late:
+                weights = hl.zeros([packed, kv_tile], dtype=bits_of(kv_cache.dtype))
+                rescale = hl.full([packed], 1.0, dtype=torch.float32)
+                at = hl.zeros([kv_tile], dtype=torch.int64)
+                # The last tile's values have no iteration after them.
+                last = key + torch.maximum(kv_end - 1 - kv_begin, kv_begin * 0) // kv_tile * kv_tile
+                last_block = hl.load(block_table, [table_row, block_of(last, block_size)], extra_mask=last < kv_end)
+                last_place = place_in_block(last, block_size) * per_token + kv_head * head_dim + values
+                last_at = last_block.to(torch.int64) * (block_size * per_token) + last_place
+                is_last = elements(last < kv_end, dim, head_dim)
+                last_v = hl.load(kv_cache, [last_at[:, None] + dim[None, :]], extra_mask=is_last)
+            for begin_t in hl.grid(kv_begin, kv_end, kv_tile):
+                key = begin_t + hl.arange(kv_tile)
+                is_key = elements(key < kv_end, dim, head_dim)
+                if kv_tile % block_size != 0:
+                    place = place_in_block(key, block_size) * per_token + kv_head * head_dim
+                if late:
+                    is_before = elements(key >= kv_begin + kv_tile, dim, head_dim)
+                    v = hl.load(kv_cache, [at[:, None] + (dim[None, :] + values)], extra_mask=is_before)
+                at = block.to(torch.int64) * (block_size * per_token) + place
+                k = hl.load(kv_cache, [at[:, None] + dim[None, :]], extra_mask=is_key)
+                scores = dot(q, k.transpose(0, 1))
+                if late:
+                    acc = dot(weights.view(kv_cache.dtype), v, acc * rescale[:, None])
+                else:
+                    v = hl.load(kv_cache, [at[:, None] + (dim[None, :] + values)], extra_mask=is_key)
+                if soft_cap is not None:
+                    scores = torch.tanh(scores * (scale / soft_cap)) * (soft_cap / scale)
+                if (begin_t + kv_tile > all_end) | (begin_t < all_begin):
+                    # In a variable: of a branch that sets only one, Helion 1.5 looks for the wrong result.
+                    is_seen = seen(key, position, window)
+                    scores = torch.where(is_seen, scores, float("-inf"))
+                p, alpha, m = weighted(scores, m, scale)
+                l = l * alpha + torch.sum(p, -1)
+                if late:
+                    weights = p.to(kv_cache.dtype).view(bits_of(kv_cache.dtype))
+                    rescale = alpha
+                else:
+                    acc = dot(p.to(kv_cache.dtype), v, acc * alpha[:, None])
+                # The blocks of the next tile are found while this one is computed: Triton gives loads by way of a load
+                # that is made in the same iteration only a part of the pipeline.
+                after = key + kv_tile
+                block = hl.load(block_table, [table_row, block_of(after, block_size)], extra_mask=after < kv_end)
+            if late:
+                acc = dot(weights.view(kv_cache.dtype), last_v, acc * rescale[:, None])
+            result = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(out.dtype)
+            hl.store(out, [flat, dim], result, extra_mask=is_query)

@@ -159,16 +159,17 @@ def varlen(
 ) -> None:
     """The rows with at least ``least_query_len`` tokens, and the padding behind the last row."""
     c = contract
-    packed = packed_tokens(c, batch.max_query_len)
+    packed = packed_tokens(c, config, batch.max_query_len)
     run(
         "paged_attention.paged_attention_varlen",
         varlen_config(config, packed),
         query.view(-1, c.head_dim),
-        slots,
+        slots.view(-1),
         batch.block_table,
         batch.seq_lens,
         batch.query_start_loc,
         out.view(-1, c.head_dim),
+        c.num_kv_heads,
         c.group,
         c.block_size,
         c.scale,
@@ -176,8 +177,9 @@ def varlen(
         c.soft_cap,
         least_query_len,
         packed,
+        config.varlen_late,
         config.programmatic,
-        None,
+        config.varlen_tokens,
     )
 
 

@@ -30,15 +30,12 @@ part of the pipeline: two stages more are one more tile of keys on its way.
 """
 
 PROMPT_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "varlen_tokens": (32, 64, 128),
+    "varlen_late": (False, True),
+    "varlen_tokens": (32, 64),
     "varlen_warps": (4, 8),
-    "varlen_stages": (2, 3, 4),
+    "varlen_stages": (2, 3),
 }
 """Of the program for prompts, what is worth trying."""
-
-MOST_PACKED = 128
-"""Query tokens times heads of a group that a program of the varlen kernel takes, at most."""
-
 
 Config = TypeVar("Config", bound="AttentionConfig")
 
@@ -51,6 +48,8 @@ class AttentionConfig:
     programs: that a decode step should have at least; a row's keys are divided until there are so many.
     varlen_tokens, varlen_warps, varlen_stages: of the other program; half as many warps if its tile is not full.
     programmatic: see ``ops/programmatic.py``.
+    varlen_rows: of the other program, query tokens times heads of a group in a full tile; a power of two.
+    varlen_late: it weights a tile's values while it finds the weights of the next.
     """
 
     decode_tokens: int
@@ -61,16 +60,22 @@ class AttentionConfig:
     varlen_warps: int
     varlen_stages: int
     programmatic: bool = False
+    varlen_rows: int = 128
+    varlen_late: bool = False
 
 
 def untuned(c: PagedAttention, target: GemmTarget) -> AttentionConfig:
     """16 KiB of keys at a time for a single token, three deep: enough bytes in flight for a processor's share of the
-    bandwidth. For more, 64 keys where the matrix unit keeps its operands out of the registers, elsewhere 32, with which
-    none spill.
+    bandwidth. For more, 64 keys where the matrix unit keeps its operands out of the registers and works by itself,
+    elsewhere 32, with which none spill.
     """
     tokens = max(16, min(128, 16384 // (c.head_dim * c.dtype.itemsize)))
-    wide = target.wide_mma and c.dtype != torch.float32
-    return AttentionConfig(1 << (tokens.bit_length() - 1), 4, 3, PROGRAMS, 64 if wide else 32, 8, 2)
+    usual = AttentionConfig(1 << (tokens.bit_length() - 1), 4, 3, PROGRAMS, 32, 8, 2)
+    if not target.wide_mma or c.dtype == torch.float32:
+        return usual
+    # Larger heads leave no room for more.
+    fits = c.head_dim <= 128
+    return replace(usual, varlen_tokens=64, varlen_stages=3 if fits else 2, varlen_late=fits)
 
 
 def attention_candidates(c: PagedAttention, bucket: int, target: GemmTarget) -> list[AttentionConfig]:
@@ -106,10 +111,10 @@ def num_splits(c: PagedAttention, num_rows: int, max_seq_len: int, programs: int
     return 1 << (most.bit_length() - 1)
 
 
-def packed_tokens(c: PagedAttention, max_query_len: int) -> int:
+def packed_tokens(c: PagedAttention, config: AttentionConfig, max_query_len: int) -> int:
     """Query tokens times heads of a group in a tile of the varlen kernel: a power of two, about what a row can have."""
     whole = 1 << (max_query_len * c.group - 1).bit_length()
-    most = 32 if c.dtype == torch.float32 else MOST_PACKED
+    most = 32 if c.dtype == torch.float32 else config.varlen_rows
     return min(most, max(16, whole))
 
 
@@ -128,5 +133,5 @@ def combine_config(c: PagedAttention) -> KernelConfig:
 @functools.lru_cache(maxsize=1024)
 def varlen_config(config: AttentionConfig, packed: int) -> KernelConfig:
     """Of the program for rows of any length: 128 rows at a time to find the tile's own."""
-    warps = config.varlen_warps if packed == MOST_PACKED else max(1, config.varlen_warps // 2)
-    return KernelConfig((128, config.varlen_tokens), num_warps=warps, num_stages=config.varlen_stages)
+    warps = config.varlen_warps if packed == config.varlen_rows else max(1, config.varlen_warps // 2)
+    return KernelConfig((128,), num_warps=warps, num_stages=config.varlen_stages)

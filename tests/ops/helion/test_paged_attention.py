@@ -87,11 +87,38 @@ def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
 @pytest.mark.parametrize(
     ("query_lens", "seq_lens"), [([1, 1, 1], [70, 5, 33]), ([1, 33, 5, 0], [40, 33, 70, 0])], ids=str
 )
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize("contract", [SMALL, VARIANTS[3], VARIANTS[5]], ids=str)
-def test_tiles_of_keys_add_up_to_all_keys(contract: PagedAttention, query_lens: list[int], seq_lens: list[int]):
+def test_tiles_of_keys_add_up_to_all_keys(
+    contract: PagedAttention, late: bool, query_lens: list[int], seq_lens: list[int]
+):
     inputs = poisoned_rows(contract, query_lens, seq_lens)
-    config = untuned(contract, gemm_target("sm_90"))
+    config = replace(untuned(contract, gemm_target("sm_90")), varlen_late=late)
     for error in check(contract, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x), inputs):
+        assert error.problem is None, error
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize("tokens", [16, 64])
+@pytest.mark.parametrize(
+    ("query_lens", "seq_lens"), [([150, 1, 20], [150, 70, 300]), ([9, 0, 128, 3], [200, 0, 128, 0])], ids=str
+)
+@pytest.mark.parametrize(
+    "contract",
+    [
+        replace(SMALL, dtype=torch.bfloat16),
+        replace(SMALL, head_dim=96, num_heads=6, sliding_window=70, soft_cap=2.0),
+        replace(SMALL, num_heads=2, block_size=24),
+    ],
+    ids=str,
+)
+def test_prompts_of_many_tiles_agree_with_the_reference(
+    contract: PagedAttention, query_lens: list[int], seq_lens: list[int], tokens: int, late: bool
+):
+    """Full tiles, the diagonal and, with a window, where it begins; heads and blocks of any size."""
+    inputs = poisoned_rows(contract, query_lens, seq_lens)
+    config = replace(untuned(contract, gemm_target("sm_90")), varlen_tokens=tokens, varlen_late=late)
+    for error in check(contract, OP.provider("helion").configured(contract, config), inputs):
         assert error.problem is None, error
 
 

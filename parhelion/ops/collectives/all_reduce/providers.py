@@ -20,14 +20,19 @@ class TorchDistributed(BaseProvider):
 
     def refuses(self, contract: Contract) -> str | None:
         assert isinstance(contract, AllReduce)
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if contract.num_ranks == ranks:
-            return None
-        return f"it sums over {contract.num_ranks} ranks, and this process is in a group of {ranks}"
+        return why_not_ranks(contract.num_ranks)
 
     def launcher(self, contract: Contract) -> Launcher:
         assert isinstance(contract, AllReduce)
         return _leave if contract.num_ranks == 1 else _sum
+
+
+def why_not_ranks(num_ranks: int) -> str | None:
+    """None if the process is in a group of so many ranks; else why it cannot compute with them."""
+    found = dist.get_world_size() if dist.is_initialized() else 1
+    if found == num_ranks:
+        return None
+    return f"it sums over {num_ranks} ranks, and this process is in a group of {found}"
 
 
 def _leave(hidden: torch.Tensor) -> torch.Tensor:

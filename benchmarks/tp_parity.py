@@ -1,0 +1,246 @@
+"""Whether two ranks compute what one does: logits beside float32, and greedy text with graphs and without.
+
+Sums over ranks are rounded in another order than one rank's, and with activations quantized by token each rank scales
+its part by itself: so two ranks must be no further from float32 than one rank is, but for luck, and in float32 their
+texts must be the same.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from h100_engine import common_prefix, ids_of, relative
+from safetensors.torch import save_file
+
+from parhelion import LLM, SamplingParams
+from parhelion.bench.compare.checkpoint import (
+    FP8_PER_TOKEN_CONFIG,
+    QWEN3_8B,
+    TINY,
+    Shape,
+    write_config,
+    write_tokenizer,
+)
+from parhelion.config import EngineConfig
+from parhelion.distributed.group import ALONE, Group
+from parhelion.engine.load import load_model
+from parhelion.engine.score import prompt_logits
+from parhelion.errors import ConfigError, EngineDeadError
+from parhelion.types import TokensPrompt
+
+LUCK = 1.5
+FLOAT32_ERROR = 1e-4
+
+PLAIN = ("rms_norm=torch", "fused_add_rms_norm=torch", "silu_and_mul=torch")
+"""Who serves where no pack has anything for shapes so small: without compiling what is compiled in seconds each."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Arithmetic that is compared.
+
+    Attributes:
+        kernels: as of the engine.
+    """
+
+    dtype: str
+    quantization: str | None = None
+    kernels: tuple[str, ...] = PLAIN
+
+    @property
+    def told(self) -> dict[str, str]:
+        """For the result."""
+        return {"dtype": self.dtype, "quantization": self.quantization or "none"}
+
+
+FLOAT32 = Kind("float32", kernels=(*PLAIN, "all_reduce_rms_norm=torch"))
+KINDS = (FLOAT32, Kind("bfloat16"), Kind("bfloat16", "fp8"))
+
+TWO_LAYERS = replace(QWEN3_8B, num_hidden_layers=2)
+"""Shapes that packs have."""
+
+
+def write_random(folder: Path, shape: Shape = TINY) -> Path:
+    """A Qwen3 checkpoint of random numbers in bfloat16."""
+    write_config(shape, folder, None)
+    generator = torch.Generator().manual_seed(1)
+    s = shape
+    q, kv = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return (torch.randn(rows, columns, generator=generator) / math.sqrt(columns)).bfloat16()
+
+    def norm(size: int) -> torch.Tensor:
+        return (1 + torch.randn(size, generator=generator) / 8).bfloat16()
+
+    tensors = {
+        "model.embed_tokens.weight": matrix(s.vocab_size, s.hidden_size),
+        "lm_head.weight": matrix(s.vocab_size, s.hidden_size),
+        "model.norm.weight": norm(s.hidden_size),
+    }
+    for index in range(s.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        tensors |= {
+            f"{layer}.input_layernorm.weight": norm(s.hidden_size),
+            f"{layer}.post_attention_layernorm.weight": norm(s.hidden_size),
+            f"{layer}.self_attn.q_proj.weight": matrix(q, s.hidden_size),
+            f"{layer}.self_attn.k_proj.weight": matrix(kv, s.hidden_size),
+            f"{layer}.self_attn.v_proj.weight": matrix(kv, s.hidden_size),
+            f"{layer}.self_attn.o_proj.weight": matrix(s.hidden_size, q),
+            f"{layer}.self_attn.q_norm.weight": norm(s.head_dim),
+            f"{layer}.self_attn.k_norm.weight": norm(s.head_dim),
+            f"{layer}.mlp.gate_proj.weight": matrix(s.intermediate_size, s.hidden_size),
+            f"{layer}.mlp.up_proj.weight": matrix(s.intermediate_size, s.hidden_size),
+            f"{layer}.mlp.down_proj.weight": matrix(s.hidden_size, s.intermediate_size),
+        }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def logits_of_ranks(group: Group, device: torch.device, folder: str, num_tokens: int) -> Iterator[dict[str, Any]]:
+    """Logits of one prompt by one rank and by all of them, each beside one rank's in float32."""
+    ids = torch.randint(2, TINY.vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(2)).tolist()
+    exact: torch.Tensor | None = None
+    for kind in KINDS:
+        one, all_ranks = (_logits(folder, device, kind, ids, ranks) for ranks in (ALONE, group))
+        exact = one if exact is None else exact
+        apart = relative(all_ranks, one)
+        ours, bar = relative(all_ranks, exact), relative(one, exact)
+        yield {
+            "what": "logits",
+            **kind.told,
+            "error_of_one_rank": bar,
+            "error_of_ranks": ours,
+            "between": apart,
+            "same_argmax": float((all_ranks.argmax(-1) == one.argmax(-1)).double().mean()),
+            "passed": apart <= FLOAT32_ERROR if kind is FLOAT32 else ours <= LUCK * bar,
+        }
+
+
+def _logits(folder: str, device: torch.device, kind: Kind, ids: list[int], group: Group) -> torch.Tensor:
+    """[num_tokens, vocab_size] float64 on the CPU."""
+    # Where the ranks' devices begin; one alone is given its own.
+    first = str(device) if device.type == "cpu" or group.is_alone else "cuda:0"
+    options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
+    config = EngineConfig(model=folder, device=first, max_model_len=1024, tp=group.size, **options)
+    loaded = load_model(config, Path(folder), group=group)
+    return prompt_logits(loaded.model, ids, config.block_size).double().cpu()
+
+
+def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iterator[dict[str, Any]]:
+    """Greedy tokens of one rank with graphs, and of two with graphs and without: of random weights, of dummies with
+    shapes that packs have, and of a model of the caller's.
+
+    Args:
+        folder: holds ``write_random``'s checkpoint, and gets others.
+    """
+    random = write_random(folder / "random")
+    write_tokenizer(random, TINY.vocab_size)
+    shape = TINY if device == "cpu" else TWO_LAYERS
+    dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
+    for path, kind, load_format in (
+        (random, FLOAT32, "auto"),
+        (random, Kind("bfloat16"), "auto"),
+        (dummies, Kind("auto", kernels=()), "dummy"),
+    ):
+        yield _guarded(path, device, kind, _prompts(), output_len, load_format)
+    if real is not None:
+        told = ["The capital of France is", "def fibonacci(n):", "Once upon a time there was a lighthouse keeper"]
+        for kind in (FLOAT32, Kind("bfloat16")):
+            yield _guarded(real, device, kind, told, output_len, "auto")
+
+
+def killed(folder: Path, device: str) -> Iterator[dict[str, Any]]:
+    """A rank is killed in the middle of steps: how long until the engine says so, and until it has ended."""
+    shape = TINY if device == "cpu" else TWO_LAYERS
+    where = write_config(shape, folder / "killed", FP8_PER_TOKEN_CONFIG)
+    longest = 4096 if device == "cpu" else 16384
+    params = SamplingParams(temperature=0.0, max_tokens=longest - 200, ignore_eos=True)
+    limits = _limits(device) | {"max_model_len": longest}
+    with LLM(str(where), device=device, load_format="dummy", tp=2, **limits) as llm:
+        llm.generate(_prompts(), replace(params, max_tokens=8))
+        [rank] = [each for each in psutil.Process().children() if "rank_process" in " ".join(each.cmdline())]
+        at: list[float] = []
+
+        def kill() -> None:
+            at.append(time.monotonic())
+            rank.kill()
+
+        timer = threading.Timer(1.0, kill)
+        timer.start()
+        said = "nothing: all tokens came before it was killed"
+        try:
+            llm.generate(_prompts(), params)
+        except EngineDeadError as error:
+            said = str(error)
+        noticed_s = time.monotonic() - at[0] if at else None
+        timer.cancel()
+        began = time.monotonic()
+    yield {
+        "what": "killed",
+        "said": said,
+        "noticed_s": noticed_s,
+        "shutdown_s": time.monotonic() - began,
+        "passed": "rank 1" in said and "SIGKILL" in said,
+    }
+
+
+def _prompts() -> list[Any]:
+    generator = torch.Generator().manual_seed(6)
+    lengths = (1, 33, 130, 18)
+    return [
+        TokensPrompt(prompt_token_ids=torch.randint(2, TINY.vocab_size, (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+
+
+def _limits(device: str) -> dict[str, Any]:
+    return {"max_num_seqs": 8, "max_model_len": 512, "kv_cache_memory": (1 << 30) if device != "cpu" else (16 << 20)}
+
+
+def _guarded(
+    path: Path, device: str, kind: Kind, prompts: list[Any], output_len: int, load_format: str
+) -> dict[str, Any]:
+    about = {"what": "texts", "model": path.name, **kind.told}
+    try:
+        return about | _texts(path, device, kind, prompts, output_len, load_format)
+    except ConfigError as error:
+        # Two ranks cannot share every model, which is no fault.
+        return about | {"refused": str(error), "passed": True}
+    except Exception as error:
+        traceback.print_exc()
+        return about | {"error": f"{type(error).__name__}: {str(error)[:500]}", "passed": False}
+
+
+def _texts(
+    path: Path, device: str, kind: Kind, prompts: list[Any], output_len: int, load_format: str
+) -> dict[str, Any]:
+    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+    options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
+    found, captured, about = {}, {}, {}
+    for tp, graphs in ((1, "lazy"), (2, "lazy"), (2, "off")):
+        options |= {"load_format": load_format, "graphs": graphs, "tp": tp}
+        with LLM(str(path), device=device, **options, **_limits(device)) as llm:
+            found[tp, graphs] = ids_of(llm.generate(prompts, params))
+            captured[tp, graphs] = llm.stats().num_graphs
+            about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}
+    one, two, eager = found[1, "lazy"], found[2, "lazy"], found[2, "off"]
+    return {
+        "same_texts": sum(a == b for a, b in zip(two, one, strict=True)),
+        "of": len(one),
+        "common_prefix": [common_prefix(a, b) for a, b in zip(two, one, strict=True)],
+        "output_len": output_len,
+        "graphs_captured": captured[2, "lazy"],
+        "graphs_as_eager": two == eager,
+        **about,
+        "passed": two == eager and (two == one or kind is not FLOAT32),
+    }

@@ -1,0 +1,190 @@
+"""Timing what several ranks compute together: a process on each of as many devices, all of them at the same trial.
+
+A trial that hangs, or that fails on one rank alone, leaves the others waiting: then all processes are killed, and what
+was not measured stays unmeasured.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.errors import first_line
+from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.inputs import map_tensors
+from parhelion.ops.kernel_timer import Timing, random_inputs
+from parhelion.ops.oracle import Oracle
+from parhelion.ops.pack_kernels import Load
+from parhelion.platform.driver import load_function
+from parhelion.platform.measure import scaled, summarize, time_rounds
+from parhelion.tuning.jobs import Outcome, Trial
+from parhelion.tuning.timing_jobs import launcher_of
+
+LAUNCHES = 24
+"""Of a graph: what starting a graph costs is then little, and the ranks find into step."""
+
+TIMING = Timing(rounds=15)
+
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """The trials of one contract and M."""
+
+    contract: Contract
+    num_tokens: int
+    trials: tuple[Trial, ...]
+
+
+def time_on_ranks(
+    jobs: Sequence[RankJob], devices: Sequence[torch.device], limit_s: float, load: Load = load_function
+) -> list[list[Outcome]]:
+    """Each job's outcomes, in the order of its trials: the slowest rank's times, and the first one's problems.
+
+    Args:
+        devices: of the ranks, in order.
+        limit_s: seconds that all of it may take. Jobs that are not done by then have no outcomes.
+        load: brings a binary onto a device.
+    """
+    store = host_store(len(devices))
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(len(devices)):
+        ours, theirs = context.Pipe(duplex=False)
+        task = (rank, tuple(devices), store.port, tuple(jobs), load, theirs)
+        processes.append(context.Process(target=_run_rank, args=task, daemon=True))
+        pipes.append(ours)
+        processes[-1].start()
+        theirs.close()
+    try:
+        of_ranks = _collected(pipes, len(jobs), time.monotonic() + limit_s)
+    finally:
+        for process in processes:
+            process.join(_PATIENCE_S)
+            process.kill()
+            process.join()
+    done = min(len(each) for each in of_ranks)
+    return [
+        [_together(outcomes) for outcomes in zip(*(each[index] for each in of_ranks), strict=True)]
+        for index in range(done)
+    ] + [[] for _ in range(len(jobs) - done)]
+
+
+def _collected(pipes: Sequence[Connection], count: int, deadline: float) -> list[list[list[Outcome]]]:
+    """What each rank said in time of so many jobs."""
+    found: list[list[list[Outcome]]] = [[] for _ in pipes]
+    open_pipes = dict(enumerate(pipes))
+    while open_pipes and (left_s := deadline - time.monotonic()) > 0:
+        for ready in wait(list(open_pipes.values()), left_s):
+            rank = next(number for number, pipe in open_pipes.items() if pipe is ready)
+            try:
+                found[rank].append(open_pipes[rank].recv())
+            except EOFError:
+                del open_pipes[rank]
+                continue
+            if len(found[rank]) == count:
+                del open_pipes[rank]
+    return found
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    failed = next((each for each in outcomes if each.problem is not None), None)
+    if failed is not None:
+        return failed
+    slowest = max(outcomes, key=lambda each: each.time_us.median if each.time_us is not None else 0.0)
+    return replace(slowest, rel_err=max(each.rel_err for each in outcomes))
+
+
+def _run_rank(
+    rank: int, devices: Sequence[torch.device], port: int, jobs: Sequence[RankJob], load: Load, pipe: Connection
+) -> None:
+    device = devices[rank]
+    join(reach_store(port, len(devices)), rank, len(devices), device)
+    try:
+        with torch.inference_mode():
+            for job in jobs:
+                pipe.send(_outcomes(job, device, load))
+    finally:
+        leave()
+        pipe.close()
+
+
+def _outcomes(job: RankJob, device: torch.device, load: Load) -> list[Outcome]:
+    inputs = random_inputs(job.contract, job.num_tokens, device)
+    oracle = Oracle(job.contract, inputs)
+    return [_outcome(job, trial, inputs, oracle, device, load) for trial in job.trials]
+
+
+def _outcome(
+    job: RankJob, trial: Trial, inputs: tuple[Any, ...], oracle: Oracle, device: torch.device, load: Load
+) -> Outcome:
+    try:
+        launch = launcher_of(job.contract, trial, device, load)
+        errors = oracle.compare(launch)
+        rel_err = max((error.relative for error in errors), default=0.0)
+        wrong = next((f"{each.output} {each.problem}" for each in errors if each.problem is not None), None)
+    except Exception as error:
+        launch, rel_err, wrong = None, 0.0, first_line(error)
+    # All ranks time a trial, or none does.
+    problem = _first_problem(wrong)
+    if problem is not None or launch is None:
+        return Outcome(trial.provider, trial.config, None, rel_err, problem)
+    seconds = _seconds(launch, map_tensors(inputs, torch.clone), device)
+    return Outcome(trial.provider, trial.config, scaled(summarize(seconds), 1e6), rel_err)
+
+
+def _first_problem(own: str | None) -> str | None:
+    """The first of the ranks' problems; None if none of them has any."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, own)
+    return next((f"on rank {rank}: {each}" for rank, each in enumerate(problems) if each is not None), None)
+
+
+def _seconds(launch: Launcher, inputs: tuple[Any, ...], device: torch.device) -> list[float]:
+    """Of one launch: in a graph of many on GPUs, which all ranks start together."""
+    if device.type != "cuda":
+        return time_rounds(functools.partial(launch, *inputs), rounds=TIMING.rounds, warmup=TIMING.warmup)
+    replay = _captured(launch, inputs, device)
+    seconds = []
+    for _ in range(TIMING.rounds):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        dist.barrier()
+        torch.cuda.synchronize(device)
+        begin.record()
+        replay()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3 / LAUNCHES)
+    return seconds
+
+
+def _captured(launch: Launcher, inputs: tuple[Any, ...], device: torch.device) -> Callable[[], None]:
+    """A graph of launches one behind the other, as the layers of a model make them."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(TIMING.warmup):
+            launch(*inputs)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's own threads ask the device about events meanwhile.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            for _ in range(LAUNCHES):
+                launch(*inputs)
+        finally:
+            graph.capture_end()
+    graph.replay()
+    torch.cuda.synchronize(device)
+    replay: Callable[[], None] = graph.replay
+    return replay

@@ -1,0 +1,61 @@
+"""Rows that a pack has already of fewer ranks: they stay as they are, and so stay the times of blocks with them.
+
+What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike. Chosen anew in the
+steps of another one it would be another row, and what was measured of whole blocks with the one before would be void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from parhelion.ops.launching import launch_module
+from parhelion.ops.source_hash import source_hash
+from parhelion.packs.format import NEVER_SERVE, Candidate, Pack
+from parhelion.platform.measure import Summary
+from parhelion.tuning.jobs import Outcome
+from parhelion.tuning.model_calls import TunedModel
+from parhelion.tuning.plan import HELION
+from parhelion.tuning.row_state import RowState
+
+
+def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) -> list[RowState]:
+    """Those of the rows that the pack has of the same model on fewer ranks, with the sources that are here. They are
+    told who serves them.
+    """
+    if before is None:
+        return []
+    called = {
+        key
+        for entry in before.models
+        if (entry.name, entry.quantization) == (model.name, model.quantization.name) and entry.tp < model.tp
+        for key in entry.contracts
+    }
+    best = {
+        (row.contract, row.num_tokens): row.best
+        for row in before.rows
+        if row.contract in called and before.source_hashes.get(row.op) == source_hash(row.op)
+    }
+    found = []
+    for row in rows:
+        candidate = best.get((row.contract.key(), row.bucket))
+        outcome = None if candidate is None else _outcome(row, candidate)
+        if outcome is not None:
+            row.met((outcome.provider, outcome.config), outcome, 0.0, is_final=True)
+            found.append(row)
+    return found
+
+
+def _outcome(row: RowState, candidate: Candidate) -> Outcome | None:
+    """What was measured of a candidate; None if nothing was, or its config is none of the op's here."""
+    if candidate.time_us <= 0 or candidate.provider in NEVER_SERVE:
+        return None
+    config = None
+    if candidate.provider == HELION:
+        try:
+            config = msgspec.convert(candidate.config, launch_module(row.contract.name).Config)
+        except msgspec.ValidationError:
+            return None
+    middle, low, high = candidate.time_us, candidate.time_us_p10, candidate.time_us_p90
+    return Outcome(candidate.provider, config, Summary(1, middle, low, high, high, low, high))
