@@ -55,7 +55,7 @@ class EngineConfig:
         max_queue_len: most requests that may wait, in each replica; one more is refused.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
-        overlap: plan step N + 1 while the device runs step N.
+        overlap: plan step N + 1 while the device runs step N; stages of a pipeline have a step each in any case.
         speculate: guess tokens ahead and check several in one step; the text stays the same. ``ngram`` guesses what
             followed the last time that the same few tokens stood in the request's own text; ``draft`` and ``eagle3``
             let ``draft_model`` guess; ``auto`` does the one or the other as far as it pays, by what was measured.
@@ -65,11 +65,13 @@ class EngineConfig:
         threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among all ranks.
         tp: tensor parallelism: so many ranks, each on a device of this machine, share every layer. Heads, feed-forward
             and vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
-        dp: data parallelism: so many replicas of the engine, each in a process of its own with ``tp`` ranks of its own,
-            share the requests. A request goes where its prefix is cached and little waits. On GPUs replica N takes the
-            ``tp`` GPUs from N * ``tp`` on; on a CPU all share cores and memory.
+        pp: pipeline parallelism: so many stages, each of ``tp`` ranks, hold consecutive layers and their KV cache. As
+            many steps are under way as there are stages; the running requests take turns. On CPUs only so far.
+        dp: data parallelism: so many replicas of the engine, each in a process of its own with ranks of its own, share
+            the requests. A request goes where its prefix is cached and little waits. On GPUs each replica takes the
+            GPUs behind those of the one before it; on a CPU all share cores and memory.
         executor: where the ranks run: ``multiproc`` is rank 0 in the engine's process and a process for each other one,
-            ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` needs.
+            ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` and ``pp`` need.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -100,13 +102,14 @@ class EngineConfig:
     num_speculative_tokens: int = 5
     threads: int | None = None
     tp: int = 1
+    pp: int = 1
     dp: int = 1
     executor: Executor = "auto"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens", "tp", "dp"):
+        for name in ("block_size", "max_num_seqs", "max_queue_len", "num_speculative_tokens", "tp", "pp", "dp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory", "threads"):
@@ -141,17 +144,30 @@ class EngineConfig:
             raise ConfigError(
                 f"executor is inproc, which runs one engine, and dp is {self.dp}: choose auto or multiproc"
             )
-        if self.tp == 1:
+        several = {name: size for name, size in (("tp", self.tp), ("pp", self.pp)) if size > 1}
+        if not several:
             return
+        asked = " and ".join(f"{name} is {size}" for name, size in several.items())
+        way_out = " and ".join(f"{name} 1" for name in several)
         if self.executor == "inproc":
-            raise ConfigError(f"executor is inproc, which runs one rank, and tp is {self.tp}: choose auto or multiproc")
+            raise ConfigError(f"executor is inproc, which runs one rank, and {asked}: choose auto or multiproc")
         if self.draft_model is not None:
+            reason = (
+                "draft models run on one rank so far"
+                if self.pp == 1
+                else "a draft model begins and ends steps in one process so far, and a pipeline's ends are in two"
+            )
             raise ConfigError(
-                f"draft_model is {self.draft_model!r} and tp is {self.tp}: draft models run on one rank so far; leave "
-                "it out (speculate ngram works), or take tp 1"
+                f"draft_model is {self.draft_model!r} and {asked}: {reason}; leave it out (speculate ngram works), or "
+                f"take {way_out}"
             )
         if self.compile:
-            raise ConfigError(f"compile makes blocks of one rank, and tp is {self.tp}: leave it out, or take tp 1")
+            raise ConfigError(f"compile makes blocks of one rank, and {asked}: leave it out, or take {way_out}")
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of each replica: those of all stages."""
+        return self.tp * self.pp
 
     def token_budget(self, on_gpu: bool) -> int:
         """``max_num_batched_tokens``, or its default for the device."""

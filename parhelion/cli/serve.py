@@ -68,6 +68,7 @@ class Banner:
     phases: list[Phase]
     threads: int
     tp: int
+    pp: int
     dp: int
     max_model_len: int
     kv_cache_blocks: int
@@ -101,6 +102,7 @@ def describe(ready: ReadyInfo) -> Banner:
         phases=info.phases,
         threads=info.threads,
         tp=info.tp,
+        pp=info.pp,
         dp=info.dp,
         max_model_len=ready.max_model_len,
         kv_cache_blocks=info.num_blocks,
@@ -128,9 +130,11 @@ def resident_bytes_of_family() -> int:
 
 def print_banner(banner: Banner, *, has_keys: bool) -> None:
     """The figures, and two ways to try it."""
-    several = [f"{banner.dp} replicas"] * (banner.dp > 1) + [f"{banner.tp} ranks"] * (banner.tp > 1)
+    sizes = (("replicas", banner.dp), ("stages", banner.pp), ("ranks", banner.tp))
+    several = [f"{size} {name}" for name, size in sizes if size > 1]
     each_of = "".join(f"{one}, each " for one in several)
-    whose = " of each rank" * (banner.tp > 1) + " of each replica" * (banner.dp > 1)
+    rank = " of the first rank" if banner.pp > 1 else " of each rank" * (banner.tp > 1)
+    whose = rank + " of each replica" * (banner.dp > 1)
     lines = [
         f"{banner.model} is served at {banner.url}",
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "

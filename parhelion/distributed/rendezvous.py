@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 
 import psutil
@@ -15,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from parhelion.config import environment_variables
-from parhelion.distributed.group import Group
+from parhelion.distributed.group import ALONE, Group
+from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
 from parhelion.ops.inboxes import forget_inboxes
 
@@ -31,6 +33,21 @@ once; NCCL does not notice, and knows no limit in graphs that are replayed.
 
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving may take on GPUs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands among all ranks of an engine.
+
+    Attributes:
+        stage: number of its stage.
+        group: the ranks that share the stage's layers.
+        links: to the stages before and behind; None if there is one stage.
+    """
+
+    stage: int = 0
+    group: Group = ALONE
+    links: StageLinks | None = None
 
 
 def host_store(num_ranks: int) -> dist.TCPStore:
@@ -64,7 +81,7 @@ def reach_store(port: int, num_ranks: int) -> dist.TCPStore:
     return dist.TCPStore(LOOPBACK, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
 
 
-def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) -> Group:
+def join(store: dist.Store, rank: int, num_ranks: int, device: torch.device) -> Group:
     """Make this process a rank of the group; returns once all of them are there.
 
     Args:
@@ -91,6 +108,27 @@ def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) 
             dist.all_reduce(torch.zeros(1, device=device))
             torch.cuda.synchronize(device)
     return Group(rank, num_ranks)
+
+
+def take_place(store: dist.TCPStore, rank: int, tp: int, pp: int, device: torch.device) -> Place:
+    """Make this process a rank of an engine; returns once all ranks are there.
+
+    Args:
+        store: that all of them reach.
+        rank: of this process: ``tp`` ranks of the first stage, then those of the next.
+        tp: ranks that share each layer.
+        pp: stages.
+        device: that this rank computes on.
+    """
+    stage, number = divmod(rank, tp)
+    if pp == 1:
+        return Place(stage, join(store, rank, tp, device))
+    group = join(dist.PrefixStore(f"stage {stage}", store), number, tp, device) if tp > 1 else ALONE
+    interface = _loopback_interface()
+    with environment_variables({"GLOO_SOCKET_IFNAME": interface}):
+        # A group beside torch's default one, which is that of the stage: what the layers do together stays as it is.
+        roads = dist.ProcessGroupGloo(dist.PrefixStore(f"stages {number}", store), stage, pp, CALL_TIMEOUT)
+    return Place(stage, group, StageLinks(roads))
 
 
 def leave() -> None:

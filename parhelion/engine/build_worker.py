@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.stages import StageLinks
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
 from parhelion.engine.worker import Worker
@@ -20,7 +21,7 @@ def kv_cache_size(config: EngineConfig, model: DecoderModel, draft: ModelConfig 
         OutOfMemoryError: see ``plan_kv_cache``.
     """
     on_gpu = model.device.type != "cpu"
-    free = free_memory(model.device) // (1 if on_gpu else model.group.size * config.dp)
+    free = free_memory(model.device) // (1 if on_gpu else config.num_ranks * config.dp)
     return plan_kv_cache(config, model.config, model.dtype, free, on_gpu, draft)
 
 
@@ -30,6 +31,7 @@ def build_worker(
     size: KVCacheSize,
     resolver: Resolver,
     draft: DecoderModel | Eagle3Head | None = None,
+    links: StageLinks | None = None,
 ) -> Worker | DeviceWorker:
     """The worker of the model's device.
 
@@ -39,11 +41,12 @@ def build_worker(
         size: of the KV cache, the same on all ranks.
         resolver: finds the providers of sampling.
         draft: guesses tokens for steps to check.
+        links: to the other stages.
     """
     on_gpu = model.device.type != "cpu"
     if not on_gpu:
         budget = config.token_budget(on_gpu)
-        return Worker(model, size, config.block_size, config.max_num_seqs, draft, max_num_batched_tokens=budget)
+        return Worker(model, size, config.block_size, config.max_num_seqs, draft, budget, links)
     options = DeviceWorkerOptions(
         config.block_size,
         config.max_num_seqs,

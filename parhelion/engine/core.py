@@ -28,6 +28,10 @@ class StepExecutor(Protocol):
 class Peers(Protocol):
     """Other ranks that run every step as well."""
 
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
+        """Let them run a step; does not wait for it."""
+        ...
+
     def check(self) -> None:
         """Raise what ended one of them, if any has ended."""
         ...
@@ -41,9 +45,9 @@ class EngineCore:
     """Requests in, tokens out; not thread-safe, one caller drives it.
 
     Args:
-        scheduler_config: limits.
+        scheduler_config: limits. With several groups of requests a step of each is under way.
         worker: runs the steps, on a thread of its own.
-        overlap: plan a step ahead; not while guesses are made, which follow what the last step sampled.
+        overlap: with one group plan a step ahead; not while guesses are made, which follow what the last step sampled.
         speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
         peers: the other ranks, which the core ends; None: the worker is alone.
@@ -67,7 +71,8 @@ class EngineCore:
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._in_flight: deque[tuple[StepPlan, Future[PendingStep], float]] = deque()
         self._last_done = 0.0
-        self._max_in_flight = 2 if overlap else 1
+        self._num_groups = scheduler_config.num_groups
+        self._overlap = overlap
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="worker")
 
     def add(self, request: AddRequest) -> None:
@@ -107,12 +112,14 @@ class EngineCore:
             Exception: whatever the worker raised; the core is of no use after that.
         """
         speculation = self._speculation
-        while len(self._in_flight) < (self._max_in_flight if speculation is None or speculation.is_resting else 1):
+        while len(self._in_flight) < self._most_in_flight:
             plan = self._scheduler.schedule()
             if plan is None:
                 break
             admitted = [self._requests[admission.request_id] for admission in plan.admissions]
             began = time.perf_counter()
+            if self._peers is not None:
+                self._peers.execute(plan, admitted)
             self._in_flight.append((plan, self._thread.submit(self._worker.execute, plan, admitted), began))
         if not self._in_flight:
             return []
@@ -129,6 +136,14 @@ class EngineCore:
                 drafted = (made.num_tokens, made.seconds) if made is not None else None
                 speculation.observe(len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted)
         return outputs
+
+    @property
+    def _most_in_flight(self) -> int:
+        """Steps that may be under way now."""
+        if self._num_groups > 1:
+            return self._num_groups
+        guesses = self._speculation is not None and not self._speculation.is_resting
+        return 2 if self._overlap and not guesses else 1
 
     def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         self._collect_prompt_logprobs(result)
@@ -185,7 +200,8 @@ class EngineCore:
 
     def close(self) -> None:
         """Let the steps in flight end and stop the worker's thread and the other ranks."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # What the other ranks were told to compute, this one computes as well: they wait for it.
+        self._thread.shutdown(wait=True, cancel_futures=self._peers is None)
         if self._peers is not None:
             self._await_steps()
             graphs = getattr(self._worker, "graphs", None)

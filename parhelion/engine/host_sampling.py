@@ -13,7 +13,7 @@ from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows
 from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
-from parhelion.scheduler import DRAFTED, Row
+from parhelion.scheduler import DRAFTED, KNOWN, Row
 
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions whose logits over the whole vocabulary are held at once."""
@@ -45,6 +45,12 @@ class HostSampler:
     def stays(self, rows: StepRows) -> Ints:
         """Which stay in its slot each row belongs to; a later request's is another."""
         return self._stays[rows.slots]
+
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """Take in the tokens that another stage has sampled and that the rows begin with."""
+        for row in rows:
+            if row.first_token != KNOWN:
+                self.tokens[row.slot, row.start] = row.first_token
 
     def guess(self, rows: Sequence[Row], drafted: Sequence[int] = ()) -> None:
         """Take the rows' guesses for known, until the step's samples take their places.

@@ -12,15 +12,18 @@ import torch
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.group import ALONE, Group
+from parhelion.distributed.rendezvous import Place
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
-from parhelion.engine.core import EngineCore
+from parhelion.engine.core import EngineCore, StepExecutor
 from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
+from parhelion.engine.pipeline_parallel import PipelineWorker, stage_of
 from parhelion.engine.placement import compute_on, rank_device, rank_threads
 from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
+from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
@@ -104,9 +107,12 @@ def load_model(
     progress: Progress | None = None,
     group: Group = ALONE,
     keep_tables: bool = False,
+    stage: int = 0,
 ) -> LoadedModel:
-    """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``, ``BuildOptions``."""
-    device = rank_device(config, group.rank)
+    """Only the model, or this rank's part of it, with no engine around it; see ``load_engine``, ``BuildOptions``.
+    ``stage`` is one of ``config.pp``.
+    """
+    device = rank_device(config, stage * config.tp + group.rank)
     compute_on(device)
     arithmetic = choose_arithmetic(config, device)
     started = time.monotonic()
@@ -115,7 +121,7 @@ def load_model(
     resolver.notes += notes
     opened = time.monotonic()
     with torch.inference_mode():
-        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress, group, keep_tables)
+        model, weight_bytes = _load_model(config, model_path, arithmetic, resolver, progress, group, keep_tables, stage)
     release_freed_memory()
     phases = (Phase("pack", opened - started), Phase("weights", time.monotonic() - opened))
     return LoadedModel(model, resolver, arithmetic, weight_bytes, phases)
@@ -130,7 +136,7 @@ def _load(
     progress: Progress | None,
     imports_s: float,
 ) -> LoadedEngine:
-    if config.tp == 1:
+    if config.num_ranks == 1:
         return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, None)
     others = OtherRanks(config, model_path)
     try:
@@ -154,8 +160,9 @@ def _load_engine(
     """The engine of this rank, which is the first of several if there are others."""
     started = time.monotonic()
     chosen = choose_draft(config, model_path)
-    group = others.group if others is not None else ALONE
-    loaded = load_model(config, model_path, progress, group, keep_tables=chosen is not None and chosen.head is not None)
+    place = others.place if others is not None else Place()
+    keep_tables = chosen is not None and chosen.head is not None
+    loaded = load_model(config, model_path, progress, place.group, keep_tables)
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
@@ -163,7 +170,7 @@ def _load_engine(
     size = kv_cache_size(config, model, chosen.config if chosen else None)
     if others is not None:
         size = others.smallest(size)
-    worker = build_worker(config, model, size, resolver, draft)
+    worker = build_worker(config, model, size, resolver, draft, place.links)
     warming = time.monotonic()
     worker.warm_up()
     warm_up_s = time.monotonic() - warming
@@ -174,7 +181,7 @@ def _load_engine(
     ranks_s = others.start_s if others is not None else 0.0
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
-        worker if others is None else TensorParallelWorker(worker, others),
+        _with_others(worker, others, config.pp),
         overlap=config.overlap,
         speculation=speculator(config, chosen, draft_bytes / max(1, loaded.weight_bytes)),
         thread=thread,
@@ -196,6 +203,7 @@ def _load_engine(
         vocab_size=model.config.vocab_size,
         eos_token_ids=list(model.config.eos_token_ids),
         tp=config.tp,
+        pp=config.pp,
         dp=config.dp,
         max_model_len=size.max_model_len,
         block_size=config.block_size,
@@ -218,6 +226,14 @@ def _load_engine(
         ],
     )
     return LoadedEngine(core, info)
+
+
+def _with_others(worker: Worker | DeviceWorker, others: OtherRanks | None, pp: int) -> StepExecutor:
+    """This rank's worker, beside those of the other ranks."""
+    if others is None:
+        return worker
+    shared = TensorParallelWorker(worker, others)
+    return shared if pp == 1 else PipelineWorker(shared, others)
 
 
 def _load_draft(
@@ -260,19 +276,22 @@ def _load_model(
     progress: Progress | None,
     group: Group,
     keep_tables: bool = False,
+    stage: int = 0,
 ) -> tuple[DecoderModel, int]:
     """The model, and the bytes of its weights as stored."""
     if config.load_format == "dummy":
         found = read_model_config(path)
         scheme = choose_scheme(found.quantization, config.quantization)
         weights = DummyWeights(config.seed, found.tie_word_embeddings, scheme, resolver.device, arithmetic.dtype)
-        return _build(config, found, scheme, weights, arithmetic, resolver, group, keep_tables), weights.num_bytes
+        model = _build(config, found, scheme, weights, arithmetic, resolver, group, keep_tables, stage)
+        return model, weights.num_bytes
     on_gpu = resolver.device.type != "cpu"
     with open_checkpoint(path, resolver.device if on_gpu else None) as checkpoint:
         found = checkpoint.config
         scheme = choose_scheme(found.quantization, config.quantization)
         stored = CheckpointWeights(checkpoint, progress, resolver.device if on_gpu else None)
-        return _build(config, found, scheme, stored, arithmetic, resolver, group, keep_tables), checkpoint.total_bytes
+        model = _build(config, found, scheme, stored, arithmetic, resolver, group, keep_tables, stage)
+        return model, checkpoint.total_bytes
 
 
 def _build(
@@ -284,6 +303,7 @@ def _build(
     resolver: Resolver,
     group: Group,
     keep_tables: bool,
+    stage: int,
 ) -> DecoderModel:
     if config.max_model_len is not None and config.max_model_len > found.max_position:
         raise ConfigError(
@@ -291,6 +311,7 @@ def _build(
             f"pass at most {found.max_position}"
         )
     options = _build_options(config, found, scheme, arithmetic, resolver, group, keep_tables)
+    options = replace(options, stage=stage_of(found, scheme, config.pp, stage))
     return model_class(found.architecture)(found, weights, options)
 
 
@@ -327,6 +348,7 @@ def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> 
         max_queue_len=config.max_queue_len,
         enable_prefix_caching=config.enable_prefix_caching,
         policy=config.scheduling_policy,
+        num_groups=config.pp,
     )
 
 

@@ -178,7 +178,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         pack: where the choice of kernels and their binaries come from; empty if from no pack.
         launches_per_layer: ops that one block of the model launches.
         threads: intra-op CPU threads.
-        tp: ranks that share every layer. What is said of memory, blocks aside, is said of the first of them.
+        tp: ranks that share every layer.
+        pp: stages of consecutive layers. What is said of memory, blocks aside, is said of the first rank of the first.
         dp: replicas that share the requests. What is said of an engine is said of the first of them.
         vocab_size: of the model.
         max_model_len: tokens of a request, prompt and output together.
@@ -207,6 +208,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     launches_per_layer: int
     threads: int
     tp: int
+    pp: int
     dp: int
     vocab_size: int
     eos_token_ids: list[int]

@@ -13,30 +13,31 @@ from parhelion.platform.device import choose_device
 
 
 def replica_config(config: EngineConfig, replica: int) -> EngineConfig:
-    """The options of one replica: on GPUs it begins ``tp`` devices behind the one before it.
+    """The options of one replica: on GPUs it begins behind the ranks of the one before it.
 
     Raises:
-        ConfigError: no such device is here, or there are fewer GPUs than all ranks of all replicas need.
+        ConfigError: no such device is here, there are fewer GPUs than all ranks of all replicas need, or these form
+            pipelines on GPUs.
     """
     if config.dp == 1:
         return config
     device = choose_device(config.device)
     if device.type == "cpu":
         return config
-    _check_gpus(config, device, config.dp * config.tp)
-    return replace(config, device=f"{device.type}:{(device.index or 0) + replica * config.tp}")
+    _check_gpus(config, device, config.dp * config.num_ranks)
+    return replace(config, device=f"{device.type}:{(device.index or 0) + replica * config.num_ranks}")
 
 
 def rank_device(config: EngineConfig, rank: int) -> torch.device:
     """The device of a rank: the first takes the replica's device, and each other one the next.
 
     Raises:
-        ConfigError: no such device is here, or there are fewer GPUs than ranks.
+        ConfigError: no such device is here, there are fewer GPUs than ranks, or these form a pipeline on GPUs.
     """
     device = choose_device(config.device)
-    if config.tp == 1 or device.type == "cpu":
+    if config.num_ranks == 1 or device.type == "cpu":
         return device
-    _check_gpus(config, device, config.tp)
+    _check_gpus(config, device, config.num_ranks)
     return torch.device(device.type, (device.index or 0) + rank)
 
 
@@ -48,10 +49,15 @@ def compute_on(device: torch.device) -> None:
 
 def rank_threads(config: EngineConfig) -> int:
     """CPU threads of each rank of each replica."""
-    return config.threads or max(1, usable_cores() // (config.tp * config.dp))
+    return config.threads or max(1, usable_cores() // (config.num_ranks * config.dp))
 
 
 def _check_gpus(config: EngineConfig, first: torch.device, needed: int) -> None:
+    if config.pp > 1:
+        raise ConfigError(
+            f"pp is {config.pp}, and pipelines run on CPUs so far: the worker of a GPU computes whole steps, captured "
+            "in graphs, and cannot hand one over to another stage; take tp instead of pp, or pass device cpu"
+        )
     there = torch.cuda.device_count()
     if (first.index or 0) + needed <= there:
         return

@@ -6,6 +6,7 @@ import msgspec
 
 from parhelion.config import EngineConfig
 from parhelion.engine.messages import AddRequest, EngineFailed
+from parhelion.engine.step_result import StepResult
 from parhelion.scheduler import StepPlan
 
 
@@ -80,4 +81,11 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     max_model_len: int
 
 
-FromRank = Hello | Loaded | EngineFailed
+class StepDone(msgspec.Struct, tag=True, frozen=True):
+    """The last stage of a pipeline has completed a step."""
+
+    step: int
+    result: StepResult
+
+
+FromRank = Hello | Loaded | StepDone | EngineFailed

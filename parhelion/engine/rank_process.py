@@ -21,7 +21,7 @@ import msgspec
 import torch
 import zmq
 
-from parhelion.distributed.rendezvous import join, reach_store
+from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
@@ -36,6 +36,7 @@ from parhelion.engine.rank_messages import (
     RankOptions,
     Refused,
     Serve,
+    StepDone,
     ToRank,
 )
 from parhelion.engine.step_result import PendingStep
@@ -115,15 +116,17 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     torch.set_num_threads(rank_threads(config))
     port = _next(channel, Join).port
     device = rank_device(config, options.rank)
-    group = join(reach_store(port, config.tp), options.rank, config.tp, device)
-    loaded = load_model(config, Path(options.model_path), group=group)
+    store = reach_store(port, config.num_ranks)
+    place = take_place(store, options.rank, config.tp, config.pp, device)
+    loaded = load_model(config, Path(options.model_path), group=place.group, stage=place.stage)
     size = kv_cache_size(config, loaded.model)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
     serve = _next(channel, Serve)
     size = replace(size, num_blocks=serve.num_blocks, max_model_len=serve.max_model_len)
-    worker = build_worker(config, loaded.model, size, loaded.resolver)
+    worker = build_worker(config, loaded.model, size, loaded.resolver, links=place.links)
     worker.warm_up()
     capture_graphs(config, worker)
+    answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
     before: PendingStep | None = None
     while True:
         try:
@@ -134,6 +137,8 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
                 before.wait()
             raise
         pending = worker.execute(step.plan, step.admitted)
+        if answers:
+            channel.send(StepDone(step.plan.step, pending.wait()))
         # Where the device computes on its own, a step is waited for while the next one runs.
         if before is not None:
             before.wait()

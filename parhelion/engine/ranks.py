@@ -26,8 +26,10 @@ from parhelion.engine.rank_messages import (
     Loaded,
     RankOptions,
     Serve,
+    StepDone,
 )
 from parhelion.engine.rank_port import RankPort
+from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError, ParhelionError, error_of_kind
 from parhelion.scheduler import StepPlan
 
@@ -45,6 +47,9 @@ STOP_TIMEOUT_S = 3.0
 
 CAUSE_TIMEOUT_S = 3.0
 """How long a failed step waits to learn whether another rank is to blame."""
+
+STEP_TIMEOUT_S = 600.0
+"""How long the last stage of a pipeline may take for the oldest step under way."""
 
 CHECK_S = 0.1
 """How often whoever waits for the other ranks looks whether they still live."""
@@ -71,11 +76,14 @@ class RankProcesses:
         self._hello_timeout_s = hello_timeout_s
         self._load_timeout_s = load_timeout_s
         self._port = RankPort()
+        self._tp = config.tp
+        self._is_pipeline = config.pp > 1
         self._failures: dict[int, EngineFailed] = {}
+        self._done: dict[int, StepResult] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._closed = False
         try:
-            for rank in range(1, config.tp):
+            for rank in range(1, config.num_ranks):
                 port = self._port
                 options = RankOptions(config, str(model_path), rank, port.address, port.secret, os.getpid())
                 self._processes[rank] = _start(options)
@@ -120,6 +128,22 @@ class RankProcesses:
         """Hand them a step."""
         self._port.send(ExecuteStep(plan, tuple(admitted)))
 
+    def result_of(self, step: int) -> StepResult:
+        """What a step produced on the last stage; waits for it.
+
+        Raises:
+            ParhelionError: see ``check``.
+            EngineDeadError: it took too long.
+        """
+        deadline = time.monotonic() + STEP_TIMEOUT_S
+        while step not in self._done:
+            if self._read(CHECK_S) is None:
+                self.check()
+            if time.monotonic() > deadline:
+                rank = max(self._processes) + 1 - self._tp
+                raise EngineDeadError(f"{self._name(rank)} did not complete step {step} in {STEP_TIMEOUT_S:g} s")
+        return self._done.pop(step)
+
     def check(self) -> None:
         """See that all live.
 
@@ -128,12 +152,17 @@ class RankProcesses:
         """
         self._read(0)
         if self._failures:
-            raise self._failed(next(iter(self._failures)))
+            # Ranks fail where another one has ended, and that one may have said nothing.
+            time.sleep(CHECK_S)
         for rank, process in self._processes.items():
             if (status := process.poll()) is not None:
                 # Its last words may have come in between.
-                self._read(0)
-                raise self._failed(rank) if rank in self._failures else self._ended(rank, status)
+                while self._read(0) is not None:
+                    pass
+                if rank not in self._failures:
+                    raise self._ended(rank, status)
+        if self._failures:
+            raise self._failed(next(iter(self._failures)))
 
     def check_for(self, seconds: float) -> None:
         """See whether one fails within so many seconds; see ``check``."""
@@ -179,11 +208,14 @@ class RankProcesses:
             rank, message = found
             if isinstance(message, EngineFailed):
                 self._failures.setdefault(rank, message)
+            elif isinstance(message, StepDone):
+                self._done[message.step] = message.result
         return found
 
     def _name(self, rank: int) -> str:
         host = self._port.hosts.get(rank, os.uname().nodename)
-        return f"rank {rank} on {host} (process {self._processes[rank].pid})"
+        stage = f" (stage {rank // self._tp})" if self._is_pipeline else ""
+        return f"rank {rank}{stage} on {host} (process {self._processes[rank].pid})"
 
     def _failed(self, rank: int) -> ParhelionError:
         failure = self._failures[rank]

@@ -57,6 +57,10 @@ class StepResult:
         return self
 
 
+NOTHING = StepResult([], [], [])
+"""Of a step that another rank completes."""
+
+
 class PendingStep(Protocol):
     """A step that was handed to the device."""
 

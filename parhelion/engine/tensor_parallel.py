@@ -1,4 +1,4 @@
-"""An engine whose layers several ranks share: whether a model can be divided, where ranks run, and how they step."""
+"""An engine of several ranks: whether a model's layers can be shared, where ranks run, and how they step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from parhelion.config import EngineConfig
 from parhelion.distributed import layouts
 from parhelion.distributed.given_up import RELEASE_S, Releaser
-from parhelion.distributed.group import Group
-from parhelion.distributed.model_size import ModelSize
-from parhelion.distributed.rendezvous import host_store, join, leave
+from parhelion.distributed.rendezvous import Place, host_store, leave, take_place
 from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
+from parhelion.engine.pipeline_parallel import size_of, stage_of
 from parhelion.engine.placement import rank_device
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
@@ -34,11 +33,11 @@ class OtherRanks:
     """The other ranks of an engine, and this process's place in their group.
 
     Args:
-        config: all options, ``tp`` above 1.
+        config: all options, ``tp`` or ``pp`` above 1.
         model_path: a folder or a ``.gguf`` file.
 
     Attributes:
-        group: this process is rank 0 of it.
+        place: of this process, which is rank 0.
         start_s: seconds until all of them were there.
 
     Raises:
@@ -49,9 +48,13 @@ class OtherRanks:
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         started = time.monotonic()
         model = read_model_config(model_path)
-        check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
+        scheme = choose_scheme(model.quantization, config.quantization)
+        check_tp(model, scheme, config.tp)
+        # Refuses more stages than layers before a process is started.
+        stage_of(model, scheme, config.pp, 0)
         device = rank_device(config, 0)
-        store = host_store(config.tp)
+        self._has_group = config.tp > 1
+        store = host_store(config.num_ranks)
         self._device = device
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -61,7 +64,7 @@ class OtherRanks:
             self._processes.wait_for_all()
             self._processes.join(store.port)
             with self.blamed():
-                self.group = self._joined(lambda: join(store, 0, config.tp, device))
+                self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device))
         except BaseException:
             self.close()
             raise
@@ -77,7 +80,7 @@ class OtherRanks:
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
             # Not before: until here it is their answers that are read.
-            releaser = Releaser(self._device, self.group)
+            releaser = Releaser(self._device, self.place.group)
             self._watcher = threading.Thread(target=self._watch, args=(releaser,), name="ranks", daemon=True)
             self._watcher.start()
         return size
@@ -96,9 +99,9 @@ class OtherRanks:
                 releaser.give_up()
                 return
 
-    def _joined(self, join_group: Callable[[], Group]) -> Group:
+    def _joined(self, join_group: Callable[[], Place]) -> Place:
         """Join the group, but do not wait for a rank that has ended."""
-        joined: Future[Group] = Future()
+        joined: Future[Place] = Future()
 
         def run() -> None:
             try:
@@ -141,17 +144,22 @@ class OtherRanks:
         """Let the other ranks run a step."""
         self._processes.execute(plan, admitted)
 
+    def result_of(self, step: int) -> StepResult:
+        """What a step produced on the last of several stages; see ``RankProcesses``."""
+        return self._processes.result_of(step)
+
     def close(self) -> None:
         """End the other ranks and leave the group."""
         self._closed.set()
         if self._watcher is not None:
             self._watcher.join(2 * RELEASE_S)
         self._processes.close()
-        leave()
+        if self._has_group:
+            leave()
 
 
 class TensorParallelWorker:
-    """Runs every step on all ranks.
+    """Runs this rank's part of every step, while the others run theirs.
 
     Args:
         worker: this rank's.
@@ -174,7 +182,6 @@ class TensorParallelWorker:
             EngineDeadError: a rank has ended.
         """
         with self._others.blamed():
-            self._others.execute(plan, admitted)
             return _SharedStep(self._worker.execute(plan, admitted), self._others)
 
 
@@ -197,16 +204,4 @@ def check_tp(model: ModelConfig, scheme: QuantScheme, tp: int) -> None:
     Raises:
         ConfigError: it cannot; the message names the sizes that would work.
     """
-    size = ModelSize(
-        model.architecture,
-        model.num_layers,
-        model.hidden_size,
-        model.intermediate_size,
-        model.num_heads,
-        model.num_kv_heads,
-        model.head_dim,
-        model.vocab_size,
-        model.tie_word_embeddings,
-        scheme,
-    )
-    layouts.check_tp(size, tp)
+    layouts.check_tp(size_of(model, scheme), tp)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from parhelion.distributed.stages import StageLinks
 from parhelion.engine.draft_progress import DraftProgress
 from parhelion.engine.head_draft import HeadDraft
 from parhelion.engine.host_batches import HostBatches
@@ -19,7 +20,7 @@ from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows, rows_of, samples_of
-from parhelion.engine.step_result import StepResult
+from parhelion.engine.step_result import NOTHING, StepResult
 from parhelion.models.decoder import DecoderModel, HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.scheduler import StepPlan
@@ -52,8 +53,10 @@ class Worker:
         max_num_seqs: int,
         draft_model: DecoderModel | Eagle3Head | None = None,
         max_num_batched_tokens: int = 1024,
+        links: StageLinks | None = None,
     ) -> None:
         self._model = model
+        self._links = links
         self._block_size = block_size
         self._kv_cache = allocate_kv_cache(size, model.config, block_size, model.dtype, model.device)
         self._block_table = np.zeros((max_num_seqs, -(-size.max_model_len // block_size)), np.int64)
@@ -86,14 +89,21 @@ class Worker:
         room = self._block_size * len(self._kv_cache[0])
         with torch.inference_mode():
             for length in WARM_UP_LENGTHS:
-                rows = StepRows(zero, zero, np.array([min(length, room)]), zero, zero)
-                self._model.compute_logits(self._forward(rows)[-1:])
+                self._warm_up(StepRows(zero, zero, np.array([min(length, room)]), zero, zero))
             for blocks, position in WARM_UP_ROWS:
                 start = (len(blocks) - 1) * self._block_size + position % self._block_size
                 if max(blocks) < len(self._kv_cache[0]) and len(blocks) <= self._block_table.shape[1]:
                     self._block_table[0, : len(blocks)] = blocks
-                    self._model.compute_logits(self._forward(StepRows(zero, np.array([start]), one, zero, zero)))
+                    self._warm_up(StepRows(zero, np.array([start]), one, zero, zero))
             self._block_table[0] = 0
+
+    def _warm_up(self, rows: StepRows) -> None:
+        received = (
+            None if self._model.stage.is_first else torch.zeros(self._shape_between(rows), dtype=self._model.dtype)
+        )
+        hidden = self._model.forward(self._batches.batch(rows), self._kv_cache, received=received)
+        if self._model.stage.is_last:
+            self._model.compute_logits(hidden[-1:])
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
         """Run a step.
@@ -101,15 +111,21 @@ class Worker:
         Args:
             plan: which tokens of which slots.
             admitted: the requests of ``plan.admissions``, in their order.
+
+        Returns:
+            What the step produced; nothing of a stage that is not the last.
         """
         with torch.inference_mode():
             self._take_admissions(plan, admitted)
+            self._sampler.catch_up(plan.rows)
             self._sampler.guess(plan.rows)
             rows = rows_of(plan)
             drafter = self._drafter if plan.follows else None
             drafted = drafter.draft(rows) if drafter is not None else None
             states = drafter.wanted() if drafter is not None else None
             hidden = self._forward(rows, states)
+            if not self._model.stage.is_last:
+                return NOTHING
             prompt_logprobs = self._sampler.prompt_logprobs(plan.rows, np.cumsum(rows.counts) - rows.counts, hidden)
             samples = samples_of(rows)
             chosen, logprobs = np.zeros(0, np.int64), list[TokenLogprob | None]()
@@ -164,5 +180,18 @@ class Worker:
         if self._drafter is not None:
             self._drafter.progress.append(slot, first, ids, num_cached_tokens)
 
-    def _forward(self, rows: StepRows, states: HiddenStates | None = None) -> torch.Tensor:
-        return self._model.forward(self._batches.batch(rows), self._kv_cache, states)
+    def _forward(self, rows: StepRows, states: HiddenStates | None) -> torch.Tensor:
+        stage, batch = self._model.stage, self._batches.batch(rows)
+        if self._links is None:
+            return self._model.forward(batch, self._kv_cache, states)
+        received = None
+        if not stage.is_first:
+            received = self._links.receive(self._shape_between(rows), self._model.dtype)
+        hidden = self._model.forward(batch, self._kv_cache, states, received)
+        if not stage.is_last:
+            self._links.send(hidden)
+        return hidden
+
+    def _shape_between(self, rows: StepRows) -> tuple[int, ...]:
+        """Of what one stage hands to the next."""
+        return (2, int(rows.counts.sum()), self._model.config.hidden_size)

@@ -83,6 +83,11 @@ class ModelConfig:
             intermediate_size=self.intermediate_size // tp,
         )
 
+    def only_layers(self, layers: range) -> ModelConfig:
+        """The same with nothing but consecutive layers, as a pipeline's stage has them."""
+        windows = self.sliding_windows[layers.start : layers.stop]
+        return replace(self, num_layers=len(layers), sliding_windows=windows)
+
     @property
     def kv_elements_per_token(self) -> int:
         """Elements of keys and values that one token adds over all layers."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from parhelion.distributed.group import ALONE, Group
+from parhelion.distributed.stages import Stage, whole_model
 from parhelion.layers.alternatives import Alternatives, LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, as_later_block, layer_calls
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
@@ -40,6 +41,7 @@ class BuildOptions:
         keep_tables: leave the embedding's table and the output matrix, as stored, with the model, for a head that
             shares them; who asked for them takes them away.
         group: the ranks that share each layer.
+        stage: which layers there are, and whether what comes before and behind them; None for the whole model.
     """
 
     dtype: torch.dtype
@@ -52,6 +54,7 @@ class BuildOptions:
     compile_one_token: bool = False
     keep_tables: bool = False
     group: Group = ALONE
+    stage: Stage | None = None
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +186,8 @@ class DecoderModel:
         options: how to put it together.
 
     Attributes:
-        config: dimensions; of several ranks, heads and feed-forward are this one's.
+        config: dimensions; of several ranks, heads and feed-forward are this one's, and of several stages, the layers.
+        stage: which layers these are.
         group: the ranks that share each layer; all of them must make the same calls.
         dtype: of the activations.
         scheme: of the linear layers.
@@ -194,23 +198,14 @@ class DecoderModel:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
-        self.config = config.shard(options.group.size)
+        self.stage = stage = options.stage or whole_model(config.num_layers)
+        self.config = config.shard(options.group.size).only_layers(stage.layers)
         self.group = options.group
         self.dtype = options.dtype
         self.device = options.device
         resolver = options.resolver
         loader = WeightLoader(config, weights, options)
-        table = loader.table("model.embed_tokens")
-        tied = config.tie_word_embeddings or not weights.has("lm_head.weight")
-        head = table if tied else loader.table("lm_head")
-        self._lm_head = VocabularyHead(
-            head.to(options.device, options.dtype), config.vocab_size, options.group, resolver
-        )
-        self._embed = VocabularyEmbedding(
-            table.to(options.device, options.storage_dtype), options.dtype, options.group, resolver
-        )
-        self.tables = (table, head) if options.keep_tables else None
-        del table, head
+        self._take_tables(loader, config.tie_word_embeddings or not weights.has("lm_head.weight"), options)
         cos_sin = rotary_table(inverse_frequencies(config.rope, config.head_dim), options.max_model_len)
         cos_sin = cos_sin.to(options.device)
         self._layers: list[Program | Alternatives] = []
@@ -218,15 +213,17 @@ class DecoderModel:
         self._one_token_layers = []
         compiler = OneTokenCompiler(options.storage_dtype) if options.compile_one_token else None
         programs = LayerPrograms(options.plans, resolver)
-        for index in range(config.num_layers):
+        for index in stage.layers:
             shape, layer = loader.shape(index), loader.layer(index)
             calls = layer_calls(shape, layer, cos_sin, index == 0)
             self._layers.append(programs.program(calls, STEP_VALUES, as_later_block(shape, layer, calls)))
             if compiler is not None and can_compile(calls):
                 self._one_token_layers.append(compiler.layer(calls))
-        norm_weight = loader.vector("model.norm", config.hidden_size)
-        final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, norm_weight, options.group.size)
-        self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
+        self._final_norm: Program | None = None
+        if stage.is_last:
+            weight = loader.vector("model.norm", config.hidden_size)
+            final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, weight, options.group.size)
+            self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
         self._num_values = max(layer.num_values for layer in self._layers)
         self.scheme = options.scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
@@ -234,8 +231,31 @@ class DecoderModel:
         last_product = next(contract for contract in reversed(contracts) if contract.name not in COLLECTIVES)
         self.linear_provider = ", ".join(resolver.served_by(last_product))
 
+    def _take_tables(self, loader: WeightLoader, tied: bool, options: BuildOptions) -> None:
+        """The embedding, if this is the first stage, and the output head, if it is the last."""
+        stage, group, device = self.stage, options.group, options.device
+        self._embed: VocabularyEmbedding | None = None
+        self._lm_head: VocabularyHead | None = None
+        needs_table = stage.is_first or (stage.is_last and tied)
+        table = loader.table("model.embed_tokens") if needs_table else None
+        head = None
+        if stage.is_last:
+            head = table if tied else loader.table("lm_head")
+            assert head is not None
+            vocab_size = self.config.vocab_size
+            self._lm_head = VocabularyHead(head.to(device, options.dtype), vocab_size, group, options.resolver)
+        if stage.is_first:
+            assert table is not None
+            stored = table.to(device, options.storage_dtype)
+            self._embed = VocabularyEmbedding(stored, options.dtype, group, options.resolver)
+        self.tables = (table, head) if options.keep_tables and table is not None and head is not None else None
+
     def forward(
-        self, batch: StepBatch, kv_cache: Sequence[torch.Tensor], states: HiddenStates | None = None
+        self,
+        batch: StepBatch,
+        kv_cache: Sequence[torch.Tensor],
+        states: HiddenStates | None = None,
+        received: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute a step.
 
@@ -243,13 +263,16 @@ class DecoderModel:
             batch: the step's tokens.
             kv_cache: one [num_blocks, block_size, 2 * num_kv_heads, head_dim] tensor a layer; written in place.
             states: what else is wanted.
+            received: what the stage before this one returned; may be written to. None if this is the first.
 
         Returns:
-            [num_tokens, hidden_size], normed, in the activations' dtype.
+            [num_tokens, hidden_size], normed, in the activations' dtype. Of a stage that is not the last, [2,
+            num_tokens, hidden_size]: what its last layer adds to the residual (of several ranks each has a part, which
+            its peer adds up with the others'), and the residual.
         """
         values: list[Any] = [None] * self._num_values
-        embedded = self._embed(batch.token_ids)
-        values[:6] = None, embedded, batch.positions, batch.slot_mapping, None, batch.attention
+        hidden, residual = (None, self._embedded(batch.token_ids)) if received is None else received
+        values[:6] = hidden, residual, batch.positions, batch.slot_mapping, None, batch.attention
         row = self._single_row(batch)
         if states is not None:
             for index, (layer, cache) in enumerate(zip(self._layers, kv_cache, strict=True)):
@@ -267,10 +290,17 @@ class DecoderModel:
             for layer, cache in zip(self._layers, kv_cache, strict=True):
                 values[4] = cache
                 layer(values)
+        if self._final_norm is None:
+            return torch.stack((values[0], values[1]))
         values[2:] = [None]
         self._final_norm(values)
         normed: torch.Tensor = values[2]
         return normed
+
+    def _embedded(self, token_ids: torch.Tensor) -> torch.Tensor:
+        if self._embed is None:
+            raise ValueError(f"stage {self.stage.number} has no embedding: give it what the one before it returned")
+        return self._embed(token_ids)
 
     def _single_row(self, batch: StepBatch) -> DecodeGroup | None:
         """The step's only row if the blocks for one token can compute it."""
@@ -281,14 +311,20 @@ class DecoderModel:
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], in the activations' dtype: who computes with logits widens
-        them first, and who only compares them need not."""
-        return self._lm_head(hidden)
+        them first, and who only compares them need not. For the last stage, or the only one."""
+        return self._head(hidden)
 
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to the likeliest ids, [num_rows] int64: what ``compute_logits`` is largest for, while
         ranks tell each other no more than their best. For models of several ranks.
         """
-        return self._lm_head.likeliest(hidden)
+        return self._head.likeliest(hidden)
+
+    @property
+    def _head(self) -> VocabularyHead:
+        if self._lm_head is None:
+            raise ValueError(f"stage {self.stage.number} of {self.stage.count} has no output head: the last one has")
+        return self._lm_head
 
 
 def rotary_table(inverse_frequencies: torch.Tensor, max_position: int) -> torch.Tensor:

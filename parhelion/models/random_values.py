@@ -1,9 +1,10 @@
-"""Many random numbers in little time, for weights whose values do not matter."""
+"""Many random numbers in little time, for weights whose values do not matter but to whoever compares."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from hashlib import blake2b
 
 import torch
 
@@ -19,9 +20,16 @@ class RandomValues:
     """Random tensors on a device, from a seed."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._seed = seed
+        self._generator = torch.Generator(device)
         self._device = device
         self._pools: dict[torch.dtype, torch.Tensor] = {}
+
+    def begin(self, name: str) -> None:
+        """What follows depends on the seed and this name, not on what was drawn before: who leaves some tensors out
+        gets the others as they are."""
+        digest = blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
+        self._generator.manual_seed(int.from_bytes(digest))
 
     def normal(self, shape: tuple[int, ...], deviation: float, dtype: torch.dtype) -> torch.Tensor:
         """Normal numbers of mean 0."""
@@ -43,11 +51,12 @@ class RandomValues:
         size = math.prod(shape)
         if self._device.type != "cpu" or size < _LARGE:
             return draw(shape)
+        start = int(torch.randint(_POOL_ELEMENTS, (1,), generator=self._generator))
         if dtype not in self._pools:
+            self.begin(f"pool of {dtype}")
             self._pools[dtype] = draw((_POOL_ELEMENTS,))
         pool = self._pools[dtype]
         result = torch.empty(size, dtype=dtype)
-        start = int(torch.randint(_POOL_ELEMENTS, (1,), generator=self._generator))
         position = 0
         while position < size:
             piece = pool[start : start + size - position]

@@ -106,7 +106,7 @@ class DummyWeights:
         """Make up weights.
 
         Args:
-            seed: equal seeds give equal weights on equal devices.
+            seed: equal seeds give a tensor of a name equal values on equal devices, whatever else is read.
             tied: there is no projection to the vocabulary of its own.
             scheme: where it is one of a checkpoint, the linear layers it covers get codes and scales.
             device: where they are made.
@@ -139,6 +139,7 @@ class DummyWeights:
 
     def _make(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         module, _, last = name.rpartition(".")
+        self._random.begin(name)
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype, device=self._device)
         if last == "bias":

@@ -2,12 +2,13 @@
 
 from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.integrity import IntegrityError
-from parhelion.scheduler.plan import DRAFTED, Admission, NewBlocks, RequestUpdate, Row, StepPlan
+from parhelion.scheduler.plan import DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
 from parhelion.scheduler.request import Request, RequestStatus
 from parhelion.scheduler.scheduler import Scheduler
 
 __all__ = [
     "DRAFTED",
+    "KNOWN",
     "Admission",
     "IntegrityError",
     "NewBlocks",

@@ -21,6 +21,8 @@ class SchedulerConfig:
         max_queue_len: most requests that may wait.
         enable_prefix_caching: reuse the blocks of equal prefixes.
         policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
+        num_groups: parts into which the running requests are divided, such as a pipeline has stages; a step computes
+            one of them. With several, a request is not planned while a token of it is being sampled.
 
     Raises:
         ConfigError: a limit is below 1, or a step has no room for one token of every running request.
@@ -34,6 +36,7 @@ class SchedulerConfig:
     max_queue_len: int = 4096
     enable_prefix_caching: bool = True
     policy: SchedulingPolicy = "fcfs"
+    num_groups: int = 1
 
     def __post_init__(self) -> None:
         limits = (
@@ -43,6 +46,7 @@ class SchedulerConfig:
             ("max_num_batched_tokens", self.max_num_batched_tokens),
             ("max_model_len", self.max_model_len),
             ("max_queue_len", self.max_queue_len),
+            ("num_groups", self.num_groups),
         )
         for name, value in limits:
             if value < 1:

@@ -13,6 +13,9 @@ from parhelion.types import FinishReason
 DRAFTED = -1
 """Stands among a row's guesses for one that the worker's draft model makes, in the same step, before it is checked."""
 
+KNOWN = -1
+"""Stands for a row's first token where the worker has it."""
+
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """The tokens of one request that a step computes.
@@ -27,6 +30,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
             unless ``samples``.
         guesses: the tokens behind the first one, which nobody knows yet: the step samples after each of them as well,
             and those are kept that were guessed right, with the one sampled behind them. All ``DRAFTED``, or none.
+        first_token: id of the first token if an earlier step has sampled it, for workers that did not see it sampled:
+            the first stages of a pipeline. Else ``KNOWN``.
     """
 
     request_id: str
@@ -36,6 +41,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     samples: bool
     output_index: int
     guesses: tuple[int, ...] = ()
+    first_token: int = KNOWN
 
     @property
     def num_samples(self) -> int:

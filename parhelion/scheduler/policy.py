@@ -1,8 +1,10 @@
-"""Who is served first: the order of requests, and lists that keep it."""
+"""Who is served first: the order of requests, lists that keep it, and turns."""
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
 from parhelion.config import SchedulingPolicy
 from parhelion.scheduler.request import Request
@@ -36,3 +38,30 @@ def remove_in_order(requests: list[Request], request: Request) -> None:
     if index == len(requests) or requests[index] is not request:
         raise ValueError(f"request {request.request_id!r} is not in this list")
     del requests[index]
+
+
+def turns(running: list[Request], num_groups: int) -> Iterator[list[Request]]:
+    """Which of the running requests the next step may compute, in their order; then others, if it can compute none of
+    these.
+
+    Of several groups it is as many as one has, those whose last step is the longest ago. A request of which a token is
+    being sampled is in none.
+    """
+    if num_groups == 1:
+        yield running
+        return
+    ready = [request for request in running if not request.num_pending]
+    size = group_size(len(running), num_groups)
+    if size < len(ready):
+        chosen = set(heapq.nsmallest(size, ready, key=_planned_step))
+        yield [request for request in ready if request in chosen]
+    yield ready
+
+
+def group_size(num_requests: int, num_groups: int) -> int:
+    """Requests of the largest of the groups."""
+    return -(-num_requests // num_groups)
+
+
+def _planned_step(request: Request) -> int:
+    return request.planned_step

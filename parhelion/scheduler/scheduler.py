@@ -3,7 +3,8 @@
 Decode rows come first, then chunks of prompts under what is left of the token budget (Sarathi-Serve, Agrawal et al.,
 2024), then new requests. A step may be planned before earlier ones are back: ``num_computed`` counts planned steps, and
 a request's ``length`` counts the tokens that they are sampling. Steps run in the order of their planning, so a block
-or a slot can be given away as soon as no later step of its holder is planned.
+or a slot can be given away as soon as no later step of its holder is planned. Where running requests take turns, as
+before a pipeline, a step is one group's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.guesser import Guesser
 from parhelion.scheduler.integrity import check_blocks, check_queues, check_running
 from parhelion.scheduler.kv_blocks import KVBlocks
-from parhelion.scheduler.plan import DRAFTED, Admission, NewBlocks, RequestUpdate, Row, StepPlan
-from parhelion.scheduler.policy import insert_in_order, order_of, remove_in_order
+from parhelion.scheduler.plan import DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
+from parhelion.scheduler.policy import group_size, insert_in_order, order_of, remove_in_order, turns
 from parhelion.scheduler.request import NO_SLOT, Request, RequestStatus
 from parhelion.types import EngineStats, FinishReason
 
@@ -142,8 +143,11 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when nothing can run before a step in flight is back, or at all."""
         draft = _Draft(self._num_planned, self.config.max_num_batched_tokens)
-        prefills = self._plan_decodes(draft)
-        self._plan_prefills(draft, prefills)
+        for turn in turns(self._running, self.config.num_groups):
+            prefills = self._plan_decodes(draft, turn)
+            self._plan_prefills(draft, prefills)
+            if draft.rows:
+                break
         if draft.gave_up_blocks:
             self._running = [request for request in self._running if request.slot != NO_SLOT]
         else:
@@ -157,19 +161,20 @@ class Scheduler:
         self._num_planned += 1
         return plan
 
-    def _plan_decodes(self, draft: _Draft) -> list[Request]:
-        """A row for every running request whose next token is its last output; returns those with more to compute."""
+    def _plan_decodes(self, draft: _Draft, turn: Sequence[Request]) -> list[Request]:
+        """A row for every one of these requests whose next token is its last output; returns those with more to
+        compute."""
         step = draft.step
         block_size = self.config.block_size
         prefills: list[Request] = []
         rows, requests = draft.rows, draft.requests
         if self._guesser is not None:
             self._guesser.begin_step(
-                sum(request.num_computed >= request.num_prompt_tokens for request in self._running),
-                len(self._running),
+                sum(request.num_computed >= request.num_prompt_tokens for request in turn), len(turn)
             )
-        spare = draft.budget - len(self._running)
-        for request in self._running:
+        spare = draft.budget - len(turn)
+        tells = self.config.num_groups > 1
+        for request in turn:
             position = request.num_computed
             length = request.length
             # The last token of a prompt may stand alone in its chunk; it is no decode for that.
@@ -191,12 +196,14 @@ class Scheduler:
                 guesses = self._guesses(self._guesser, draft, request, spare)
                 length += len(guesses)
                 spare -= len(guesses)
-            rows.append(Row(request.request_id, request.slot, position, 1 + len(guesses), True, output_index, guesses))
+            token = request.token_ids[position] if tells else KNOWN
+            count = 1 + len(guesses)
+            rows.append(Row(request.request_id, request.slot, position, count, True, output_index, guesses, token))
             requests.append(request)
             request.num_computed = length
             request.length = length + 1
             request.planned_step = step
-            draft.budget -= 1 + len(guesses)
+            draft.budget -= count
         return prefills
 
     def _guesses(self, guesser: Guesser, draft: _Draft, request: Request, spare: int) -> tuple[int, ...]:
@@ -289,7 +296,9 @@ class Scheduler:
             return
         reserved = sum(map(self._expected_growth, self._running))
         passed_over = 0
-        while draft.budget and self._free_slots and passed_over < len(self._waiting):
+        most = min(self.config.max_num_seqs, len(self._running) + len(self._waiting))
+        room = group_size(most, self.config.num_groups) - len(draft.rows)
+        while draft.budget and self._free_slots and passed_over < len(self._waiting) and room > 0:
             request = self._waiting[passed_over]
             if request.num_pending:
                 passed_over += 1
@@ -300,6 +309,7 @@ class Scheduler:
                 return
             del self._waiting[passed_over]
             self._start_running(draft, request, prefix)
+            room -= 1
             reserved += self._expected_growth(request)
 
     def _expected_growth(self, request: Request) -> int:

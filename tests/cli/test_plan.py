@@ -47,7 +47,7 @@ def test_text_has_layouts_memory_reasons_and_assumptions() -> None:
         "36 layers are no multiple of pp 8",
         "kernels as pack h100 has them",
         "nothing of it was measured",
-        "serve runs on one device so far",
+        "--pp on CPUs so far",
     ):
         assert part in result.output
 

@@ -28,6 +28,7 @@ BANNER = Banner(
     phases=[Phase("imports", 3.5), Phase("pack", 0.25), Phase("graphs", 0.0)],
     threads=2,
     tp=1,
+    pp=1,
     dp=1,
     max_model_len=8192,
     kv_cache_blocks=10,
@@ -71,15 +72,16 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dp", "tp", "said", "whose"),
+    ("dp", "pp", "tp", "said", "whose"),
     [
-        (2, 1, "2 replicas, each a small GPU, 2 threads", "7.0 MiB of each replica\n"),
-        (3, 2, "3 replicas, each 2 ranks, each a small GPU", "7.0 MiB of each rank of each replica\n"),
-        (1, 2, " 2 ranks, each a small GPU", "7.0 MiB of each rank\n"),
+        (2, 1, 1, "2 replicas, each a small GPU, 2 threads", "7.0 MiB of each replica\n"),
+        (3, 1, 2, "3 replicas, each 2 ranks, each a small GPU", "7.0 MiB of each rank of each replica\n"),
+        (1, 1, 2, " 2 ranks, each a small GPU", "7.0 MiB of each rank\n"),
+        (1, 2, 2, " 2 stages, each 2 ranks, each a small GPU", "7.0 MiB of the first rank\n"),
     ],
 )
-def test_the_banner_counts_replicas_and_ranks(capsys, dp: int, tp: int, said: str, whose: str) -> None:
-    print_banner(replace(BANNER, dp=dp, tp=tp), has_keys=False)
+def test_the_banner_counts_replicas_stages_and_ranks(capsys, dp: int, pp: int, tp: int, said: str, whose: str) -> None:
+    print_banner(replace(BANNER, dp=dp, pp=pp, tp=tp), has_keys=False)
     out = capsys.readouterr().out
     assert said in out
     assert whose in out

@@ -48,11 +48,13 @@ def test_every_rank_of_every_replica_has_a_gpu_of_its_own(options: dict[str, Any
         ({"dp": 2, "tp": 4}, "dp is 2 and tp is 4, which takes 8 GPUs from cuda:0 on, but this machine has 4 GPUs"),
         ({"dp": 3, "device": "cuda:2"}, "dp is 3 and tp is 1, which takes 3 GPUs from cuda:2 on"),
         ({"tp": 2, "device": "cuda:3"}, "tp is 2, which takes 2 GPUs from cuda:3 on, but this machine has 4 GPUs"),
+        ({"pp": 2}, "pp is 2, and pipelines run on CPUs so far: the worker of a GPU computes whole steps"),
+        ({"pp": 2, "dp": 2}, "pp is 2, and pipelines run on CPUs so far"),
         ({"dp": 2, "device": "cuda:4"}, "device is cuda:4, but this machine has 4 GPUs"),
     ],
 )
 @pytest.mark.usefixtures("four_gpus")
-def test_more_than_there_are_is_refused_with_how_many_there_are(options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_had_is_refused_with_how_many_there_are_or_why(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         rank_device(replica_config(config_of(**options), 0), 0)
     assert str(refused.value).startswith(said)
@@ -64,5 +66,7 @@ def test_on_a_cpu_all_ranks_of_all_replicas_share_the_cores(monkeypatch: pytest.
     assert replica_config(config, 2) == config
     assert rank_device(config, 1) == torch.device("cpu")
     assert rank_threads(config) == 2
+    assert rank_threads(config_of(device="cpu", dp=3, tp=2, pp=2)) == 1
+    assert rank_threads(config_of(device="cpu", pp=4)) == 3
     assert rank_threads(config_of(device="cpu", dp=20)) == 1
     assert rank_threads(config_of(device="cpu", dp=3, threads=7)) == 7

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from parhelion.scheduler import Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
+from parhelion.scheduler import KNOWN, Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
 
 VOCAB_SIZE = 5
 """Small, so that stop ids turn up and equal prefixes arise by chance as well."""
@@ -42,6 +42,7 @@ class Slot:
     tokens: list[int]
     num_prompt_tokens: int
     blocks: list[int]
+    num_told: int
 
 
 class SimulatedDevice:
@@ -49,21 +50,34 @@ class SimulatedDevice:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.block_size = config.block_size
+        self.is_told = config.num_groups > 1
         self.content: dict[tuple[int, int], tuple[int, ...]] = {}
         self.slots: dict[int, Slot] = {}
 
     def run(self, plan: StepPlan) -> list[int]:
         """The sampled ids of a step."""
         for new in plan.admissions:
-            self.slots[new.slot] = Slot(new.request_id, list(new.token_ids), new.num_prompt_tokens, list(new.block_ids))
+            tokens = list(new.token_ids)
+            self.slots[new.slot] = Slot(new.request_id, tokens, new.num_prompt_tokens, list(new.block_ids), len(tokens))
         for added in plan.new_blocks:
             self.slots[added.slot].blocks.extend(added.block_ids)
         sampled: list[int] = []
         for row in plan.rows:
+            self._check_first_token(row)
             self._write_kv(row)
             if row.samples:
                 sampled.append(self._sample(row))
         return sampled
+
+    def _check_first_token(self, row: Row) -> None:
+        """Where requests take turns, a device that does not sample is told what it cannot have from the admission."""
+        slot = self.slots[row.slot]
+        if row.first_token != KNOWN:
+            assert self.is_told
+            assert row.first_token == slot.tokens[row.start]
+            slot.num_told = row.start + 1
+        else:
+            assert not self.is_told or row.start + row.num_tokens <= slot.num_told
 
     def _place(self, slot: Slot, position: int) -> tuple[int, int]:
         return slot.blocks[position // self.block_size], position % self.block_size
@@ -123,8 +137,11 @@ class Simulation:
         return ended
 
     def schedule(self) -> StepPlan | None:
+        pending = {name for name, each in self.scheduler._unfinished.items() if each.num_pending}
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
+        if plan is not None and self.config.num_groups > 1:
+            assert pending.isdisjoint(row.request_id for row in plan.rows), "a token of it is being sampled"
         if plan is None:
             assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs, nothing is in flight: stuck"
             return None

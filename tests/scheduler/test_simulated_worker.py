@@ -26,6 +26,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         max_queue_len=draw(st.sampled_from([3, 100])),
         enable_prefix_caching=draw(st.booleans()),
         policy=draw(st.sampled_from(["fcfs", "priority"])),
+        num_groups=draw(st.integers(1, 3)),
     )
 
 

@@ -1,0 +1,137 @@
+"""A model in stages says what it says in one piece, with a step for each stage under way; one that ends is named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from parhelion import LLM, AsyncEngine, SamplingParams
+from parhelion.engine import draft_choice, ranks
+from parhelion.errors import ConfigError, EngineDeadError
+from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
+from tests.e2e.test_speculation import Prophet
+from tests.e2e.test_tensor_parallel import (
+    GREEDY,
+    LONG,
+    ODD_VOCABULARY,
+    config_of,
+    have_ended,
+    logprobs_of,
+    ranks_of,
+    wait_for_end,
+    written,
+)
+from tests.e2e.tiny_models import TinyModel
+
+FIVE_LAYERS = TinyModel("qwen3-five-layers", "Qwen3", {"num_hidden_layers": 5, "head_dim": 16})
+
+
+def test_every_setting_and_the_prefix_cache_with_two_steps_under_way(
+    make_llm: Callable[..., LLM], tiny_path: Path
+) -> None:
+    prompts = [*PROMPTS, "The end"]
+    params = [*PARAMS, SamplingParams(temperature=0, max_tokens=8, logprobs=3, prompt_logprobs=2)]
+    one, two = (make_llm(tiny_path, block_size=8, pp=pp) for pp in (1, 2))
+    assert two.info.pp == 2
+    alone = one.generate(prompts, params)
+    under_way = []
+    step = two._core.step
+
+    def observed() -> list[object]:
+        tokens = step()
+        under_way.append(len(two._core._in_flight) + 1)  # type: ignore[union-attr]
+        return tokens  # type: ignore[return-value]
+
+    two._core.step = observed  # type: ignore[method-assign,assignment]
+    for _ in range(2):
+        together = two.generate(prompts, params)
+        assert tokens_of(together) == tokens_of(alone)
+    assert max(under_way) == 2
+    assert under_way.count(2) > len(under_way) // 2
+    assert together[3].num_cached_tokens >= len(PREFIX) // 8 * 8
+    for ours, theirs in zip(logprobs_of(together[-1]), logprobs_of(alone[-1]), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[token].logprob == pytest.approx(theirs[token].logprob, abs=1e-4) for token in ours)
+
+
+def test_preemption_chunks_and_guesses_change_nothing_in_stages_of_unequal_size(
+    make_llm: Callable[..., LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written(FIVE_LAYERS, tmp_path)
+    alone = make_llm(folder, overlap=False).generate(PROMPTS, PARAMS)
+    texts = [[*result.prompt_token_ids, *output.token_ids] for result in alone for output in result.outputs]
+    monkeypatch.setattr(Prophet, "texts", texts)
+    monkeypatch.setattr(draft_choice, "NgramProposer", Prophet)
+    # The stage with the most layers has two of the five.
+    block_bytes = 2 * 2 * 2 * 16 * 4 * 4
+    llm = make_llm(
+        folder,
+        pp=3,
+        block_size=4,
+        kv_cache_memory=80 * block_bytes,
+        enable_prefix_caching=False,
+        speculate="ngram",
+        max_num_batched_tokens=16,
+        max_num_seqs=6,
+    )
+    assert llm.info.num_blocks == 80
+    assert tokens_of(llm.generate(PROMPTS, PARAMS)) == tokens_of(alone)
+    stats = llm.stats()
+    assert stats.preemptions_total > 0
+    assert 0 < stats.accepted_tokens_total < stats.guessed_tokens_total
+
+
+def test_two_ranks_in_each_of_two_stages(make_llm: Callable[..., LLM], tmp_path: Path) -> None:
+    folder = written(ODD_VOCABULARY, tmp_path)
+    one, four = (tokens_of(make_llm(folder, **sizes).generate(PROMPTS, PARAMS)) for sizes in ({}, {"tp": 2, "pp": 2}))
+    assert four == one
+
+
+def test_smollm2_in_two_stages_and_not_in_more_than_it_has_layers(smollm2_path: Path) -> None:
+    options = {"dtype": "float32", "kv_cache_memory": 16 << 20, "max_model_len": 256, "threads": 1}
+    with pytest.raises(ConfigError, match=r"pp is 31, but the model has 30 layers .*; pp may be 1 to 30$"):
+        LLM(str(smollm2_path), pp=31, **options)
+    texts = []
+    for pp in (1, 2):
+        with LLM(str(smollm2_path), pp=pp, **options) as llm:
+            texts.append(tokens_of(llm.generate("The capital of France is", replace(GREEDY, max_tokens=10))))
+    assert texts[1] == texts[0]
+
+
+def test_a_step_that_never_comes_back_is_given_up(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "STEP_TIMEOUT_S", 0.01)
+    others = ranks.RankProcesses(replace(config_of(tiny_path), pp=2), tiny_path)
+    processes = [psutil.Process(pid) for pid in others.pids.values()]
+    assert len(processes) == 3
+    try:
+        with pytest.raises(EngineDeadError, match=r"rank 2 \(stage 1\) on .* did not complete step 7 in 0.01 s"):
+            others.result_of(7)
+    finally:
+        others.close()
+    assert have_ended(processes)
+
+
+def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tiny_path: Path) -> None:
+    """The last of three stages then fails as well, and is not blamed."""
+
+    async def run() -> None:
+        engine = await AsyncEngine.from_config(replace(config_of(tiny_path), tp=1, pp=3), in_process=True)
+        stages = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
+        assert len(stages) == 2
+        stream = engine.generate("Once upon a time", LONG)
+        await anext(stream)
+        stages[0].kill()
+        said = rf"rank 1 \(stage 1\) on {os.uname().nodename} \(process {stages[0].pid}\) was killed by SIGKILL"
+        with pytest.raises(EngineDeadError, match=said):
+            async for _ in stream:
+                pass
+        await asyncio.to_thread(wait_for_end, stages, 8)
+        await engine.shutdown()
+
+    asyncio.run(run())
