@@ -19,7 +19,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
 GraphCapture = Literal["lazy", "startup", "off"]
-Executor = Literal["auto", "inproc", "multiproc"]
+Executor = Literal["auto", "inproc", "multiproc", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,17 @@ class EngineConfig:
             that was made for ``model``.
         num_speculative_tokens: most tokens that are guessed for a request at once.
         threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among all ranks.
-        tp: tensor parallelism: so many ranks, each on a device of this machine, share every layer. Heads, feed-forward
-            and vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
+        tp: tensor parallelism: so many ranks, each on a device of its own, share every layer. Heads, feed-forward and
+            vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
         dp: data parallelism: so many replicas of the engine, each in a process of its own with ``tp`` ranks of its own,
             share the requests. A request goes where its prefix is cached and little waits. On GPUs replica N takes the
             ``tp`` GPUs from N * ``tp`` on; on a CPU all share cores and memory.
         executor: where the ranks run: ``multiproc`` is rank 0 in the engine's process and a process for each other one,
-            ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` needs.
+            ``inproc`` nothing but the engine's process, which makes one rank; ``ray`` is rank 0 in the engine's process
+            and the others wherever a Ray cluster has room for them; ``auto`` is what ``tp`` needs on this machine.
+        ray_address: of the Ray cluster, ``HOST:PORT``; None takes RAY_ADDRESS, or the cluster that this machine is in.
+        interface: network interface through which ranks on several machines talk, under the same name on all of them,
+            such as ``eth0``; None takes on each the one with the address that Ray knows the machine by.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -102,6 +106,8 @@ class EngineConfig:
     tp: int = 1
     dp: int = 1
     executor: Executor = "auto"
+    ray_address: str | None = None
+    interface: str | None = None
     compile: bool = False
     seed: int = 0
 
@@ -141,6 +147,13 @@ class EngineConfig:
             raise ConfigError(
                 f"executor is inproc, which runs one engine, and dp is {self.dp}: choose auto or multiproc"
             )
+        if self.executor == "ray":
+            self._check_ray()
+        elif self.ray_address is not None or self.interface is not None:
+            raise ConfigError(
+                f"ray_address and interface are for ranks on several machines, and executor is {self.executor}: choose "
+                "ray, or leave them out"
+            )
         if self.tp == 1:
             return
         if self.executor == "inproc":
@@ -152,6 +165,19 @@ class EngineConfig:
             )
         if self.compile:
             raise ConfigError(f"compile makes blocks of one rank, and tp is {self.tp}: leave it out, or take tp 1")
+
+    def _check_ray(self) -> None:
+        if self.tp == 1:
+            raise ConfigError(
+                "executor is ray, which runs ranks on several machines, and tp is 1: choose auto, or more"
+            )
+        if ":" in self.device:
+            raise ConfigError(f"device is {self.device}, but Ray chooses among the GPUs: pass device cuda")
+
+    @property
+    def is_supervised(self) -> bool:
+        """Engines are started again when they end, in processes of their own."""
+        return self.dp > 1 or self.executor == "ray"
 
     def token_budget(self, on_gpu: bool) -> int:
         """``max_num_batched_tokens``, or its default for the device."""

@@ -1,11 +1,12 @@
-"""How the ranks of one host find each other: a store that only this host can reach, and torch's process group.
+"""How ranks find each other: a store that rank 0 keeps, and torch's process group.
 
-Everything listens on the loopback interface: the store on a socket of its own, gloo's and NCCL's on the interface that
-their environment variables name.
+Everything listens on one network interface, the loopback's where all ranks are on one host: the store on a socket of
+its own, gloo's and NCCL's on the interface that their environment variables name.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 
@@ -15,9 +16,8 @@ import torch.distributed as dist
 
 from parhelion.config import environment_variables
 from parhelion.distributed.group import Group
+from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
 from parhelion.errors import ConfigError
-
-LOOPBACK = "127.0.0.1"
 
 JOIN_TIMEOUT = timedelta(seconds=120)
 """How long ranks wait for each other at the start."""
@@ -26,8 +26,8 @@ CALL_TIMEOUT = timedelta(seconds=600)
 """How long a rank waits in a collective for ranks that live but do not answer. One that ended is noticed at once."""
 
 
-def host_store(num_ranks: int) -> dist.TCPStore:
-    """Rank 0's end of the store, on a free port of the loopback interface; it does not wait for the others.
+def host_store(num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
+    """Rank 0's end of the store, on a free port of this address; it does not wait for the others.
 
     Raises:
         ConfigError: this process is in a group already.
@@ -38,11 +38,11 @@ def host_store(num_ranks: int) -> dist.TCPStore:
             "first, or start the other one in a process of its own"
         )
     listener = socket.socket()
-    listener.bind((LOOPBACK, 0))
+    listener.bind((address, 0))
     listener.listen()
     port = listener.getsockname()[1]
     return dist.TCPStore(
-        LOOPBACK,
+        address,
         port,
         num_ranks,
         is_master=True,
@@ -52,12 +52,14 @@ def host_store(num_ranks: int) -> dist.TCPStore:
     )
 
 
-def reach_store(port: int, num_ranks: int) -> dist.TCPStore:
+def reach_store(port: int, num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
     """Another rank's end of the store."""
-    return dist.TCPStore(LOOPBACK, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
+    return dist.TCPStore(address, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
 
 
-def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) -> Group:
+def join(
+    store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device, interface: Interface | None = None
+) -> Group:
     """Make this process a rank of the group; returns once all of them are there.
 
     Args:
@@ -65,12 +67,14 @@ def join(store: dist.TCPStore, rank: int, num_ranks: int, device: torch.device) 
         rank: of this process.
         num_ranks: in all.
         device: that this rank computes on.
+        interface: of this host, through which the ranks talk; None is the loopback's.
     """
     on_gpu = device.type != "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
-    interface = _loopback_interface()
-    with environment_variables({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}):
+    name = (interface or loopback()).name
+    # NCCL takes a name for a prefix of names, unless told otherwise.
+    with environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}):
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -88,9 +92,26 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _loopback_interface() -> str:
-    """Its name, such as ``lo``."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == LOOPBACK for address in addresses):
-            return name
-    raise ConfigError(f"no network interface has the address {LOOPBACK}, which ranks of one host talk through")
+def open_connections() -> frozenset[int]:
+    """File descriptors of this process's TCP connections."""
+    return frozenset(
+        each.fd for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED
+    )
+
+
+def abort(connections: frozenset[int]) -> None:
+    """Let this process's collectives under way fail, since a rank that they wait for is known to be gone.
+
+    NCCL has a call for that. gloo's leaves its threads waiting: it gives up only when it sees its connections end.
+
+    Args:
+        connections: those that were opened while the group was joined.
+    """
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() != "gloo":
+        dist.distributed_c10d._abort_process_group()
+        return
+    for descriptor in connections & open_connections():
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)

@@ -13,12 +13,12 @@ from parhelion.config import EngineConfig
 from parhelion.distributed.group import Group
 from parhelion.distributed.layouts import sizes_of_tp, why_not_tp
 from parhelion.distributed.model_size import ModelSize
-from parhelion.distributed.rendezvous import host_store, join, leave
+from parhelion.distributed.rendezvous import abort, host_store, join, leave, open_connections
 from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.placement import rank_device
+from parhelion.engine.placement import rank_device, rank_hosts
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
@@ -37,6 +37,7 @@ class OtherRanks:
         model_path: a folder or a ``.gguf`` file.
 
     Attributes:
+        config: the options as this rank has them on its machine.
         group: this process is rank 0 of it.
         start_s: seconds until all of them were there.
 
@@ -49,14 +50,26 @@ class OtherRanks:
         started = time.monotonic()
         model = read_model_config(model_path)
         check_tp(model, choose_scheme(model.quantization, config.quantization), config.tp)
-        device = rank_device(config, 0)
-        store = host_store(config.tp)
-        self._processes = RankProcesses(config, model_path)
+        hosts = rank_hosts(config)
+        try:
+            self.config = hosts.config
+            device = rank_device(self.config, 0)
+            store = host_store(config.tp, hosts.interface.address)
+            self._processes = RankProcesses(config, model_path, hosts)
+        except BaseException:
+            hosts.close()
+            raise
+        self._connections: frozenset[int] = frozenset()
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
         try:
             self._processes.wait_for_all()
             self._processes.join(store.port)
+            before = open_connections()
             with self.blamed():
-                self.group = self._joined(lambda: join(store, 0, config.tp, device))
+                self.group = self._joined(lambda: join(store, 0, config.tp, device, hosts.interface))
+            self._connections = open_connections() - before
+            self._watcher.start()
         except BaseException:
             self.close()
             raise
@@ -74,6 +87,15 @@ class OtherRanks:
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
+
+    def _watch(self) -> None:
+        """Let collectives under way fail once a rank is known to be gone, also where they would never notice."""
+        while not self._closing.wait(CHECK_S):
+            try:
+                self.check()
+            except ParhelionError:
+                abort(self._connections)
+                return
 
     def _joined(self, join_group: Callable[[], Group]) -> Group:
         """Join the group, but do not wait for a rank that has ended."""
@@ -117,6 +139,9 @@ class OtherRanks:
 
     def close(self) -> None:
         """End the other ranks and leave the group."""
+        self._closing.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
         self._processes.close()
         leave()
 
