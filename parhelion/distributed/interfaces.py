@@ -21,11 +21,6 @@ class Interface(msgspec.Struct, frozen=True):
     name: str
     address: str
 
-    @property
-    def is_loopback(self) -> bool:
-        """Nobody but this host reaches it."""
-        return self.address == LOOPBACK
-
 
 def loopback() -> Interface:
     """The one that only this host reaches."""

@@ -26,8 +26,12 @@ CALL_TIMEOUT = timedelta(seconds=600)
 """How long a rank waits in a collective for ranks that live but do not answer. One that ended is noticed at once."""
 
 
-def host_store(num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
-    """Rank 0's end of the store, on a free port of this address; it does not wait for the others.
+def host_store(num_ranks: int, interface: Interface | None = None) -> dist.TCPStore:
+    """Rank 0's end of the store, on a free port; it does not wait for the others.
+
+    Args:
+        num_ranks: in all.
+        interface: where it listens; None is the loopback's.
 
     Raises:
         ConfigError: this process is in a group already.
@@ -37,6 +41,7 @@ def host_store(num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
             "this process already has an engine of several ranks, and torch has one group a process: shut that down "
             "first, or start the other one in a process of its own"
         )
+    address = interface.address if interface is not None else LOOPBACK
     listener = socket.socket()
     listener.bind((address, 0))
     listener.listen()

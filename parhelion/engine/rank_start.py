@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from parhelion.config import EngineConfig, child_environment
-from parhelion.distributed.interfaces import Interface, loopback
+from parhelion.distributed.interfaces import Interface
 from parhelion.engine.connection import SPIN_BRIEFLY, how_it_ended
 from parhelion.engine.rank_messages import RankOptions
 
@@ -46,8 +46,8 @@ class RankHosts(Protocol):
         ...
 
     @property
-    def interface(self) -> Interface:
-        """Of rank 0's machine, where the others reach it; the loopback's where all are on one machine."""
+    def interface(self) -> Interface | None:
+        """Of rank 0's machine, where the others reach it; None: all are on this one."""
         ...
 
     def start(self, options: RankOptions) -> StartedRank:
@@ -72,7 +72,7 @@ class LocalHosts:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.interface = loopback()
+        self.interface: Interface | None = None
 
     def start(self, options: RankOptions) -> StartedRank:
         return LocalRank(options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.interfaces import LOOPBACK
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.rank_line import LOST_AFTER_S
@@ -71,8 +72,8 @@ class RankProcesses:
         self._load_timeout_s = load_timeout_s
         self._hosts = hosts or LocalHosts(config)
         interface = self._hosts.interface
-        self._address = interface.address
-        self._port = RankPort(None if interface.is_loopback else interface)
+        self._address = interface.address if interface is not None else LOOPBACK
+        self._port = RankPort(interface)
         self._said: dict[tuple[int, type[FromRank]], FromRank] = {}
         self._failures: dict[int, EngineFailed] = {}
         self._cause: ParhelionError | None = None

@@ -1,4 +1,4 @@
-"""What Ray runs on the machine of a rank: an actor that tells what the machine is like and has the rank as its child."""
+"""What Ray runs on the machine of a rank: an actor that tells what the machine is like and has the rank as a child."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class OtherRanks:
         try:
             self.config = hosts.config
             device = rank_device(self.config, 0)
-            store = host_store(config.tp, hosts.interface.address)
+            store = host_store(config.tp, hosts.interface)
             self._processes = RankProcesses(config, model_path, hosts)
         except BaseException:
             hosts.close()
