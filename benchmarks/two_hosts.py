@@ -2,13 +2,13 @@
 
     sudo PYTHONPATH=. python benchmarks/two_hosts.py [--down SECONDS] [--output FILE]
 
-Needs root, Ray, and `ip` (Debian: apt-get install iproute2) and `unshare` (util-linux). Each host is a network namespace of
-its own with an address, a name and processes of its own; a bridge in a third namespace joins them, and
-clients sit there. Ray's head and the server run on one host, and a Ray node with room for one rank on the other.
+Needs root, Ray, `ip` (Debian: apt-get install iproute2), `unshare` (util-linux) and `pgrep` (procps). Each host is a
+network namespace with an address, a name and processes of its own; a bridge in a third namespace joins them, and clients
+sit there. Ray's head and the server run on one host, and a Ray node with room for one rank on the other.
 
-It sees that two ranks say what one process says, cuts the other host off while a client reads a stream (packets vanish, and
-nothing tells that they do), joins it again, and sees that all processes and places are gone at the end. All that it makes is
-in the namespaces, and goes with them.
+It sees that two ranks say what one process says, cuts the other host off while a client reads a stream (packets vanish,
+and nothing tells that they do), joins it again, and sees that all processes and places are gone at the end. All that it
+makes is in the namespaces, and goes with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 RESULT = Path(__file__).parent / "results" / "two_hosts.json"
 NETWORK = "10.77.0"
@@ -81,10 +81,11 @@ class Host:
 
     def output(self, *command: str) -> str:
         """What a command prints there."""
-        process = self.start(*command, stdout=subprocess.PIPE)
-        printed = process.communicate(timeout=60)[0]
+        process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        printed: str
+        printed, said = process.communicate(timeout=60)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}")
+            raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}: {said}")
         return printed
 
     def processes(self, word: str) -> list[str]:
@@ -188,6 +189,12 @@ def cut_in_mid_stream(link: str) -> dict[str, Any]:
     raise SystemExit("the stream ended without an error")
 
 
+def show(log: IO[str]) -> None:
+    """What the server has said, where something went wrong."""
+    log.seek(0)
+    print(log.read(), file=sys.stderr)
+
+
 def ip(*arguments: str) -> None:
     """Run iproute2's command."""
     subprocess.run(["ip", *arguments], check=True)
@@ -241,8 +248,8 @@ def trial(folder: Path, names: list[str], down_s: float) -> dict[str, Any]:
         command += ["--host", SERVER, "--port", str(PORT), "--ray-address", f"{SERVER}:{RAY_PORT}", *OPTIONS]
         until(lambda: has_joined(server_host) and has_joined(worker_host), 40, "two nodes are in the cluster")
         cluster_s = round(time.monotonic() - began, 2)
-        log = ending.enter_context(Path(os.environ["RAY_TMPDIR"], "server.log").open("w+"))
-        ending.push(lambda kind, *_: print(log.seek(0) or log.read(), file=sys.stderr) if kind else None)
+        log = ending.enter_context((folder / "server.log").open("w+"))
+        ending.push(lambda kind, *_: show(log) if kind is not None else None)
         server = server_host.start(*command, stdout=subprocess.DEVNULL, stderr=log)
         start_s = until(lambda: health()[0] == 200, 60, "the server answers")
         check(len(worker_host.processes("rank_process")) == 1, "a rank runs on the other host")
@@ -262,12 +269,8 @@ def trial(folder: Path, names: list[str], down_s: float) -> dict[str, Any]:
         server.wait(20)
         ended_s = round(time.monotonic() - ended_s, 2)
         check(server.returncode == 0, "the server ends with status 0")
-        left = [name for host in (server_host, worker_host) for name in host.processes("parhelion")]
-        until(
-            lambda: not any(host.processes("parhelion.engine") for host in (server_host, worker_host)),
-            5,
-            "none is left",
-        )
+        hosts = (server_host, worker_host)
+        until(lambda: not any(host.processes("parhelion.engine") for host in hosts), 5, "no process is left")
         check(server_host.output(sys.executable, "-c", PLACES).split()[-1:] == ["0"], "no placement group is left")
         return {
             "cluster s": cluster_s,
@@ -276,7 +279,6 @@ def trial(folder: Path, names: list[str], down_s: float) -> dict[str, Any]:
             "link down s": down_s,
             "answers again after s": again_s,
             "server ended s": ended_s,
-            "left": left,
         }
 
 
@@ -309,7 +311,7 @@ def networks(names: list[str]) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--down", type=float, default=20.0, help="seconds that the link is cut")
+    parser.add_argument("--down", type=float, default=15.0, help="seconds that the link is cut")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--inside", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -317,7 +319,7 @@ def main() -> None:
         folder, *names = options.inside
         result = trial(Path(folder), names, options.down)
         described = {
-            "command": "python benchmarks/two_hosts.py" + (f" --down {options.down:g}" if options.down != 20.0 else ""),
+            "command": "python benchmarks/two_hosts.py" + (f" --down {options.down:g}" if options.down != 15.0 else ""),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
             "versions": {name: version(name) for name in ("parhelion", "torch", "ray", "pyzmq")},
             "date": date.today().isoformat(),
