@@ -3,8 +3,8 @@
     sudo PYTHONPATH=. python benchmarks/two_hosts.py [--down SECONDS] [--output FILE]
 
 Needs root, Ray, `ip` (Debian: apt-get install iproute2), `unshare` (util-linux) and `pgrep` (procps). Each host is a
-network namespace with an address, a name and processes of its own; a bridge in a third namespace joins them, and clients
-sit there. Ray's head and the server run on one host, and a Ray node with room for one rank on the other.
+network namespace with an address, a name and processes of its own; a bridge in a third namespace joins them, and
+clients sit there. Ray's head and the server run on one host, and a Ray node with room for one rank on the other.
 
 It sees that two ranks say what one process says, cuts the other host off while a client reads a stream (packets vanish,
 and nothing tells that they do), joins it again, and sees that all processes and places are gone at the end. All that it

@@ -173,6 +173,8 @@ class EngineConfig:
             )
         if ":" in self.device:
             raise ConfigError(f"device is {self.device}, but Ray chooses among the GPUs: pass device cuda")
+        if self.ray_address is not None and not re.fullmatch(r"[^:/]+:\d+", self.ray_address):
+            raise ConfigError(f"ray_address is {self.ray_address!r}; it must be HOST:PORT of the cluster's head")
 
     @property
     def is_supervised(self) -> bool:
@@ -219,12 +221,14 @@ class Environment:
     """What the environment says. Read once, by ``read_environment``.
 
     ``PARHELION_HOME`` (default ``~/.cache/parhelion``) holds pulled models and compiled code;
-    ``PARHELION_API_KEY`` is a comma-separated list of accepted API keys; ``PARHELION_LOG`` is the log level.
+    ``PARHELION_API_KEY`` is a comma-separated list of accepted API keys; ``PARHELION_LOG`` is the log level;
+    ``RAY_ADDRESS`` is of the Ray cluster, for ranks on several machines.
     """
 
     home: Path
     api_keys: tuple[str, ...]
     log_level: str
+    ray_address: str | None
 
 
 def read_environment() -> Environment:
@@ -234,6 +238,7 @@ def read_environment() -> Environment:
         home=Path(home).expanduser() if home else Path.home() / ".cache" / "parhelion",
         api_keys=tuple(k.strip() for k in os.environ.get("PARHELION_API_KEY", "").split(",") if k.strip()),
         log_level=os.environ.get("PARHELION_LOG", "INFO").upper(),
+        ray_address=os.environ.get("RAY_ADDRESS") or None,
     )
 
 

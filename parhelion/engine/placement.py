@@ -10,7 +10,7 @@ import torch
 from parhelion.config import EngineConfig
 from parhelion.engine.rank_start import LocalHosts, RankHosts
 from parhelion.errors import ConfigError
-from parhelion.platform.cpu import usable_cores
+from parhelion.platform.cores import usable_cores
 from parhelion.platform.device import choose_device
 
 

@@ -13,7 +13,7 @@ from parhelion.distributed.interfaces import Interface, interface_at, interface_
 from parhelion.engine.connection import how_it_ended
 from parhelion.engine.rank_messages import RankOptions
 from parhelion.engine.rank_start import start_rank
-from parhelion.platform.cpu import usable_cores
+from parhelion.platform.cores import usable_cores
 
 
 class Machine(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -16,12 +17,15 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from parhelion.config import EngineConfig
+from parhelion.config import EngineConfig, read_environment
 from parhelion.distributed.interfaces import Interface
 from parhelion.engine.rank_messages import RankOptions
 from parhelion.engine.rank_start import StartedRank
 from parhelion.engine.ray_actor import Machine, RankActor, installed_versions
 from parhelion.errors import ConfigError, EngineDeadError, ParhelionError, first_line
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long the cluster's head may take to accept a connection."""
 
 PLACE_TIMEOUT_S = 30.0
 """How long the cluster may take to find room."""
@@ -88,7 +92,7 @@ class RayHosts:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         here = nodes[ray.get_runtime_context().get_node_id()]
         on_gpu = config.device != "cpu" and (config.device == "cuda" or "GPU" in here["Resources"])
-        self._config = replace(config, device="cuda:0" if on_gpu else "cpu")
+        self._config = replace(config, device="cuda" if on_gpu else "cpu")
         need = {"GPU": 1} if on_gpu else {"CPU": 1}
         # Every node has a resource of its own name, by which rank 0's place is taken on this one.
         own = {f"node:{here['NodeManagerAddress']}": 0.001}
@@ -201,16 +205,31 @@ def first_and_last_line(error: Exception) -> str:
 
 
 def _join_cluster(config: EngineConfig) -> None:
+    """Make this process one of Ray's.
+
+    Raises:
+        ConfigError: there is no cluster that this machine is in.
+    """
     # It would say that signals are not handled in a thread, which is as it should be.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    address = config.ray_address or read_environment().ray_address
     try:
-        ray.init(address=config.ray_address or "auto", log_to_driver=False, configure_logging=False)
+        if address is not None:
+            _see_that_it_listens(address)
+        ray.init(address=address or "auto", log_to_driver=False, configure_logging=False)
     except Exception as error:
-        where = f"at {config.ray_address}" if config.ray_address else "that RAY_ADDRESS or this machine knows of"
         raise ConfigError(
-            f"there is no Ray cluster {where} that this machine is in ({first_line(error)}): run 'ray start --head' on "
-            "one machine, 'ray start --address HOST:6379' on each other one, this one among them"
+            f"there is no Ray cluster {f'at {address}' if address else 'known here'} that this machine is in "
+            f"({first_line(error)}): run 'ray start --head' on one machine, 'ray start --address HOST:6379' on each "
+            "other one, this one among them"
         ) from None
+
+
+def _see_that_it_listens(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def _listed(nodes: Mapping[str, Any]) -> str:
