@@ -22,7 +22,7 @@ from parhelion.bench.machine import Circumstances, describe_circumstances
 from parhelion.bench.report import write_json
 from parhelion.config import EngineConfig
 from parhelion.models.resolve import resolve_model
-from parhelion.platform.cpu import usable_cores
+from parhelion.platform.cores import usable_cores
 from parhelion.platform.measure import Summary, summarize
 from parhelion.types import SamplingParams, TokensPrompt
 

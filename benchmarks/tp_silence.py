@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine import rank_process, ranks
+from parhelion.engine import rank_process, rank_start
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.provider import fixed
 from parhelion.ops.registry import needs_other_ranks
@@ -21,7 +21,7 @@ from parhelion.ops.resolve import Resolver
 
 def silence() -> None:
     """From now on this process, and the ranks that it starts, exchange nothing."""
-    ranks.RANK_COMMAND = (sys.executable, str(Path(__file__).resolve()))
+    rank_start.RANK_COMMAND = (sys.executable, str(Path(__file__).resolve()))
     usual_launcher, usual_bind = Resolver.launcher, Resolver.bind
 
     def launcher(self: Resolver, contract: Contract) -> Launcher:

@@ -19,7 +19,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["fp8", "int8"]
 FusionPlan = Literal["auto", "plain", "fused"]
 GraphCapture = Literal["lazy", "startup", "off"]
-Executor = Literal["auto", "inproc", "multiproc"]
+Executor = Literal["auto", "inproc", "multiproc", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,21 @@ class EngineConfig:
             that was made for ``model``.
         num_speculative_tokens: most tokens that are guessed for a request at once.
         threads: intra-op CPU threads of a rank; None takes the cores this process may use, divided among all ranks.
-        tp: tensor parallelism: so many ranks, each on a device of this machine, share every layer. Heads, feed-forward
-            and vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
+        tp: tensor parallelism: so many ranks, each on a device of its own, share every layer. Heads, feed-forward and
+            vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
         pp: pipeline parallelism: so many stages, each of ``tp`` ranks, hold consecutive layers and their KV cache. As
-            many steps are under way as there are stages; the running requests take turns. On CPUs only so far.
+            many steps are under way as there are stages; the running requests take turns. On CPUs of one machine only
+            so far.
         dp: data parallelism: so many replicas of the engine, each in a process of its own with ranks of its own, share
             the requests. A request goes where its prefix is cached and little waits. On GPUs each replica takes the
             GPUs behind those of the one before it; on a CPU all share cores and memory.
         executor: where the ranks run: ``multiproc`` is rank 0 in the engine's process and a process for each other one,
-            ``inproc`` nothing but the engine's process, which makes one rank; ``auto`` is what ``tp`` and ``pp`` need.
+            ``inproc`` nothing but the engine's process, which makes one rank; ``ray`` is rank 0 in the engine's process
+            and the others wherever a Ray cluster has room for them; ``auto`` is what ``tp`` and ``pp`` need on this
+            machine.
+        ray_address: of the Ray cluster, ``HOST:PORT``; None takes RAY_ADDRESS, or the cluster that this machine is in.
+        interface: network interface through which ranks on several machines talk, under the same name on all of them,
+            such as ``eth0``; None takes on each the one with the address that Ray knows the machine by.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -105,6 +111,8 @@ class EngineConfig:
     pp: int = 1
     dp: int = 1
     executor: Executor = "auto"
+    ray_address: str | None = None
+    interface: str | None = None
     compile: bool = False
     seed: int = 0
 
@@ -144,6 +152,13 @@ class EngineConfig:
             raise ConfigError(
                 f"executor is inproc, which runs one engine, and dp is {self.dp}: choose auto or multiproc"
             )
+        if self.executor == "ray":
+            self._check_ray()
+        elif self.ray_address is not None or self.interface is not None:
+            raise ConfigError(
+                f"ray_address and interface are for ranks on several machines, and executor is {self.executor}: choose "
+                "ray, or leave them out"
+            )
         several = {name: size for name, size in (("tp", self.tp), ("pp", self.pp)) if size > 1}
         if not several:
             return
@@ -168,6 +183,26 @@ class EngineConfig:
     def num_ranks(self) -> int:
         """Ranks of each replica: those of all stages."""
         return self.tp * self.pp
+
+    def _check_ray(self) -> None:
+        if self.pp > 1:
+            raise ConfigError(
+                f"executor is ray and pp is {self.pp}: Ray places the ranks of one stage so far, and stages talk "
+                "within one machine; take tp instead of pp, or choose auto"
+            )
+        if self.tp == 1:
+            raise ConfigError(
+                "executor is ray, which runs ranks on several machines, and tp is 1: choose auto, or more"
+            )
+        if ":" in self.device:
+            raise ConfigError(f"device is {self.device}, but Ray chooses among the GPUs: pass device cuda")
+        if self.ray_address is not None and not re.fullmatch(r"[^:/]+:\d+", self.ray_address):
+            raise ConfigError(f"ray_address is {self.ray_address!r}; it must be HOST:PORT of the cluster's head")
+
+    @property
+    def is_supervised(self) -> bool:
+        """Engines are started again when they end, in processes of their own."""
+        return self.dp > 1 or self.executor == "ray"
 
     def token_budget(self, on_gpu: bool) -> int:
         """``max_num_batched_tokens``, or its default for the device."""
@@ -209,12 +244,14 @@ class Environment:
     """What the environment says. Read once, by ``read_environment``.
 
     ``PARHELION_HOME`` (default ``~/.cache/parhelion``) holds pulled models and compiled code;
-    ``PARHELION_API_KEY`` is a comma-separated list of accepted API keys; ``PARHELION_LOG`` is the log level.
+    ``PARHELION_API_KEY`` is a comma-separated list of accepted API keys; ``PARHELION_LOG`` is the log level;
+    ``RAY_ADDRESS`` is of the Ray cluster, for ranks on several machines.
     """
 
     home: Path
     api_keys: tuple[str, ...]
     log_level: str
+    ray_address: str | None
 
 
 def read_environment() -> Environment:
@@ -224,6 +261,7 @@ def read_environment() -> Environment:
         home=Path(home).expanduser() if home else Path.home() / ".cache" / "parhelion",
         api_keys=tuple(k.strip() for k in os.environ.get("PARHELION_API_KEY", "").split(",") if k.strip()),
         log_level=os.environ.get("PARHELION_LOG", "INFO").upper(),
+        ray_address=os.environ.get("RAY_ADDRESS") or None,
     )
 
 

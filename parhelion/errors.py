@@ -63,7 +63,7 @@ class OutOfMemoryError(ParhelionError):
 
 def error_of_kind(kind: str, message: str) -> ParhelionError:
     """An error that another process met, under its own class if a start may fail with that, else as a dead engine's."""
-    known: tuple[type[ParhelionError], ...] = (CheckpointError, ConfigError, OutOfMemoryError)
+    known: tuple[type[ParhelionError], ...] = (CheckpointError, ConfigError, ModelNotFoundError, OutOfMemoryError)
     classes = {each.__name__: each for each in known}
     return classes.get(kind, EngineDeadError)(message)
 

@@ -7,7 +7,7 @@ set -eu
 
 VENV="${VENV:-.venv}"
 EXTRAS="${EXTRAS:-cpu,dev}"
-# The tested set unpacks to about 1.6 GB with a CPU build of torch; pip needs room for the wheels beside it.
+# The tested set unpacks to about 1.9 GB with a CPU build of torch; pip needs room for the wheels beside it.
 MIN_FREE_MB="${MIN_FREE_MB:-3000}"
 LOG="$VENV/setup.log"
 

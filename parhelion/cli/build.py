@@ -101,7 +101,7 @@ def _check(
     json_: bool,
 ) -> None:
     """Build everything and say what builds."""
-    from parhelion.platform.cpu import usable_cores
+    from parhelion.platform.cores import usable_cores
     from parhelion.tuning import expected
     from parhelion.tuning.matrix import NUM_TOKENS, build_matrix
     from parhelion.tuning.model_contracts import SCHEMES, contracts_of_models, reduced, scheme, with_uncalled_kinds

@@ -183,7 +183,7 @@ def _show_plans(
     models: list[TunedModel], target: str, ops: tuple[str, ...], sizes: tuple[int, ...], effort: str, json_: bool
 ) -> None:
     from parhelion.ops.gemm.target import gemm_target
-    from parhelion.platform.cpu import usable_cores
+    from parhelion.platform.cores import usable_cores
     from parhelion.tuning.estimate import estimate
     from parhelion.tuning.passes import EFFORTS
     from parhelion.tuning.plan import make_plan, refuses

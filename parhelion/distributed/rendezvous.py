@@ -1,11 +1,12 @@
-"""How the ranks of one host find each other: a store that only this host can reach, and torch's process group.
+"""How ranks find each other: a store that rank 0 keeps, and torch's process group.
 
-Everything listens on the loopback interface: the store on a socket of its own, gloo's and NCCL's on the interface that
-their environment variables name.
+Everything listens on one network interface, the loopback's where all ranks are on one host: the store on a socket of
+its own, gloo's and NCCL's on the interface that their environment variables name.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from dataclasses import dataclass
@@ -17,18 +18,17 @@ import torch.distributed as dist
 
 from parhelion.config import environment_variables
 from parhelion.distributed.group import ALONE, Group
+from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
 from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
 from parhelion.ops.inboxes import forget_inboxes
-
-LOOPBACK = "127.0.0.1"
 
 JOIN_TIMEOUT = timedelta(seconds=120)
 """How long ranks wait for each other at the start."""
 
 CALL_TIMEOUT = timedelta(seconds=600)
 """How long a rank waits in a collective for ranks that live but do not answer. With gloo one that ended is noticed at
-once; NCCL does not notice, and knows no limit in graphs that are replayed.
+once, unless its host is cut off; NCCL does not notice, and knows no limit in graphs that are replayed.
 """
 
 LEAVE_TIMEOUT_S = 10.0
@@ -50,8 +50,12 @@ class Place:
     links: StageLinks | None = None
 
 
-def host_store(num_ranks: int) -> dist.TCPStore:
-    """Rank 0's end of the store, on a free port of the loopback interface; it does not wait for the others.
+def host_store(num_ranks: int, interface: Interface | None = None) -> dist.TCPStore:
+    """Rank 0's end of the store, on a free port; it does not wait for the others.
+
+    Args:
+        num_ranks: in all.
+        interface: where it listens; None is the loopback's.
 
     Raises:
         ConfigError: this process is in a group already.
@@ -61,12 +65,13 @@ def host_store(num_ranks: int) -> dist.TCPStore:
             "this process already has an engine of several ranks, and torch has one group a process: shut that down "
             "first, or start the other one in a process of its own"
         )
+    address = interface.address if interface is not None else LOOPBACK
     listener = socket.socket()
-    listener.bind((LOOPBACK, 0))
+    listener.bind((address, 0))
     listener.listen()
     port = listener.getsockname()[1]
     return dist.TCPStore(
-        LOOPBACK,
+        address,
         port,
         num_ranks,
         is_master=True,
@@ -76,12 +81,14 @@ def host_store(num_ranks: int) -> dist.TCPStore:
     )
 
 
-def reach_store(port: int, num_ranks: int) -> dist.TCPStore:
+def reach_store(port: int, num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
     """Another rank's end of the store."""
-    return dist.TCPStore(LOOPBACK, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
+    return dist.TCPStore(address, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
 
 
-def join(store: dist.Store, rank: int, num_ranks: int, device: torch.device) -> Group:
+def join(
+    store: dist.Store, rank: int, num_ranks: int, device: torch.device, interface: Interface | None = None
+) -> Group:
     """Make this process a rank of the group; returns once all of them are there.
 
     Args:
@@ -89,12 +96,16 @@ def join(store: dist.Store, rank: int, num_ranks: int, device: torch.device) -> 
         rank: of this process.
         num_ranks: in all.
         device: that this rank computes on.
+        interface: of this host, through which the ranks talk; None is the loopback's.
     """
     on_gpu = device.type != "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
-    interface = _loopback_interface()
-    with environment_variables({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}):
+    name = (interface or loopback()).name
+    # Torch names the group by it, and all ranks must name it alike; but here an attempt that failed may have counted.
+    dist.distributed_c10d._world.group_count = 0
+    # NCCL takes a name for a prefix of names, unless told otherwise.
+    with environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}):
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -110,7 +121,9 @@ def join(store: dist.Store, rank: int, num_ranks: int, device: torch.device) -> 
     return Group(rank, num_ranks)
 
 
-def take_place(store: dist.TCPStore, rank: int, tp: int, pp: int, device: torch.device) -> Place:
+def take_place(
+    store: dist.Store, rank: int, tp: int, pp: int, device: torch.device, interface: Interface | None = None
+) -> Place:
     """Make this process a rank of an engine; returns once all ranks are there.
 
     Args:
@@ -119,13 +132,13 @@ def take_place(store: dist.TCPStore, rank: int, tp: int, pp: int, device: torch.
         tp: ranks that share each layer.
         pp: stages.
         device: that this rank computes on.
+        interface: see ``join``; stages talk through the loopback's, since all of them are on one host.
     """
     stage, number = divmod(rank, tp)
     if pp == 1:
-        return Place(stage, join(store, rank, tp, device))
-    group = join(dist.PrefixStore(f"stage {stage}", store), number, tp, device) if tp > 1 else ALONE
-    interface = _loopback_interface()
-    with environment_variables({"GLOO_SOCKET_IFNAME": interface}):
+        return Place(stage, join(store, rank, tp, device, interface))
+    group = join(dist.PrefixStore(f"stage {stage}", store), number, tp, device, interface) if tp > 1 else ALONE
+    with environment_variables({"GLOO_SOCKET_IFNAME": loopback().name}):
         # A group beside torch's default one, which is that of the stage: what the layers do together stays as it is.
         roads = dist.ProcessGroupGloo(dist.PrefixStore(f"stages {number}", store), stage, pp, CALL_TIMEOUT)
     return Place(stage, group, StageLinks(roads))
@@ -163,9 +176,20 @@ def _abort() -> None:
         return
 
 
-def _loopback_interface() -> str:
-    """Its name, such as ``lo``."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == LOOPBACK for address in addresses):
-            return name
-    raise ConfigError(f"no network interface has the address {LOOPBACK}, which ranks of one host talk through")
+def open_connections() -> frozenset[int]:
+    """File descriptors of this process's TCP connections."""
+    return frozenset(
+        each.fd for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED
+    )
+
+
+def abort_connections(connections: frozenset[int]) -> None:
+    """Let gloo's collectives under way here fail, since a rank that they wait for is known to be gone: gloo gives up
+    only when it sees its connections end.
+
+    Args:
+        connections: those that were opened while the group was joined.
+    """
+    for descriptor in connections & open_connections():
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)

@@ -85,7 +85,7 @@ class AsyncEngine:
             config: all options.
             in_process: run it in a thread of this process instead of a process of its own.
             load_progress: called with tensors read so far and how many there are.
-            restarts: when a replica that has ended is started again; None is the policy's own.
+            restarts: when a replica that has ended is started again; None is what fits the options.
 
         Raises:
             ModelNotFoundError, CheckpointError, ConfigError, OutOfMemoryError: it cannot start.
@@ -94,7 +94,7 @@ class AsyncEngine:
         path = await asyncio.to_thread(resolve_model, config.model)
         tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
         tokenizer_task = asyncio.create_task(asyncio.to_thread(tokenizer_loader(config), tokenizer_path))
-        connection = connect(config, path, in_process, restarts or RestartPolicy())
+        connection = connect(config, path, in_process, restarts)
         try:
             tokenizer = await tokenizer_task
             info = await wait_until_ready(connection, load_progress)

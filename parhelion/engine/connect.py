@@ -9,32 +9,36 @@ from parhelion.config import EngineConfig
 from parhelion.engine.connection import Connection, ProcessConnection
 from parhelion.engine.messages import EngineFailed, EngineInfo, LoadProgress
 from parhelion.engine.names import model_name
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.replica import RestartPolicy, restart_policy
 from parhelion.engine.replicas import ReplicaConnections
 from parhelion.errors import ConfigError, EngineDeadError, ParhelionError, error_of_kind
 
 
-def connect(config: EngineConfig, model_path: Path, in_process: bool, restarts: RestartPolicy) -> Connection:
+def connect(config: EngineConfig, model_path: Path, in_process: bool, restarts: RestartPolicy | None) -> Connection:
     """Start what the options ask for; to be called in the event loop that will use it.
 
     Args:
         config: all options.
         model_path: a folder or a ``.gguf`` file.
         in_process: a thread of this process.
-        restarts: when replicas are started again.
+        restarts: when replicas are started again; None is what fits the options.
 
     Raises:
-        ConfigError: several replicas in this process.
+        ConfigError: several replicas in this process, or one that is to be started again.
     """
     name = model_name(config.model)
-    if not in_process and config.dp == 1:
+    if not in_process and not config.is_supervised:
         return ProcessConnection(config, model_path, name)
     if not in_process:
         return ReplicaConnections(
-            config, lambda options, replica: ProcessConnection(options, model_path, name, replica), restarts
+            config,
+            lambda options, replica: ProcessConnection(options, model_path, name, replica),
+            restarts or restart_policy(config),
         )
     if config.dp > 1:
         raise ConfigError(f"dp is {config.dp}, and one process holds one engine: leave in_process out, or take dp 1")
+    if config.is_supervised:
+        raise ConfigError(f"executor is {config.executor}, whose engine has a process of its own: leave in_process out")
     # Only this road computes in this process, so only here is torch imported.
     from parhelion.engine.thread_connection import ThreadConnection
 

@@ -58,7 +58,7 @@ class LLM:
     """Generate text offline, many prompts at once. Not thread-safe; for a server use ``AsyncEngine``.
 
     With ``dp`` above 1 there are so many engines, each in a process of its own, that share the prompts; a prompt whose
-    engine ends begins again on another.
+    engine ends begins again on another. With ``executor="ray"`` the one engine has a process of its own as well.
 
     Args:
         model: an alias, a Hugging Face style folder, a ``.gguf`` file or a hub id.
@@ -258,7 +258,7 @@ class LLM:
 def _open(config: EngineConfig, path: Path, progress: Progress | None) -> tuple[Core, EngineInfo]:
     """What computes, and what it has become."""
     name = model_name(config.model)
-    if config.dp > 1:
+    if config.is_supervised:
         replicas = ReplicaCore(config, path, name, progress)
         return replicas, replicas.info
     loaded = load_engine(config, path, name, progress)

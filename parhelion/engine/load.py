@@ -140,8 +140,10 @@ def _load(
         return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, None)
     others = OtherRanks(config, model_path)
     try:
+        threads = rank_threads(others.config)
+        torch.set_num_threads(threads)
         with others.blamed():
-            return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, others)
+            return _load_engine(others.config, model_path, model_name, thread, threads, progress, imports_s, others)
     except BaseException:
         others.close()
         raise

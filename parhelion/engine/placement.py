@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import torch
 
 from parhelion.config import EngineConfig
+from parhelion.engine.rank_start import LocalHosts, RankHosts
 from parhelion.errors import ConfigError
-from parhelion.platform.cpu import usable_cores
+from parhelion.platform.cores import usable_cores
 from parhelion.platform.device import choose_device
 
 
@@ -19,7 +21,7 @@ def replica_config(config: EngineConfig, replica: int) -> EngineConfig:
         ConfigError: no such device is here, there are fewer GPUs than all ranks of all replicas need, or these form
             pipelines on GPUs.
     """
-    if config.dp == 1:
+    if config.dp == 1 or config.executor == "ray":
         return config
     device = choose_device(config.device)
     if device.type == "cpu":
@@ -29,13 +31,13 @@ def replica_config(config: EngineConfig, replica: int) -> EngineConfig:
 
 
 def rank_device(config: EngineConfig, rank: int) -> torch.device:
-    """The device of a rank: the first takes the replica's device, and each other one the next.
+    """The device of a rank: the first takes the replica's device, and each other one the next. Ray gives each its own.
 
     Raises:
         ConfigError: no such device is here, there are fewer GPUs than ranks, or these form a pipeline on GPUs.
     """
     device = choose_device(config.device)
-    if config.num_ranks == 1 or device.type == "cpu":
+    if config.num_ranks == 1 or device.type == "cpu" or config.executor == "ray":
         return device
     _check_gpus(config, device, config.num_ranks)
     return torch.device(device.type, (device.index or 0) + rank)
@@ -50,6 +52,22 @@ def compute_on(device: torch.device) -> None:
 def rank_threads(config: EngineConfig) -> int:
     """CPU threads of each rank of each replica."""
     return config.threads or max(1, usable_cores() // (config.num_ranks * config.dp))
+
+
+def rank_hosts(config: EngineConfig) -> RankHosts:
+    """The machines that an engine's ranks run on.
+
+    Raises:
+        ConfigError: Ray is asked for and is not installed, or its cluster has no room.
+    """
+    if config.executor != "ray":
+        return LocalHosts(config)
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("executor is ray, and ray is not installed here: pip install 'parhelion[ray]'")
+    # Only who asks for it waits for its import.
+    from parhelion.engine.ray_hosts import RayHosts
+
+    return RayHosts(config)
 
 
 def _check_gpus(config: EngineConfig, first: torch.device, needed: int) -> None:

@@ -73,8 +73,6 @@ def main() -> int:
     try:
         try:
             config = replica_config(options.config, options.replica)
-            # This thread waits for the device; the one that computes sees to itself.
-            compute_on(rank_device(config, 0))
             loaded = load_engine(
                 config,
                 Path(options.model_path),
@@ -82,6 +80,9 @@ def main() -> int:
                 lambda done, total: channel.send(LoadProgress(done, total)),
                 imports_s=time.time() - psutil.Process().create_time(),
             )
+            # This thread waits for the device, which may not have been chosen before; the one that computes sees to
+            # itself.
+            compute_on(rank_device(config, 0))
         except Exception as error:
             channel.send(failure(error))
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from parhelion.config import EngineConfig
+from parhelion.distributed.interfaces import LOOPBACK, Interface
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.step_result import StepResult
 from parhelion.scheduler import StepPlan
@@ -14,11 +15,14 @@ class RankOptions(msgspec.Struct, frozen=True):
     """What a rank's process is started with.
 
     Attributes:
-        config: the engine's.
+        config: the engine's, for the rank's host.
+        model_path: where rank 0 has the model.
         rank: 1 or more.
         address: the ZeroMQ address that rank 0 has bound.
         secret: that proves to rank 0 whom it hears.
-        parent: process id of rank 0.
+        server_key: that proves to the rank whom it talks to, and encrypts what they say; empty on one host.
+        interface: of the rank's host, for collectives; None is the loopback's.
+        parent: process id of whoever starts the rank.
     """
 
     config: EngineConfig
@@ -27,12 +31,15 @@ class RankOptions(msgspec.Struct, frozen=True):
     address: str
     secret: str
     parent: int
+    server_key: str = ""
+    interface: Interface | None = None
 
 
 class Join(msgspec.Struct, tag=True, frozen=True):
-    """Join the group through the store at this port of the loopback interface, and load the model."""
+    """Join the group through the store at this port of rank 0's address, and load the model."""
 
     port: int
+    address: str = LOOPBACK
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):

@@ -11,30 +11,45 @@ import time
 import msgspec
 import zmq
 
+from parhelion.distributed.interfaces import Interface
+from parhelion.engine.rank_line import bind_line
 from parhelion.engine.rank_messages import FromRank, Hello, Refused, ToRank
 
 _WRONG_SECRET = "wrong secret: only processes that this engine started may be its ranks"
 
 
 class RankPort:
-    """Listens in a folder that only this user can enter, and hears only who knows the secret. Any thread may use it.
+    """Hears only who knows the secret. Any thread may use it.
+
+    On one host it listens in a folder that only this user can enter. For ranks on other hosts it listens on one network
+    interface; what is said there is encrypted, and who falls silent is noticed.
+
+    Args:
+        interface: that ranks on other hosts reach; None: all are on this one.
 
     Attributes:
         address: of the socket.
         secret: random, of this start.
+        server_key: by which ranks on other hosts know this end; empty without.
         hosts: of the ranks that have said hello.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="parhelion-ranks-")
-        self.address = f"ipc://{self._folder.name}/ranks"
+    def __init__(self, interface: Interface | None = None) -> None:
         self.secret = secrets.token_hex(32)
+        self.server_key = ""
         self.hosts: dict[int, str] = {}
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(self.address)
+        self._folder = tempfile.TemporaryDirectory(prefix="parhelion-ranks-") if interface is None else None
+        self._line = None
+        if self._folder is not None:
+            self.address = f"ipc://{self._folder.name}/ranks"
+            self._socket.bind(self.address)
+        elif interface is not None:
+            self._line = bind_line(self._socket, interface.address)
+            self.address, self.server_key = self._line.address, self._line.server_key
         self._peers: dict[bytes, int] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromRank)
@@ -52,26 +67,33 @@ class RankPort:
         deadline = time.monotonic() + timeout_s
         with self._lock:
             while self._socket.poll(max(0, int(1000 * (deadline - time.monotonic())))):
-                peer, encoded = self._socket.recv_multipart()
-                rank = self._rank_of(peer, encoded)
+                peer, frame = self._socket.recv_multipart(copy=False)
+                rank = self._rank_of(peer.bytes, frame)
                 if rank is None:
-                    self._socket.send_multipart([peer, self._encoder.encode(Refused(_WRONG_SECRET))])
+                    self._socket.send_multipart([peer.bytes, self._encoder.encode(Refused(_WRONG_SECRET))])
                     continue
-                return rank, self._decoder.decode(encoded)
+                return rank, self._decoder.decode(frame.buffer)
         return None
 
-    def _rank_of(self, peer: bytes, encoded: bytes) -> int | None:
+    def lost(self) -> frozenset[int]:
+        """The ranks whose connections have ended, or that have fallen silent; on one host nobody is."""
+        with self._lock:
+            return self._line.lost() if self._line is not None else frozenset()
+
+    def _rank_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
         """Who a message is of; None if it is no rank's."""
         if peer in self._peers:
             return self._peers[peer]
         try:
-            message = self._decoder.decode(encoded)
+            message = self._decoder.decode(frame.buffer)
         except msgspec.DecodeError:
             return None
         if not isinstance(message, Hello) or not hmac.compare_digest(message.secret.encode(), self.secret.encode()):
             return None
         if message.rank in self.hosts:
             return None
+        if self._line is not None:
+            self._line.watch(frame, message.rank)
         self._peers[peer] = message.rank
         self.hosts[message.rank] = message.host
         return message.rank
@@ -80,4 +102,5 @@ class RankPort:
         """Close the socket; what is queued is sent within a second or never."""
         with self._lock:
             self._context.destroy(linger=1000)
-            self._folder.cleanup()
+            if self._folder is not None:
+                self._folder.cleanup()

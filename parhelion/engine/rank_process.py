@@ -1,7 +1,7 @@
-"""A rank's own process: ``python -m parhelion.engine.rank_process``, started by ``RankProcesses``.
+"""A rank's own process: ``python -m parhelion.engine.rank_process``, started by ``start_rank``.
 
 It reads its options as JSON from standard input, says hello to rank 0, loads its part of the model and runs the steps
-that rank 0 hands it. It ends when it is told to, when anything fails, or when rank 0's process is gone.
+that rank 0 hands it. It ends when it is told to, when anything fails, or when whoever started it, or rank 0, is gone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache
 from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
 from parhelion.engine.placement import rank_device, rank_threads
+from parhelion.engine.rank_line import connect_line
 from parhelion.engine.rank_messages import (
     ExecuteStep,
     FromRank,
@@ -40,24 +41,33 @@ from parhelion.engine.rank_messages import (
     ToRank,
 )
 from parhelion.engine.step_result import PendingStep
-from parhelion.errors import EngineDeadError, ParhelionError
+from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
+from parhelion.models.resolve import resolve_model
 
 PARENT_CHECK_S = 0.5
-"""How often a rank looks whether rank 0's process still lives."""
+"""How often a rank looks whether the process that started it still lives."""
 
 
 _Message = TypeVar("_Message", Join, Serve, ExecuteStep)
 
 
 class RankChannel:
-    """A rank's end of the road to rank 0."""
+    """A rank's end of the road to rank 0.
 
-    def __init__(self, address: str) -> None:
+    Args:
+        options: say where that is. Across hosts this process ends when the connection does, whatever it is doing.
+    """
+
+    def __init__(self, options: RankOptions) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(address)
+        if options.server_key:
+            monitor = connect_line(self._socket, options.address, options.server_key)
+            threading.Thread(target=_end_with_connection, args=(monitor,), daemon=True).start()
+        else:
+            self._socket.connect(options.address)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRank)
 
@@ -86,7 +96,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
     threading.Thread(target=_end_with_parent, args=(options,), daemon=True).start()
-    channel = RankChannel(options.address)
+    channel = RankChannel(options)
     try:
         channel.send(Hello(options.rank, options.secret, os.uname().nodename))
         _serve(options, channel)
@@ -107,18 +117,29 @@ def _end_with_parent(options: RankOptions) -> None:
     """End this process when its parent has ended, whatever it is doing, and remove the folder that the parent left."""
     while os.getppid() == options.parent:
         time.sleep(PARENT_CHECK_S)
-    shutil.rmtree(Path(options.address.removeprefix("ipc://")).parent, ignore_errors=True)
+    if options.address.startswith("ipc://"):
+        shutil.rmtree(Path(options.address.removeprefix("ipc://")).parent, ignore_errors=True)
+    os._exit(1)
+
+
+def _end_with_connection(monitor: zmq.Socket[bytes]) -> None:
+    """End this process when its connection to rank 0 has ended or rank 0 has been silent for too long."""
+    try:
+        monitor.recv_multipart()
+    except zmq.ZMQError:
+        return  # closed, since this process ends by itself
     os._exit(1)
 
 
 def _serve(options: RankOptions, channel: RankChannel) -> None:
     config = options.config
     torch.set_num_threads(rank_threads(config))
-    port = _next(channel, Join).port
+    model_path = _model_path(options)
+    found = _next(channel, Join)
     device = rank_device(config, options.rank)
-    store = reach_store(port, config.num_ranks)
-    place = take_place(store, options.rank, config.tp, config.pp, device)
-    loaded = load_model(config, Path(options.model_path), group=place.group, stage=place.stage)
+    store = reach_store(found.port, config.num_ranks, found.address)
+    place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
+    loaded = load_model(config, model_path, group=place.group, stage=place.stage)
     size = kv_cache_size(config, loaded.model)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
     serve = _next(channel, Serve)
@@ -143,6 +164,21 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
         if before is not None:
             before.wait()
         before = pending
+
+
+def _model_path(options: RankOptions) -> Path:
+    """Where this host has the model: where rank 0 has it, or, on another host, where its name leads to there.
+
+    Raises:
+        ModelNotFoundError: it is not here, and cannot be fetched.
+    """
+    path = Path(options.model_path)
+    if path.exists() or not options.server_key:
+        return path
+    try:
+        return resolve_model(options.config.model)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"every machine needs the model, and {path} is not on this one: {error}") from None
 
 
 def _next(channel: RankChannel, kind: type[_Message]) -> _Message:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
-from parhelion.config import EngineConfig, child_environment
-from parhelion.engine.connection import SPIN_BRIEFLY, how_it_ended
+from parhelion.config import EngineConfig
+from parhelion.distributed.interfaces import LOOPBACK
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
+from parhelion.engine.rank_line import LOST_AFTER_S
 from parhelion.engine.rank_messages import (
     ExecuteStep,
     FromRank,
@@ -29,12 +26,10 @@ from parhelion.engine.rank_messages import (
     StepDone,
 )
 from parhelion.engine.rank_port import RankPort
+from parhelion.engine.rank_start import LocalHosts, RankHosts, StartedRank
 from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError, ParhelionError, error_of_kind
 from parhelion.scheduler import StepPlan
-
-RANK_COMMAND = (sys.executable, "-m", "parhelion.engine.rank_process")
-"""What a rank's process runs."""
 
 HELLO_TIMEOUT_S = 120.0
 """How long a process may take to import what it needs and say hello."""
@@ -51,6 +46,9 @@ CAUSE_TIMEOUT_S = 3.0
 STEP_TIMEOUT_S = 600.0
 """How long the last stage of a pipeline may take for the oldest step under way."""
 
+LOST_TIMEOUT_S = 1.0
+"""How long is waited to be told how a process ended whose connection is gone."""
+
 CHECK_S = 0.1
 """How often whoever waits for the other ranks looks whether they still live."""
 
@@ -58,11 +56,12 @@ _Answer = TypeVar("_Answer", Hello, Loaded)
 
 
 class RankProcesses:
-    """Processes of ranks 1 and up, which die with this one.
+    """Processes of ranks 1 and up, which die with this one. Any thread may ask how they are.
 
     Args:
         config: the engine's.
         model_path: a folder or a ``.gguf`` file.
+        hosts: where they run; None: on this host.
         hello_timeout_s, load_timeout_s: see the constants.
     """
 
@@ -70,23 +69,31 @@ class RankProcesses:
         self,
         config: EngineConfig,
         model_path: Path,
+        hosts: RankHosts | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         load_timeout_s: float = LOAD_TIMEOUT_S,
     ) -> None:
         self._hello_timeout_s = hello_timeout_s
         self._load_timeout_s = load_timeout_s
-        self._port = RankPort()
+        self._hosts = hosts or LocalHosts(config)
+        interface = self._hosts.interface
+        self._address = interface.address if interface is not None else LOOPBACK
+        self._port = RankPort(interface)
         self._tp = config.tp
         self._is_pipeline = config.pp > 1
-        self._failures: dict[int, EngineFailed] = {}
+        self._said: dict[tuple[int, type[FromRank]], FromRank] = {}
         self._done: dict[int, StepResult] = {}
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._failures: dict[int, EngineFailed] = {}
+        self._cause: ParhelionError | None = None
+        self._checking = threading.Lock()
+        self._processes: dict[int, StartedRank] = {}
         self._closed = False
         try:
             for rank in range(1, config.num_ranks):
                 port = self._port
-                options = RankOptions(config, str(model_path), rank, port.address, port.secret, os.getpid())
-                self._processes[rank] = _start(options)
+                path = str(model_path.absolute())
+                options = RankOptions(config, path, rank, port.address, port.secret, 0, port.server_key)
+                self._processes[rank] = self._hosts.start(options)
         except BaseException:
             self.close()
             raise
@@ -106,7 +113,7 @@ class RankProcesses:
 
     def join(self, port: int) -> None:
         """Let them join the group through the store at this port, and load."""
-        self._port.send(Join(port))
+        self._port.send(Join(port, self._address))
 
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """Wait until all have loaded, and settle for the KV blocks that every rank has room for.
@@ -137,7 +144,7 @@ class RankProcesses:
         """
         deadline = time.monotonic() + STEP_TIMEOUT_S
         while step not in self._done:
-            if self._read(CHECK_S) is None:
+            if not self._read(CHECK_S):
                 self.check()
             if time.monotonic() > deadline:
                 rank = max(self._processes) + 1 - self._tp
@@ -148,21 +155,30 @@ class RankProcesses:
         """See that all live.
 
         Raises:
-            ParhelionError: one has failed or ended; it names the rank, its host and the cause.
+            ParhelionError: one has failed, ended or fallen silent; it names the rank, its host and the cause.
         """
-        self._read(0)
+        with self._checking:
+            if self._cause is None:
+                self._cause = self._find_cause()
+            if self._cause is not None:
+                raise self._cause
+
+    def _find_cause(self) -> ParhelionError | None:
+        self._read_all()
         if self._failures:
             # Ranks fail where another one has ended, and that one may have said nothing.
             time.sleep(CHECK_S)
+        lost = self._port.lost()
         for rank, process in self._processes.items():
-            if (status := process.poll()) is not None:
-                # Its last words may have come in between.
-                while self._read(0) is not None:
-                    pass
-                if rank not in self._failures:
-                    raise self._ended(rank, status)
-        if self._failures:
-            raise self._failed(next(iter(self._failures)))
+            ended = process.ended(LOST_TIMEOUT_S if rank in lost else 0.0)
+            if ended is None and rank not in lost:
+                continue
+            # Its last words may have come in between.
+            self._read_all()
+            if rank not in self._failures:
+                ended = ended or f"is cut off: its connection ended, or it was silent for {LOST_AFTER_S:g} s"
+                return EngineDeadError(f"{self._name(rank)} {ended}")
+        return self._failed(next(iter(self._failures))) if self._failures else None
 
     def check_for(self, seconds: float) -> None:
         """See whether one fails within so many seconds; see ``check``."""
@@ -178,61 +194,51 @@ class RankProcesses:
         self._closed = True
         self._port.send(Leave())
         deadline = time.monotonic() + STOP_TIMEOUT_S
+        # Who has not said hello has not been told to leave, and who is lost has not heard it.
+        told = set(self._port.hosts) - self._port.lost()
         for rank, process in self._processes.items():
-            try:
-                # Who has not said hello has not been told to leave.
-                process.wait(max(0.0, deadline - time.monotonic()) if rank in self._port.hosts else 0.0)
-            except subprocess.TimeoutExpired:
+            if process.ended(max(0.0, deadline - time.monotonic()) if rank in told else 0.0) is None:
                 process.kill()
-                process.wait()
         self._port.close()
+        self._hosts.close()
 
     def _collect(self, kind: type[_Answer], timeout_s: float, missing: str) -> list[_Answer]:
         """One message of a kind from every rank."""
-        answers: dict[int, _Answer] = {}
         deadline = time.monotonic() + timeout_s
-        while len(answers) < len(self._processes):
-            found = self._read(CHECK_S)
-            if found is not None and isinstance(found[1], kind):
-                answers[found[0]] = found[1]
-                continue
+        while True:
+            self._read(CHECK_S)
+            answers = {rank: self._said.get((rank, kind)) for rank in self._processes}
+            found = [answer for answer in answers.values() if isinstance(answer, kind)]
+            if len(found) == len(answers):
+                return found
             self.check()
             if time.monotonic() > deadline:
-                rank = min(set(self._processes) - set(answers))
+                rank = next(rank for rank, answer in answers.items() if answer is None)
                 raise EngineDeadError(f"{self._name(rank)} {missing} for {timeout_s:g} s: it is ended")
-        return list(answers.values())
 
-    def _read(self, timeout_s: float) -> tuple[int, FromRank] | None:
+    def _read_all(self) -> None:
+        while self._read(0):
+            pass
+
+    def _read(self, timeout_s: float) -> bool:
+        """Take in a message, if one comes in time."""
         found = self._port.receive(timeout_s)
-        if found is not None:
-            rank, message = found
-            if isinstance(message, EngineFailed):
-                self._failures.setdefault(rank, message)
-            elif isinstance(message, StepDone):
-                self._done[message.step] = message.result
-        return found
+        if found is None:
+            return False
+        rank, message = found
+        if isinstance(message, StepDone):
+            self._done[message.step] = message.result
+            return True
+        self._said[rank, type(message)] = message
+        if isinstance(message, EngineFailed):
+            self._failures.setdefault(rank, message)
+        return True
 
     def _name(self, rank: int) -> str:
-        host = self._port.hosts.get(rank, os.uname().nodename)
+        process = self._processes[rank]
         stage = f" (stage {rank // self._tp})" if self._is_pipeline else ""
-        return f"rank {rank}{stage} on {host} (process {self._processes[rank].pid})"
+        return f"rank {rank}{stage} on {process.host} (process {process.pid})"
 
     def _failed(self, rank: int) -> ParhelionError:
         failure = self._failures[rank]
         return error_of_kind(failure.kind, f"{self._name(rank)} failed: {failure.message}")
-
-    def _ended(self, rank: int, status: int) -> EngineDeadError:
-        return EngineDeadError(f"{self._name(rank)} {how_it_ended(status)}")
-
-
-def _start(options: RankOptions) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        RANK_COMMAND,
-        stdin=subprocess.PIPE,
-        env=child_environment(SPIN_BRIEFLY),
-    )
-    assert process.stdin is not None
-    # On its standard input nobody else can read the secret.
-    process.stdin.write(msgspec.json.encode(options))
-    process.stdin.close()
-    return process

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from parhelion.config import EngineConfig
 from parhelion.engine.connection import Connection
 from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, ReplicaStates, StatsReply, ToEngine
 from parhelion.engine.replica_stats import only_totals, with_totals
@@ -23,13 +24,18 @@ class RestartPolicy:
         first_s: seconds that it waits for that. They double with each end, up to most_s.
         most_s: see first_s.
         steady_s: seconds that it must have served for the wait to begin with first_s again.
-        most_failed_starts: given up after so many in a row.
+        most_failed_starts: given up after so many in a row; None: never.
     """
 
     first_s: float = 1.0
     most_s: float = 60.0
     steady_s: float = 60.0
-    most_failed_starts: int = 8
+    most_failed_starts: int | None = 8
+
+
+def restart_policy(config: EngineConfig) -> RestartPolicy:
+    """What fits the options: a machine that is cut off may be away for long, and is back at any time."""
+    return RestartPolicy(most_s=10.0, most_failed_starts=None) if config.executor == "ray" else RestartPolicy()
 
 
 _MOST_DOUBLINGS = 100
@@ -149,7 +155,8 @@ class Replica:
         policy, since = self._policy, self._serving_since
         if since is None:
             self._num_failed_starts += 1
-            if not self._has_served or self._num_failed_starts >= policy.most_failed_starts:
+            most = policy.most_failed_starts
+            if not self._has_served or (most is not None and self._num_failed_starts >= most):
                 return None
         elif time.monotonic() - since >= policy.steady_s:
             self._num_ends = 0

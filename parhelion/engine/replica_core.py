@@ -41,7 +41,7 @@ class ReplicaCore:
     """Several engines, each in a process of its own. One thread of the caller's drives it; see ``EngineCore``.
 
     Args:
-        config: all options, ``dp`` above 1.
+        config: all options; its replicas, of which there may be one, are started again when they end.
         model_path: a folder or a ``.gguf`` file.
         model_name: for people.
         progress: called with tensors read so far and how many there are, from another thread.
@@ -73,7 +73,7 @@ class ReplicaCore:
         self._thread = threading.Thread(target=self._loop.run_forever, name="replicas", daemon=True)
         self._thread.start()
         try:
-            self._connection = self._run(self._connect(config, model_path, restarts or RestartPolicy()))
+            self._connection = self._run(self._connect(config, model_path, restarts))
         except BaseException:
             self._stop_loop()
             raise
@@ -168,7 +168,7 @@ class ReplicaCore:
         if self._failure is not None:
             raise EngineDeadError(f"{self._failure.message}: start it again")
 
-    async def _connect(self, config: EngineConfig, model_path: Path, restarts: RestartPolicy) -> Connection:
+    async def _connect(self, config: EngineConfig, model_path: Path, restarts: RestartPolicy | None) -> Connection:
         return connect(config, model_path, False, restarts)
 
     async def _read(self) -> None:

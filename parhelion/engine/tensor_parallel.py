@@ -12,13 +12,20 @@ from pathlib import Path
 from parhelion.config import EngineConfig
 from parhelion.distributed import layouts
 from parhelion.distributed.given_up import RELEASE_S, Releaser
-from parhelion.distributed.rendezvous import Place, host_store, leave, take_place
+from parhelion.distributed.rendezvous import (
+    Place,
+    abort_connections,
+    host_store,
+    leave,
+    open_connections,
+    take_place,
+)
 from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.pipeline_parallel import size_of, stage_of
-from parhelion.engine.placement import rank_device
+from parhelion.engine.placement import rank_device, rank_hosts
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
@@ -37,6 +44,7 @@ class OtherRanks:
         model_path: a folder or a ``.gguf`` file.
 
     Attributes:
+        config: the options as this rank has them on its machine.
         place: of this process, which is rank 0.
         start_s: seconds until all of them were there.
 
@@ -52,19 +60,29 @@ class OtherRanks:
         check_tp(model, scheme, config.tp)
         # Refuses more stages than layers before a process is started.
         stage_of(model, scheme, config.pp, 0)
-        device = rank_device(config, 0)
-        self._has_group = config.tp > 1
-        store = host_store(config.num_ranks)
-        self._device = device
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
         self._failure: ParhelionError | None = None
-        self._processes = RankProcesses(config, model_path)
+        self._has_group = config.tp > 1
+        hosts = rank_hosts(config)
+        try:
+            self.config = hosts.config
+            self._device = device = rank_device(self.config, 0)
+            store = host_store(config.num_ranks, hosts.interface)
+            self._processes = RankProcesses(config, model_path, hosts)
+        except BaseException:
+            hosts.close()
+            raise
         try:
             self._processes.wait_for_all()
             self._processes.join(store.port)
+            before = open_connections()
             with self.blamed():
-                self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device))
+                self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
+            if device.type == "cpu" and config.pp == 1:
+                # Whoever waits for the later stages looks at all ranks meanwhile.
+                connections = open_connections() - before
+                self._start_watcher(lambda: abort_connections(connections))
         except BaseException:
             self.close()
             raise
@@ -79,24 +97,27 @@ class OtherRanks:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
-            # Not before: until here it is their answers that are read.
-            releaser = Releaser(self._device, self.place.group)
-            self._watcher = threading.Thread(target=self._watch, args=(releaser,), name="ranks", daemon=True)
-            self._watcher.start()
+            self._start_watcher(Releaser(self._device, self.place.group).give_up)
         return size
 
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""
         self._processes.check()
 
-    def _watch(self, releaser: Releaser) -> None:
-        """End what this rank's device waits for if another rank has ended: NCCL does not notice."""
+    def _start_watcher(self, give_up: Callable[[], None]) -> None:
+        self._watcher = threading.Thread(target=self._watch, args=(give_up,), name="ranks", daemon=True)
+        self._watcher.start()
+
+    def _watch(self, give_up: Callable[[], None]) -> None:
+        """End what this rank waits for if another rank is gone: NCCL does not notice, nor does gloo where a host is cut
+        off.
+        """
         while not self._closed.wait(CHECK_S):
             try:
                 self._processes.check()
             except ParhelionError as error:
                 self._failure = error
-                releaser.give_up()
+                give_up()
                 return
 
     def _joined(self, join_group: Callable[[], Place]) -> Place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+
+from parhelion.platform.cores import usable_cores
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,6 @@ def fingerprint() -> CpuFingerprint:
         memory_bytes=min(psutil.virtual_memory().total, _cgroup_memory_limit() or 1 << 62),
         torch=str(torch.__version__),
     )
-
-
-def usable_cores() -> int:
-    """Logical cores this process may run on: its affinity mask, cut by a cgroup quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def free_memory() -> int:

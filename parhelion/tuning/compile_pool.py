@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.platform.cpu import usable_cores
+from parhelion.platform.cores import usable_cores
 from parhelion.tuning.jobs import no_more
 from parhelion.tuning.matrix import prepare_worker
 from parhelion.tuning.programs import Program

@@ -44,7 +44,15 @@ def model(**changes: Any) -> ModelConfig:
     [
         ({"tp": 0}, "tp is 0; it must be at least 1"),
         ({"tp": 2, "executor": "inproc"}, "executor is inproc, which runs one rank, and tp is 2"),
-        ({"executor": "ray"}, "executor is 'ray'; it must be one of auto, inproc, multiproc"),
+        ({"executor": "mpi"}, "executor is 'mpi'; it must be one of auto, inproc, multiproc, ray"),
+        ({"executor": "ray"}, "executor is ray, which runs ranks on several machines, and tp is 1"),
+        (
+            {"executor": "ray", "tp": 2, "pp": 2},
+            "executor is ray and pp is 2: Ray places the ranks of one stage so far",
+        ),
+        ({"executor": "ray", "tp": 2, "device": "cuda:1"}, "device is cuda:1, but Ray chooses among the GPUs"),
+        ({"tp": 2, "interface": "eth0"}, "ray_address and interface are for ranks on several machines"),
+        ({"tp": 2, "ray_address": "10.0.0.1:6379"}, "ray_address and interface are for ranks on several machines"),
         ({"tp": 2, "draft_model": "small", "speculate": "draft"}, "draft_model is 'small' and tp is 2"),
         ({"tp": 2, "compile": True}, "compile makes blocks of one rank, and tp is 2: leave it out, or take tp 1"),
         ({"pp": 0}, "pp is 0; it must be at least 1"),
@@ -102,7 +110,7 @@ def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest
     vars(others).update(_processes=Ended(), _closed=threading.Event(), _failure=None)
     with others.blamed():
         pass
-    others._watch(Releaser(torch.device("cpu"), Group(0, 2)))
+    others._watch(Releaser(torch.device("cpu"), Group(0, 2)).give_up)
     assert left == [True]
     with pytest.raises(EngineDeadError, match="rank 1 was killed"), others.blamed():
         pass

@@ -1,0 +1,156 @@
+"""Ranks that Ray places say what one rank says; what ends is named, started again, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
+from parhelion.config import ServerConfig
+from parhelion.engine.ray_hosts import RayHosts
+from parhelion.engine.replica import RestartPolicy
+from parhelion.errors import ConfigError, EngineDeadError
+from parhelion.server.app import create_app
+from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
+
+LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+
+
+class Cluster:
+    """One node with room for two ranks, in a process of its own."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.e2e.ray_cluster", "2"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.address = self._line()
+
+    @property
+    def num_groups(self) -> int:
+        """Placement groups that hold something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Only this test may use the cluster, and its sockets' paths must be short.
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Cluster()
+        yield started
+        started.close()
+
+
+def config_of(path: Path, cluster: Cluster, **options: Any) -> EngineConfig:
+    merged = {"kv_cache_memory": 8 << 20, "max_num_seqs": 32, "tp": 2, **options}
+    return EngineConfig(
+        model=str(path),
+        dtype="float32",
+        threads=1,
+        device="cpu",
+        executor="ray",
+        ray_address=cluster.address,
+        **merged,
+    )
+
+
+def ranks_of(engine: AsyncEngine) -> list[psutil.Process]:
+    """Processes of ranks; they are Ray's descendants, not the engine's."""
+    (replica,) = engine.replicas
+    assert replica.process is not None
+    found = [each for each in psutil.process_iter() if "parhelion.engine.rank_process" in _arguments(each)]
+    started = psutil.Process(replica.process).create_time()
+    return [each for each in found if each.create_time() > started]
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_path: Path) -> list[Tokens]:
+    """What a single rank answers."""
+    with LLM(str(tiny_path), dtype="float32", threads=1, kv_cache_memory=8 << 20, device="cpu") as llm:
+        return tokens_of(llm.generate(PROMPTS, PARAMS))
+
+
+async def answers(engine: AsyncEngine) -> list[RequestOutput]:
+    async def answer(prompt: Any, params: SamplingParams) -> RequestOutput:
+        async for output in engine.generate(prompt, params):
+            latest = output
+        return latest
+
+    return list(await asyncio.gather(*map(answer, PROMPTS, PARAMS)))
+
+
+def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list[Tokens]) -> None:
+    async def run() -> None:
+        policy = RestartPolicy(first_s=0.05, most_s=0.2, most_failed_starts=None)
+        engine = await AsyncEngine.from_config(config_of(tiny_path, cluster), restarts=policy)
+        transport = httpx.ASGITransport(create_app(engine, ServerConfig()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            assert (await client.get("/health")).json()["status"] == "ok"
+            assert tokens_of(await answers(engine)) == expected
+            assert cluster.num_groups == 1
+            (rank,) = ranks_of(engine)
+            stream = engine.generate("go on", LONG)
+            await anext(stream)
+            rank.kill()
+            name = rf"rank 1 on {os.uname().nodename} \(process {rank.pid}\) was killed by SIGKILL"
+            with pytest.raises(EngineDeadError, match=name):
+                async for _ in stream:
+                    pass
+            dead = await client.get("/health")
+            assert dead.status_code == 503
+            assert dead.json()["replicas"][0]["status"] == "waiting"
+            await until(lambda: engine.replicas[0].serves)
+            assert tokens_of(await answers(engine)) == expected
+            # The engine's own process, which has no time to tell anybody.
+            process, (rank,) = psutil.Process(engine.replicas[0].process), ranks_of(engine)
+            process.kill()
+            await until(lambda: engine.replicas[0].restarts == 2 and engine.replicas[0].serves)
+            assert not rank.is_running()
+            assert cluster.num_groups == 1
+            (rank,) = ranks_of(engine)
+        await engine.shutdown()
+        await until(lambda: not rank.is_running() and cluster.num_groups == 0)
+
+    asyncio.run(run())
+
+
+def test_an_address_where_no_cluster_is_is_refused_at_once(tiny_path: Path, cluster: Cluster) -> None:
+    config = replace(config_of(tiny_path, cluster), ray_address="127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"there is no Ray cluster at 127.0.0.1:1 .*ray start --head"):
+        RayHosts(config)
