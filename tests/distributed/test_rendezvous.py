@@ -32,9 +32,7 @@ def join_and_stay_silent(port: int, ended: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_collective_ends_with_its_connections_while_the_other_rank_lives(
-    tmp_path: Path,
-) -> None:
+def test_a_collective_ends_with_its_connections_while_the_other_rank_lives(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     store = host_store(2)
     other = multiprocessing.get_context("spawn").Process(target=join_and_stay_silent, args=(store.port, ended))

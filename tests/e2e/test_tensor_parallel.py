@@ -148,7 +148,14 @@ def config_of(path: Path) -> EngineConfig:
 
 
 def have_ended(processes: Sequence[psutil.Process]) -> bool:
-    return all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in processes)
+    return all(map(has_ended, processes))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True  # between the two
 
 
 def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
