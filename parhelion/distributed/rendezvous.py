@@ -21,6 +21,7 @@ from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
 from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
+from parhelion.ops.collectives.machines import tell_machine
 from parhelion.ops.inboxes import forget_inboxes
 
 JOIN_TIMEOUT = timedelta(seconds=120)
@@ -118,6 +119,8 @@ def join(
             # What NCCL sets up at its first collective shall fail here, and take its memory before it is measured.
             dist.all_reduce(torch.zeros(1, device=device))
             torch.cuda.synchronize(device)
+    if interface is not None:
+        tell_machine(rank, interface.address)
     return Group(rank, num_ranks)
 
 

@@ -43,6 +43,12 @@ class Cluster:
         self._process.stdin.flush()
         return int(self._line())
 
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Processes of ranks other than the first."""
+        found = psutil.Process(self._process.pid).children(recursive=True)
+        return [each for each in found if "parhelion.engine.rank_process" in _arguments(each)]
+
     def _line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
@@ -64,6 +70,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         started.close()
 
 
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def config_of(path: Path, cluster: Cluster, **options: Any) -> EngineConfig:
     merged = {"kv_cache_memory": 8 << 20, "max_num_seqs": 32, "tp": 2, **options}
     return EngineConfig(
@@ -75,22 +88,6 @@ def config_of(path: Path, cluster: Cluster, **options: Any) -> EngineConfig:
         ray_address=cluster.address,
         **merged,
     )
-
-
-def ranks_of(engine: AsyncEngine) -> list[psutil.Process]:
-    """Processes of ranks; they are Ray's descendants, not the engine's."""
-    (replica,) = engine.replicas
-    assert replica.process is not None
-    found = [each for each in psutil.process_iter() if "parhelion.engine.rank_process" in _arguments(each)]
-    started = psutil.Process(replica.process).create_time()
-    return [each for each in found if each.create_time() > started]
-
-
-def _arguments(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -124,7 +121,7 @@ def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list
             assert (await client.get("/health")).json()["status"] == "ok"
             assert tokens_of(await answers(engine)) == expected
             assert cluster.num_groups == 1
-            (rank,) = ranks_of(engine)
+            (rank,) = cluster.ranks
             stream = engine.generate("go on", LONG)
             await anext(stream)
             rank.kill()
@@ -138,12 +135,12 @@ def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list
             await until(lambda: engine.replicas[0].serves)
             assert tokens_of(await answers(engine)) == expected
             # The engine's own process, which has no time to tell anybody.
-            process, (rank,) = psutil.Process(engine.replicas[0].process), ranks_of(engine)
+            process, (rank,) = psutil.Process(engine.replicas[0].process), cluster.ranks
             process.kill()
             await until(lambda: engine.replicas[0].restarts == 2 and engine.replicas[0].serves)
             assert not rank.is_running()
             assert cluster.num_groups == 1
-            (rank,) = ranks_of(engine)
+            (rank,) = cluster.ranks
         await engine.shutdown()
         await until(lambda: not rank.is_running() and cluster.num_groups == 0)
 

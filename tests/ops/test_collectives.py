@@ -18,7 +18,10 @@ import sys
 import torch
 from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
 from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
+from parhelion.ops.collectives.machines import tell_machine
+from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 
 CPU = torch.device("cpu")
@@ -53,6 +56,18 @@ assert head.likeliest(hidden).tolist() == [1, 2, 0]
 assert head.likeliest(torch.tensor([[-1.0, -1.0]])).tolist() == [2]
 values = torch.tensor([7 + group.rank])
 assert group.from_first(values).item() == 7
+
+# Memory is shared on one machine only; who was not told otherwise is on one.
+norm = AllReduceRmsNorm(64, 2, 1e-6, torch.bfloat16, None)
+kernel = op("all_reduce_rms_norm").provider("helion")
+assert kernel.refuses(norm) is None
+torch.distributed.barrier()
+tell_machine(group.rank, "10.0.0.1")
+assert kernel.refuses(norm) is None
+torch.distributed.barrier()
+tell_machine(group.rank, f"10.0.0.{group.rank}")
+torch.distributed.barrier()
+assert kernel.refuses(norm) == "its ranks are on 2 machines, and share no memory"
 leave()
 """
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from parhelion.ops.all_reduce_rms_norm.contract import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce.providers import why_not_ranks
+from parhelion.ops.collectives.machines import why_not_one_machine
 from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.provider import BaseProvider
@@ -17,7 +18,8 @@ class HelionAllReduceRmsNorm(HelionProvider):
 
     def refuses(self, contract: Contract) -> str | None:
         assert isinstance(contract, AllReduceRmsNorm)
-        return why_not_ranks(contract.num_ranks)
+        # On several machines a wait inside the program would have no end.
+        return why_not_ranks(contract.num_ranks) or why_not_one_machine()
 
 
 class TorchDistributedAndNorm(BaseProvider):

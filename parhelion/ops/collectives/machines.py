@@ -1,0 +1,32 @@
+"""Whether all ranks are on one machine, as they have told each other through the store of their group."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+
+def tell_machine(rank: int, address: str) -> None:
+    """Say, as one of a group, where this rank is.
+
+    Args:
+        rank: of this process.
+        address: at which the other ranks reach its machine.
+    """
+    dist.distributed_c10d._get_default_store().set(_key(rank), address)
+
+
+def why_not_one_machine() -> str | None:
+    """None if the ranks are on one machine, or nobody has said where they are; else why they cannot share memory."""
+    if not dist.is_initialized():
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    keys = [_key(rank) for rank in range(dist.get_world_size())]
+    if not store.check(keys[:1]):
+        return None
+    # Every rank tells it as it joins, and this waits for those that have not yet.
+    machines = len({store.get(key) for key in keys})
+    return None if machines == 1 else f"its ranks are on {machines} machines, and share no memory"
+
+
+def _key(rank: int) -> str:
+    return f"machine of rank {rank}"
