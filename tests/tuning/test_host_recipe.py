@@ -143,10 +143,15 @@ def check_guards(recipe: Recipe, how: Specialization, launch: Launch, names: dic
         assert (expression in recipe.aligned) == ((position,) in how.attributes)
 
 
+LARGE = ("fused_rope_attention", "paged_attention", "top_k_top_p_sampling")
+
+
 @pytest.mark.parametrize("name", op_names())
 def test_a_recipe_launches_what_the_host_function_does_at_another_size_of_m(name: str, code: WatchedCode):
     examples = op(name).examples
-    for contract in (examples[0], examples[len(examples) // 2]):
+    # Large programs take long to build: one of them.
+    chosen = examples[:1] if name in LARGE else (examples[0], examples[len(examples) // 2])
+    for contract in chosen:
         check(code, contract)
 
 
