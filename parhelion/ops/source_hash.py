@@ -84,8 +84,13 @@ def _normal_form(path: Path) -> str:
     return _written(_tree(path))
 
 
-def _referred(folder: Path, path: Path) -> Iterator[Path]:
-    """The files that a file imports from ``parhelion.ops`` or whose tile programs it names."""
+@functools.cache
+def _referred(folder: Path, path: Path) -> tuple[Path, ...]:
+    """The files that a file imports from ``parhelion.ops`` or whose tile programs it names; many ops ask for some."""
+    return tuple(_references(folder, path))
+
+
+def _references(folder: Path, path: Path) -> Iterator[Path]:
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             yield from (module.with_suffix(".py") for alias in node.names for module in _inside(folder, alias.name))

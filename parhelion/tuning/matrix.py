@@ -84,6 +84,19 @@ def build_matrix(
         progress: told how many pairs of contract and target are done, and how many there are.
     """
     groups = [[Task(contract, target, num_tokens) for target in targets] for contract in contracts]
+    return build_tasks(groups, jobs=jobs, progress=progress)
+
+
+def build_tasks(
+    groups: Sequence[Sequence[Task]], *, jobs: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Build]:
+    """Build all programs of the tasks, of which none is there twice, in their order.
+
+    Args:
+        groups: those of one group are built one after the other in one process, which generates code for all targets
+            once.
+        jobs, progress: see ``build_matrix``.
+    """
     total = sum(map(len, groups))
     order = {task_key(task): number for number, task in enumerate(task for group in groups for task in group)}
     builds: list[Build] = []

@@ -58,13 +58,13 @@ class GeneratedCode:
         self.num_processors = num_processors
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-build-")
         self._modules: dict[str, ModuleType] = {}
-        self._sources: dict[tuple[int, KernelConfig], str] = {}
+        self._sources: dict[tuple[Any, KernelConfig], str] = {}
 
     def source(self, bound: Any, config: KernelConfig) -> str:
         """The Triton module of a bound kernel under a config."""
-        key = (id(bound), config)
+        # By identity: two bound kernels are never equal.
+        key = (bound, config)
         if key not in self._sources:
-            # Helion keeps bound kernels for as long as their kernel lives, so their ids stay theirs.
             self._sources[key] = bound.to_triton_code(helion_config(config))
         return self._sources[key]
 

@@ -44,6 +44,7 @@ class RowState:
         self.chosen: Choice | None = None
         self.problems: dict[Choice, str] = {}
         self._final: dict[Choice, Outcome] = {}
+        self._ranking: list[Outcome] | None = None
         self._timed: dict[Any, float] = {}
 
     @property
@@ -99,10 +100,12 @@ class RowState:
             self.problems[choice] = outcome.problem
         elif is_final:
             self._final[choice] = outcome
+            self._ranking = None
 
     def strike(self, choice: Choice, problem: str) -> None:
         """It turns out that it cannot serve."""
         self._final.pop(choice, None)
+        self._ranking = None
         self.problems[choice] = problem
         if self.chosen == choice:
             self.chosen = None
@@ -113,7 +116,10 @@ class RowState:
 
     def ranking(self) -> list[Outcome]:
         """All that may serve, the fastest first."""
-        return _by_time(each for (name, _), each in self._final.items() if name not in NEVER_SERVE)
+        # Whoever watches the tuner is shown all rows at every trial.
+        if self._ranking is None:
+            self._ranking = _by_time(each for (name, _), each in self._final.items() if name not in NEVER_SERVE)
+        return self._ranking
 
     @property
     def fastest(self) -> Outcome | None:
@@ -123,7 +129,8 @@ class RowState:
     @property
     def time_us(self) -> float | None:
         """Of the fastest."""
-        return None if self.fastest is None else median_us(self.fastest)
+        fastest = self.fastest
+        return None if fastest is None else median_us(fastest)
 
     @property
     def best_config(self) -> Any | None:

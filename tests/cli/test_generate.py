@@ -23,8 +23,8 @@ def test_generate_prints_json_only_with_one_output_a_prompt(smollm2_path: Path) 
     assert all(output["outputs"][0]["finish_reason"] == "length" for output in outputs)
 
 
-def test_generate_reads_prompts_from_stdin_a_line_each(smollm2_path: Path) -> None:
-    arguments = ["generate", str(smollm2_path), *ENGINE, "--max-tokens", "2", "--temperature", "0"]
+def test_generate_reads_prompts_from_stdin_a_line_each(tiny_path: Path) -> None:
+    arguments = ["generate", str(tiny_path), *ENGINE, "--max-tokens", "2", "--temperature", "0"]
     result = runner.invoke(build_app(), arguments, input="First line\n\nSecond line\n")
     assert result.exit_code == 0
     assert "--- 0 'First line'" in result.stdout
@@ -48,10 +48,10 @@ def test_generate_without_any_prompt_is_a_usage_error() -> None:
     ],
 )
 def test_bench_writes_figures_with_their_circumstances(
-    smollm2_path: Path, tmp_path: Path, arguments: list[str], quantities: set[str]
+    tiny_path: Path, tmp_path: Path, arguments: list[str], quantities: set[str]
 ) -> None:
     file = tmp_path / "deep" / "result.json"
-    command = ["bench", arguments[0], str(smollm2_path), *arguments[1:], *ENGINE, "--output", str(file), "--json"]
+    command = ["bench", arguments[0], str(tiny_path), *arguments[1:], *ENGINE, "--output", str(file), "--json"]
     result = runner.invoke(build_app(), command)
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())

@@ -1,42 +1,23 @@
-"""Models for the end-to-end tests, written or fetched once."""
+"""Engines for the end-to-end tests."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from parhelion import LLM
+from parhelion import LLM, RequestOutput
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
-from tests.e2e.tiny_models import TINY_MODELS
 
 
-def write_byte_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer without merges and with two special tokens, beside a tiny checkpoint."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<|begin|>": 0, "<|end|>": 1, **{symbol: index + 2 for index, symbol in enumerate(alphabet)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|begin|>", "<|end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny Llama with a tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    TINY_MODELS[0].write(folder)
-    write_byte_tokenizer(folder)
-    return folder
+def open_llm(model: Path, **options: Any) -> LLM:
+    """An offline engine in float32."""
+    merged = {"dtype": "float32", "kv_cache_memory": 8 << 20, "threads": 1, "max_num_seqs": 32, **options}
+    merged["max_num_batched_tokens"] = max(merged.get("max_num_batched_tokens", 256), merged["max_num_seqs"])
+    return LLM(str(model), **merged)
 
 
 @pytest.fixture
@@ -45,9 +26,7 @@ def make_llm(tiny_path: Path) -> Iterator[Callable[..., LLM]]:
     opened: list[LLM] = []
 
     def make(model: Path | None = None, **options: Any) -> LLM:
-        merged = {"dtype": "float32", "kv_cache_memory": 8 << 20, "threads": 1, "max_num_seqs": 32, **options}
-        merged["max_num_batched_tokens"] = max(merged.get("max_num_batched_tokens", 256), merged["max_num_seqs"])
-        opened.append(LLM(str(model or tiny_path), **merged))
+        opened.append(open_llm(model or tiny_path, **options))
         return opened[-1]
 
     yield make
@@ -56,13 +35,20 @@ def make_llm(tiny_path: Path) -> Iterator[Callable[..., LLM]]:
         llm.shutdown()
 
 
-@pytest.fixture
-def alone(make_llm: Callable[..., LLM]) -> list[Tokens]:
+@pytest.fixture(scope="session")
+def alone_outputs(tiny_path: Path) -> list[RequestOutput]:
     """Every request run by itself: one at a time, prompt in one piece, no prefix cache, no overlap, no guesses."""
-    llm = make_llm(overlap=False, enable_prefix_caching=False)
-    results = [llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
+    with open_llm(tiny_path, overlap=False, enable_prefix_caching=False) as llm:
+        results = [llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
+        assert_empty(llm)
     assert len({str(tokens) for tokens in tokens_of(results)}) == len(PROMPTS)
-    return tokens_of(results)
+    return results
+
+
+@pytest.fixture(scope="session")
+def alone(alone_outputs: list[RequestOutput]) -> list[Tokens]:
+    """Their tokens."""
+    return tokens_of(alone_outputs)
 
 
 def assert_empty(llm: LLM) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from parhelion import LLM, SamplingParams
+from parhelion import LLM, RequestOutput, SamplingParams
 from parhelion.engine import draft_choice
 from parhelion.errors import ConfigError
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
@@ -47,15 +47,12 @@ class Prophet:
         return (token + 1) % 300 if is_wrong else token
 
 
-@pytest.fixture
-def alone(make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch) -> list[Tokens]:
-    """Every request by itself and without guesses; from here on guesses are a prophet's, who knows these texts."""
-    llm = make_llm(overlap=False, enable_prefix_caching=False)
-    results = [llm.generate(prompt, params)[0] for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
-    texts = [[*result.prompt_token_ids, *output.token_ids] for result in results for output in result.outputs]
+@pytest.fixture(autouse=True)
+def _prophecies(alone_outputs: list[RequestOutput], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are a prophet's, who knows what every request says by itself."""
+    texts = [[*result.prompt_token_ids, *output.token_ids] for result in alone_outputs for output in result.outputs]
     monkeypatch.setattr(Prophet, "texts", texts)
     monkeypatch.setattr(draft_choice, "NgramProposer", Prophet)
-    return tokens_of(results)
 
 
 @pytest.mark.parametrize("wrong", [0, 2, 3, 8, 1])
@@ -107,9 +104,7 @@ def test_preemption_under_guesses_changes_nothing(alone: list[Tokens], make_llm:
     assert stats.prefix_cache_hit_tokens_total > 0
 
 
-def test_log_probabilities_stop_strings_and_streams_are_the_same(
-    alone: list[Tokens], make_llm: Callable[..., LLM]
-) -> None:
+def test_log_probabilities_stop_strings_and_streams_are_the_same(make_llm: Callable[..., LLM]) -> None:
     wanted = SamplingParams(temperature=0, max_tokens=40, logprobs=2, prompt_logprobs=1, ignore_eos=True)
     plain, guessing = make_llm(overlap=False), make_llm(speculate="ngram")
     [theirs], [ours] = (llm.generate(PROMPTS[0], wanted) for llm in (plain, guessing))

@@ -11,13 +11,14 @@ from parhelion import LLM, SamplingParams
 from tests.e2e.draft_models import leave_out_layers
 
 PARAMS = [
-    SamplingParams(temperature=0, max_tokens=48, ignore_eos=True),
-    SamplingParams(temperature=0.7, top_p=0.9, seed=5, max_tokens=48, ignore_eos=True),
-    SamplingParams(temperature=0, max_tokens=48, ignore_eos=True, repetition_penalty=1.1),
+    SamplingParams(temperature=0, max_tokens=32, ignore_eos=True),
+    SamplingParams(temperature=0.7, top_p=0.9, seed=5, max_tokens=32, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=32, ignore_eos=True, repetition_penalty=1.1),
 ]
 TEXT = "The ferry leaves at nine, the ferry returns at noon, and the ferry leaves again at one. "
 PROMPT = f"<|im_start|>user\nRepeat this twice: {TEXT}<|im_end|>\n<|im_start|>assistant\n{TEXT}"
-LEFT_OUT: dict[str, set[int]] = {"draft that agrees often": {14}, "draft that agrees less often": {12, 18}}
+LEFT_OUT = {12, 18}
+"""Layers that the draft model lacks: it agrees about most tokens, but by no means all."""
 
 
 def tokens_and_acceptance(path: Path, draft: Path | None, way: str) -> tuple[list[list[int]], float]:
@@ -40,11 +41,8 @@ def test_the_real_model_says_the_same(way: str, plain: list[list[int]], smollm2_
     assert acceptance > 0 or way == "auto"
 
 
-@pytest.mark.parametrize("left_out", LEFT_OUT.values(), ids=LEFT_OUT.keys())
-def test_with_a_draft_model_it_says_the_same(
-    left_out: set[int], plain: list[list[int]], smollm2_path: Path, tmp_path: Path
-) -> None:
-    draft = leave_out_layers(smollm2_path, left_out, tmp_path, torch.bfloat16)
+def test_with_a_draft_model_it_says_the_same(plain: list[list[int]], smollm2_path: Path, tmp_path: Path) -> None:
+    draft = leave_out_layers(smollm2_path, LEFT_OUT, tmp_path, torch.bfloat16)
     tokens, acceptance = tokens_and_acceptance(smollm2_path, draft, "draft")
     assert tokens == plain
     assert 0 < acceptance < 1

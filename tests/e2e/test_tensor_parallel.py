@@ -23,9 +23,8 @@ from parhelion.engine.ranks import RankProcesses
 from parhelion.errors import CheckpointError, ConfigError, EngineDeadError
 from parhelion.types import TokenLogprobs
 from tests.checkpoints.quantized import FORMATS
-from tests.e2e.conftest import write_byte_tokenizer
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
-from tests.e2e.tiny_models import TinyModel
+from tests.e2e.tiny_models import TinyModel, write_byte_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from parhelion import LLM, SamplingParams
-from tests.e2e.conftest import write_byte_tokenizer
-from tests.e2e.tiny_models import TINY_MODELS, TinyModel
+from tests.e2e.tiny_models import TINY_MODELS, TinyModel, write_byte_tokenizer
 
 NUM_TOKENS = 64
 

@@ -1,13 +1,17 @@
-"""Tiny random checkpoints, written by transformers, one for every way in which an architecture may differ."""
+"""Tiny random checkpoints, written by transformers, one for every way in which an architecture may differ, and their
+tokenizer.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 COMMON: dict[str, Any] = {
     "vocab_size": 512,
@@ -81,3 +85,17 @@ TINY_MODELS = (
     TinyModel("qwen3-gqa-untied", "Qwen3", {"head_dim": 16}),
     TinyModel("qwen3-mha-tied", "Qwen3", {"num_key_value_heads": 4, "tie_word_embeddings": True, "head_dim": 32}),
 )
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer without merges and with two special tokens, beside a tiny checkpoint."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<|begin|>": 0, "<|end|>": 1, **{symbol: index + 2 for index, symbol in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

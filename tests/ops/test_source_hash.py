@@ -18,10 +18,12 @@ from parhelion.ops.source_hash import hash_in, source_hash, source_hashes, sourc
 OPS = Path(parhelion.ops.__file__).parent
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    shutil.copytree(OPS, tmp_path / "ops", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "ops"
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all ops; nobody changes it."""
+    folder = tmp_path_factory.mktemp("copy") / "ops"
+    shutil.copytree(OPS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def changed(copy: Path, file: str, old: str, new: str, tmp_path: Path) -> set[str]:

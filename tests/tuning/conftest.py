@@ -9,22 +9,26 @@ import pytest
 from parhelion.ops.registry import op_names
 
 
-@pytest.fixture(autouse=True)
-def _generating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tile programs remember what the environment said when they were made; here they are told otherwise."""
+@pytest.fixture(autouse=True, scope="module")
+def _generating() -> Iterator[None]:
+    """Tile programs remember what the environment said when they were made; here they are told otherwise.
+
+    For all tests of a module at once: what Helion has traced for one test serves the next.
+    """
     from helion.runtime.kernel import Kernel
     from helion.runtime.ref_mode import RefMode
 
     # Made now, while the environment says what it says to the other tests.
     kernels = [each for each in _tile_programs() if isinstance(each, Kernel)]
-    monkeypatch.delenv("HELION_INTERPRET", raising=False)
     interpreted = [kernel for kernel in kernels if kernel.settings.ref_mode != RefMode.OFF]
-    for kernel in interpreted:
-        kernel.reset()
-        monkeypatch.setattr(kernel.settings, "ref_mode", RefMode.OFF)
-    yield
-    for kernel in interpreted:
-        kernel.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HELION_INTERPRET", raising=False)
+        for kernel in interpreted:
+            kernel.reset()
+            patch.setattr(kernel.settings, "ref_mode", RefMode.OFF)
+        yield
+        for kernel in interpreted:
+            kernel.reset()
 
 
 def _tile_programs() -> Iterator[object]:

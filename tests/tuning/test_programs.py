@@ -125,7 +125,7 @@ def test_a_steps_integers_may_lie_anywhere_and_its_tables_have_any_width(max_mod
 
 @pytest.mark.parametrize(("name", "bucket"), [("paged_attention", 1), ("fused_rope_attention", 32)])
 def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, bucket: int, code: GeneratedCode):
-    contract, to = op(name).examples[1], target("sm_90")
+    contract, to = op(name).examples[0], target("sm_90")
     config = launch_module(name).default_config(contract, bucket, gemm_target("sm_90"))
     to_serve = programs_of(contract, bucket, config, to, code)
     to_time = programs_of(contract, bucket, Timed(config), to, code)
@@ -139,7 +139,7 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
 @pytest.mark.parametrize("programs", [1, 1024])
 @pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
 def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
-    contract, module = op(name).examples[1], launch_module(name)
+    contract, module = op(name).examples[0], launch_module(name)
     config = replace(module.default_config(contract, 16, gemm_target("sm_90")), programs=programs)
     requests = set()
     for num_tokens in (1, 2, 5, 16, 31, 64, 256):
@@ -213,8 +213,9 @@ def test_attention_has_binaries_for_every_step_of_the_engines(bucket: int, num_t
 
 
 def test_a_buckets_programs_are_another_buckets_where_the_config_is_the_same(code: GeneratedCode):
-    config = untuned_config(ATTENTION, 1, SM_90)
-    few, many = ({each.binary.file for each in programs_of(ATTENTION, b, config, SM_90, code)} for b in (1, 16))
+    contract = op("paged_attention").examples[0]
+    config = untuned_config(contract, 1, SM_90)
+    few, many = ({each.binary.file for each in programs_of(contract, b, config, SM_90, code)} for b in (1, 16))
     assert few < many
 
 

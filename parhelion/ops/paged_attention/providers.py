@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 
 import torch
 
@@ -62,11 +64,12 @@ class TorchPagedAttention(BaseProvider):
 def varlen_launcher(contract: PagedAttention) -> Launcher:
     """``torch.nn.attention.varlen.varlen_attn`` over the rows' blocks, copied side by side."""
     c = contract
-    options = {"enable_gqa": True} if "enable_gqa" in _varlen_options() else {}
 
     def launch(query: torch.Tensor, kv_cache: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        # Imported where it is launched: it brings torch's compiler with it, a second that a CPU need not wait.
         from torch.nn.attention.varlen import varlen_attn
 
+        options = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
         blocks = batch.block_table[:, : -(-batch.max_seq_len // c.block_size)]
         num_rows, width = blocks.shape[0], blocks.shape[1] * c.block_size
         gathered = kv_cache.index_select(0, blocks.flatten()).view(num_rows * width, 2 * c.num_kv_heads, c.head_dim)
@@ -199,4 +202,9 @@ def _varlen_options() -> frozenset[str]:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
+    return _parameters(varlen_attn)
+
+
+@functools.cache
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
