@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from parhelion import LLM, SamplingParams
 
@@ -19,7 +20,8 @@ def test_a_compiled_engine_gives_the_same_text_and_compiles_nothing_while_it_ser
     make_llm: Callable[..., LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PARHELION_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that the process keeps its own
+    # So that the process keeps its own, where others of its kind have left torch's headers compiled.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache_dir())
     torch.compiler.reset()
     expected = [result.outputs[0].token_ids for result in make_llm().generate(PROMPTS, PARAMS)]
     llm = make_llm(compile=True)

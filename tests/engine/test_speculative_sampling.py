@@ -151,10 +151,19 @@ def exact(logits: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("params", SETTINGS.values(), ids=SETTINGS.keys())
-def test_draws_with_guesses_are_those_without_and_follow_the_distribution(params: dict[str, Any], share: float) -> None:
-    table = table_of(share)
+@pytest.mark.parametrize(
+    ("setting", "share"),
+    [
+        *itertools.product(["temperature"], [0.3, 0.6, 0.9]),
+        ("cooler", 0.6),
+        ("top-k", 0.3),
+        ("top-p", 0.6),
+        ("min-p", 0.9),
+        ("all of them", 0.3),
+    ],
+)
+def test_draws_with_guesses_are_those_without_and_follow_the_distribution(setting: str, share: float) -> None:
+    params, table = SETTINGS[setting], table_of(share)
     texts, accepted = drawn(table, params, guessing=True)
     assert texts == drawn(table, params, guessing=False)[0]
     # Of four guesses in a row the first is right with about that probability, and the others only if it is.
