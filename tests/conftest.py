@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +20,19 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny Llama with a tokenizer."""
+    return _tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def patient_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with room for answers of thousands of tokens: seconds in which a test can do something to an engine."""
+    return _tiny_llama(tmp_path_factory.mktemp("patient-llama"), max_position_embeddings=8192)
+
+
+def _tiny_llama(folder: Path, **overrides: Any) -> Path:
     # transformers takes a second to import.
     from tests.e2e.tiny_models import TINY_MODELS, write_byte_tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    TINY_MODELS[0].write(folder)
+    replace(TINY_MODELS[0], overrides=overrides).write(folder)
     write_byte_tokenizer(folder)
     return folder

@@ -103,10 +103,10 @@ def test_a_piece_that_hangs_is_ended_with_its_ranks_and_what_it_said_is_kept(
     options = script.parse(["--device", "cpu", "--output", str(tmp_path / "result.json")])
     result = script.Result(options)
     began = time.monotonic()
-    script.run_apart("speed2", [], 1.5, result)
-    assert time.monotonic() - began < 10
+    script.run_apart("speed2", [], 5.0, result)
+    assert time.monotonic() - began < 50
     piece = json.loads((tmp_path / "result.json").read_text())["pieces"]["speed2"]
-    assert (piece["passed"], piece["problem"]) == (False, "ended after 2 s")
+    assert (piece["passed"], piece["problem"]) == (False, "ended after 5 s")
     [row] = piece["rows"]
     child = psutil.Process(row["pid"]) if psutil.pid_exists(row["pid"]) else None
     assert child is None or child.status() == psutil.STATUS_ZOMBIE

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,7 @@ import pytest
 from parhelion import AsyncEngine, EngineConfig, SamplingParams
 from parhelion.engine.connection import ProcessConnection
 from parhelion.errors import CheckpointError, EngineDeadError, InvalidRequestError, OutOfMemoryError, QueueFullError
+from tests.processes import wait_for_end
 
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 
@@ -27,7 +28,7 @@ def config_of(path: Path, **options: int) -> EngineConfig:
 
 
 async def wait_until_idle(engine: AsyncEngine) -> None:
-    for _ in range(100):
+    for _ in range(600):
         stats = await engine.stats()
         if (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0):
             return
@@ -87,12 +88,12 @@ def test_a_full_queue_refuses_and_harms_nobody(tiny_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_killed_engine_fails_its_requests_and_refuses_new_ones(tiny_path: Path) -> None:
+def test_a_killed_engine_fails_its_requests_and_refuses_new_ones(patient_path: Path) -> None:
     async def run() -> None:
-        engine = await AsyncEngine.from_config(config_of(tiny_path))
+        engine = await AsyncEngine.from_config(config_of(patient_path))
         connection = engine._connection
         assert isinstance(connection, ProcessConnection)
-        stream = engine.generate("Once upon a time", LONG)
+        stream = engine.generate("Once upon a time", replace(LONG, max_tokens=4000))
         await anext(stream)
         os.kill(connection.pid, signal.SIGKILL)
         with pytest.raises(EngineDeadError, match="send it again"):
@@ -154,9 +155,5 @@ asyncio.run(run())
         engine = psutil.Process(int(pid))
         assert Path(folder).exists()
         parent.kill()
-    for _ in range(100):
-        if not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE:
-            assert not Path(folder).exists()
-            return
-        time.sleep(0.1)
-    pytest.fail("the engine outlived its parent by ten seconds")
+    wait_for_end([engine], 30)
+    assert not Path(folder).exists()

@@ -21,13 +21,12 @@ from tests.e2e.test_tensor_parallel import (
     LONG,
     ODD_VOCABULARY,
     config_of,
-    have_ended,
     logprobs_of,
     ranks_of,
-    wait_for_end,
     written,
 )
 from tests.e2e.tiny_models import TinyModel
+from tests.processes import have_ended, wait_for_end
 
 FIVE_LAYERS = TinyModel("qwen3-five-layers", "Qwen3", {"num_hidden_layers": 5, "head_dim": 16})
 
@@ -117,11 +116,11 @@ def test_a_step_that_never_comes_back_is_given_up(tiny_path: Path, monkeypatch: 
     assert have_ended(processes)
 
 
-def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tiny_path: Path) -> None:
+def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(patient_path: Path) -> None:
     """The last of three stages then fails as well, and is not blamed."""
 
     async def run() -> None:
-        engine = await AsyncEngine.from_config(replace(config_of(tiny_path), tp=1, pp=3), in_process=True)
+        engine = await AsyncEngine.from_config(replace(config_of(patient_path), tp=1, pp=3), in_process=True)
         stages = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
         assert len(stages) == 2
         stream = engine.generate("Once upon a time", LONG)
@@ -131,7 +130,7 @@ def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(ti
         with pytest.raises(EngineDeadError, match=said):
             async for _ in stream:
                 pass
-        await asyncio.to_thread(wait_for_end, stages, 8)
+        await asyncio.to_thread(wait_for_end, stages, 30)
         await engine.shutdown()
 
     asyncio.run(run())

@@ -44,9 +44,9 @@ def metric(server: ServerProcess, name: str) -> float:
 
 def wait_until_empty(server: ServerProcess) -> None:
     names = ("requests_running", "requests_waiting", "kv_blocks_in_use")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while any(counts := [metric(server, name) for name in names]):
-        assert time.monotonic() < deadline, f"{names} are {counts} five seconds after the test"
+        assert time.monotonic() < deadline, f"{names} are {counts} half a minute after the test"
         time.sleep(0.05)
 
 

@@ -23,7 +23,8 @@ from parhelion.server.app import create_app
 from parhelion.types import EngineStats, Prompt
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 
-LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=800, ignore_eos=True)
+"""So long that all of some requests run at the same time, on a machine with other work too."""
 SHORT = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 RESTARTS = RestartPolicy(first_s=0.05, most_s=0.2)
 
@@ -44,9 +45,9 @@ def run() -> Iterator[Run[Any]]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_path: Path, run: Run[Any]) -> Iterator[AsyncEngine]:
+def engine(patient_path: Path, run: Run[Any]) -> Iterator[AsyncEngine]:
     """Two replicas, which every test leaves serving; at the end none of their processes is left."""
-    started = run(AsyncEngine.from_config(config_of(tiny_path), restarts=RESTARTS))
+    started = run(AsyncEngine.from_config(config_of(patient_path), restarts=RESTARTS))
     yield started
     processes = [psutil.Process(each.process) for each in started.replicas]
     run(started.shutdown())
@@ -59,7 +60,7 @@ async def answer(engine: AsyncEngine, prompt: Prompt, params: SamplingParams, **
     return latest
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -148,7 +149,7 @@ def test_a_killed_replica_fails_only_what_was_seen_of_it_and_comes_back(engine: 
             assert (await client.get("/health")).json()["status"] == "ok"
             streams = [engine.generate("go on", LONG) for _ in range(6)]
             await asyncio.gather(*(anext(stream) for stream in streams))
-            body = {"prompt": "go on", "temperature": 0, "max_tokens": 400, "ignore_eos": True}
+            body = {"prompt": "go on", "temperature": 0, "max_tokens": 800, "ignore_eos": True}
             in_events = [
                 asyncio.create_task(client.post("/v1/completions", json={**body, "stream": True})) for _ in range(2)
             ]
@@ -162,7 +163,7 @@ def test_a_killed_replica_fails_only_what_was_seen_of_it_and_comes_back(engine: 
             killed = time.monotonic()
             said = f"replica 0: the engine's process {dead.process} was killed by SIGKILL"
             ends = await asyncio.gather(*(drained(stream) for stream in streams))
-            assert time.monotonic() - killed < 5
+            assert time.monotonic() - killed < 30
             health = await client.get("/health")
             assert (health.status_code, health.json()["status"], health.json()["serving"]) == (200, "degraded", 1)
             lost = [end for end in ends if isinstance(end, EngineDeadError)]
@@ -196,12 +197,13 @@ def test_a_killed_replica_fails_only_what_was_seen_of_it_and_comes_back(engine: 
 
 async def until_they_run(engine: AsyncEngine, counts: list[int]) -> EngineStats:
     """Wait until so many requests run in each replica."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 30
     while True:
         stats = await engine.stats()
         if [one.stats.num_running for one in stats.replicas] == counts:
             return stats
         assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def drained(stream: Any) -> EngineDeadError | str:
@@ -222,7 +224,7 @@ def test_without_any_replica_requests_are_503_until_one_is_back(engine: AsyncEng
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             for each in engine.replicas:
                 os.kill(each.process or 0, signal.SIGKILL)
-            await until(lambda: not any(each.serves for each in engine.replicas), 5)
+            await until(lambda: not any(each.serves for each in engine.replicas))
             health = await client.get("/health")
             assert (health.status_code, health.json()["status"], health.json()["serving"]) == (503, "engine_dead", 0)
             refused = await client.post("/v1/completions", json=body)
@@ -260,10 +262,10 @@ def test_replicas_are_refused_in_one_process(tiny_path: Path) -> None:
         asyncio.run(AsyncEngine.from_config(config_of(tiny_path), in_process=True))
 
 
-def test_a_server_of_two_drains_and_leaves_nothing(tiny_path: Path) -> None:
+def test_a_server_of_two_drains_and_leaves_nothing(patient_path: Path) -> None:
     options = ("--dtype", "float32", "--threads", "1", "--kv-cache-memory", "8MiB", "--device", "cpu", "--dp", "2")
-    body = {"prompt": "go on", "max_tokens": 300, "ignore_eos": True, "temperature": 0}
-    with running_server(str(tiny_path), options) as server:
+    body = {"prompt": "go on", "max_tokens": 800, "ignore_eos": True, "temperature": 0}
+    with running_server(str(patient_path), options) as server:
         assert server.process is not None
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert len([child for child in children if "parhelion.engine.process" in child.cmdline()]) == 2
@@ -271,11 +273,13 @@ def test_a_server_of_two_drains_and_leaves_nothing(tiny_path: Path) -> None:
         async def ask_and_stop() -> list[httpx.Response]:
             async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
                 asked = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
-                await asyncio.sleep(0.3)
+                while "\nparhelion_requests_running 4.0" not in (await client.get("/metrics")).text:
+                    assert not any(request.done() for request in asked)
+                    await asyncio.sleep(0.02)
                 server.process.send_signal(signal.SIGTERM)
                 return await asyncio.gather(*asked)
 
         answers = asyncio.run(ask_and_stop())
-        assert [each.json()["usage"]["completion_tokens"] for each in answers] == [300] * 4
-        assert server.process.wait(20) == 0
+        assert [each.json()["usage"]["completion_tokens"] for each in answers] == [800] * 4
+        assert server.process.wait(60) == 0
     assert not any(child.is_running() for child in children)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from parhelion.types import TokenLogprobs
 from tests.checkpoints.quantized import FORMATS
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.tiny_models import TinyModel, write_byte_tokenizer
+from tests.processes import have_ended, wait_for_end
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+"""So long that whoever is killed meanwhile has not ended before."""
 
 ODD_VOCABULARY = TinyModel("qwen3-odd-vocabulary", "Qwen3", {"vocab_size": 511, "tie_word_embeddings": True})
 ONE_KV_HEAD = TinyModel("qwen2-one-kv-head", "Qwen2", {"num_key_value_heads": 1})
@@ -146,27 +148,9 @@ def config_of(path: Path) -> EngineConfig:
     )
 
 
-def have_ended(processes: Sequence[psutil.Process]) -> bool:
-    return all(map(has_ended, processes))
-
-
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True  # between the two
-
-
-def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not have_ended(processes):
-        assert time.monotonic() < deadline, f"still there: {processes}"
-        time.sleep(0.05)
-
-
-def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tiny_path: Path) -> None:
+def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(patient_path: Path) -> None:
     async def run() -> None:
-        engine = await AsyncEngine.from_config(config_of(tiny_path))
+        engine = await AsyncEngine.from_config(config_of(patient_path))
         assert isinstance(engine._connection, ProcessConnection)
         process = psutil.Process(engine._connection.pid)
         (rank,) = ranks_of(process)
@@ -176,7 +160,7 @@ def test_a_rank_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(tin
         with pytest.raises(EngineDeadError, match=name_of(rank)):
             async for _ in stream:
                 pass
-        await asyncio.to_thread(wait_for_end, [process, rank], 8)
+        await asyncio.to_thread(wait_for_end, [process, rank], 30)
         await engine.shutdown()
 
     asyncio.run(run())
@@ -187,7 +171,7 @@ def test_a_rank_killed_while_idle_is_noticed_before_the_next_request(tiny_path: 
         engine = await AsyncEngine.from_config(config_of(tiny_path), in_process=True)
         (rank,) = ranks_of(psutil.Process())
         rank.kill()
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 30
         while not engine.is_dead and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         with pytest.raises(EngineDeadError, match=name_of(rank)):
@@ -214,7 +198,7 @@ def test_ranks_end_with_the_engine(tiny_path: Path) -> None:
         ranks = ranks_of(process)
         assert ranks
         process.kill()
-        await asyncio.to_thread(wait_for_end, [process, *ranks], 8)
+        await asyncio.to_thread(wait_for_end, [process, *ranks], 30)
         await engine.shutdown()
 
     asyncio.run(run())

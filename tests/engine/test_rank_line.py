@@ -99,7 +99,7 @@ def connect() -> Iterator[Callable[..., Rank]]:
         rank.close()
 
 
-def until_lost(port: RankPort, seconds: float = 5.0) -> frozenset[int]:
+def until_lost(port: RankPort, seconds: float = 30.0) -> frozenset[int]:
     deadline = time.monotonic() + seconds
     while not (lost := port.lost()):
         assert time.monotonic() < deadline
@@ -121,7 +121,7 @@ def test_it_listens_on_one_address_and_hears_who_has_the_key_and_the_secret(
     assert isinstance(guesser.receive(), Refused)
     rank = connect(port.address, port.server_key)
     rank.send(Hello(1, port.secret, "there"))
-    assert port.receive(2.0) == (1, Hello(1, port.secret, "there"))
+    assert port.receive(30.0) == (1, Hello(1, port.secret, "there"))
     port.send(Join(80, "10.0.0.1"))
     assert rank.receive() == Join(80, "10.0.0.1")
     guesser.close()
@@ -134,7 +134,7 @@ def test_nobody_reads_along(port: RankPort, connect: Callable[..., Rank]) -> Non
     cable = Cable(port.address)
     rank = connect(cable.address, port.server_key)
     rank.send(Hello(1, port.secret, "a-host-by-name"))
-    assert port.receive(2.0) is not None
+    assert port.receive(30.0) is not None
     port.send(Join(80, "an-address"))
     assert rank.receive() == Join(80, "an-address")
     assert b"CURVE" in cable.carried
@@ -148,7 +148,7 @@ def test_both_ends_notice_a_cut_of_which_nothing_tells(port: RankPort, connect: 
     rank, other = connect(cable.address, port.server_key), connect(port.address, port.server_key)
     for number, each in ((1, rank), (2, other)):
         each.send(Hello(number, port.secret, "there"))
-        assert port.receive(2.0) is not None
+        assert port.receive(30.0) is not None
     assert rank.monitor is not None
     assert other.monitor is not None
     assert not rank.monitor.poll(1200), "who answers is not lost"
@@ -165,7 +165,7 @@ def test_an_end_is_noticed_at_once_and_what_was_said_before_is_heard(
 ) -> None:
     rank = connect(port.address, port.server_key)
     rank.send(Hello(1, port.secret, "there"))
-    assert port.receive(2.0) is not None
+    assert port.receive(30.0) is not None
     rank.send(Loaded(7, 8))
     rank._context.destroy(linger=1000)
     assert until_lost(port) == {1}

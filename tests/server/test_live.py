@@ -29,10 +29,10 @@ def client_of(server: LiveServer) -> openai.AsyncOpenAI:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens in the server's thread, two seconds at most."""
-    deadline = time.monotonic() + 2
+    """Wait for something that happens in the server's thread."""
+    deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen within two seconds"
+        assert time.monotonic() < deadline, "it did not happen within half a minute"
         time.sleep(0.005)
 
 
@@ -93,7 +93,8 @@ async def test_disconnect_aborts_the_request_within_a_few_tokens(streamed: bool)
 
 
 async def test_two_hundred_streams_at_once_are_all_complete() -> None:
-    engine = FakeEngine(delay_s=0.02)
+    # Slow enough for the last to come before the first has gone, whatever else the machine does.
+    engine = FakeEngine(delay_s=0.06)
     whole = RECITAL.encode()[:50].decode()
     with live_server(engine) as server:
         limits = httpx.Limits(max_connections=200)
@@ -162,19 +163,19 @@ async def test_draining_lets_streams_end_and_refuses_new_requests() -> None:
     engine = FakeEngine(delay_s=0.02)
     with live_server(engine) as server:
         async with httpx.AsyncClient(timeout=30) as client:
-            body = {"prompt": "x", "max_tokens": 40}
+            body = {"prompt": "x", "max_tokens": 200}
             running = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=body))
             while not engine.running:
                 await asyncio.sleep(0.005)
             server.signal()
-            await asyncio.sleep(0.1)
-            health = await client.get(f"{server.url}/health")
+            while (health := await client.get(f"{server.url}/health")).status_code == 200:
+                await asyncio.sleep(0.005)
             assert (health.status_code, health.json()["status"]) == (503, "draining")
             refused = await client.post(f"{server.url}/v1/completions", json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             answer = await running
-            assert answer.json()["usage"]["completion_tokens"] == 40
-        server.thread.join(10)
+            assert answer.json()["usage"]["completion_tokens"] == 200
+        server.thread.join(30)
         assert not server.thread.is_alive()
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health")
@@ -192,9 +193,9 @@ async def test_what_outlasts_the_drain_ends_with_an_error_event(signals: int) ->
                 await asyncio.sleep(0.005)
             for _ in range(signals):
                 server.signal()
-            answer = await asyncio.wait_for(running, 10)
+            answer = await asyncio.wait_for(running, 30)
         assert answer.text.rstrip().split("\n\n")[-1].startswith("event: error\ndata: ")
-        server.thread.join(10)
+        server.thread.join(30)
         assert not server.thread.is_alive()
     assert len(engine.aborted) == 1
 

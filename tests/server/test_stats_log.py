@@ -124,7 +124,7 @@ async def test_an_engine_that_dies_ends_the_log_without_an_error(caplog: pytest.
     assert await lines_of([IDLE, EngineDeadError("it died")], caplog) == []
     engine = FakeEngine()
     engine.is_dead = True
-    await asyncio.wait_for(log_stats(engine), 1)
+    await asyncio.wait_for(log_stats(engine), 30)
 
 
 async def test_a_server_logs_and_ends_even_if_its_engine_died(
@@ -136,9 +136,9 @@ async def test_a_server_logs_and_ends_even_if_its_engine_died(
     with live_server(engine) as server:
         async with httpx.AsyncClient() as client:
             await client.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 5})
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while "0 running, 0 waiting" not in caplog.text:
-            assert time.monotonic() < deadline, "nothing was logged within two seconds"
+            assert time.monotonic() < deadline, "nothing was logged within half a minute"
             await asyncio.sleep(0.005)
         engine.die(EngineDeadError("the engine died"))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -39,11 +40,14 @@ from parhelion.tuning.timing_jobs import TrialTimer, TrialWork, launcher_of
 from tests.packs import sample
 from tests.platform import fake_library
 from tests.platform.fake_library import FakeCuda
+from tests.processes import wait_for_end
 
 CPU = torch.device("cpu")
 NORM = RmsNorm(64, dtype=torch.bfloat16)
 FAST = Timing(rounds=3, warmup=1)
-LIMITS = Limits(start_s=60, inputs_s=0.5, trial_s=1.5, compiling_s=1.5, step_s=2)
+LIMITS = Limits(start_s=60, inputs_s=1, trial_s=4, compiling_s=4, step_s=2)
+PATIENT = Limits()
+"""Where nothing hangs."""
 CEILINGS = Ceilings("made up", 1e9, 1e9, 1e9, 1e9, 1e9)
 
 
@@ -86,7 +90,7 @@ def test_what_a_trial_does_to_its_process_is_its_own_outcome_and_the_rest_go_on(
     assert [outcomes[number].provider for number in range(len(names))] == list(names)
     problems = {outcome.provider: outcome.problem for outcome in outcomes.values()}
     assert problems["crashes"] == "the process on the GPU crashed (exit status 7)"
-    assert problems["hangs"] in ("took longer than 1.5 s", "took longer than 2 s")
+    assert problems["hangs"] in ("took longer than 4 s", "took longer than 5 s")
     assert problems["breaks"] == "an illegal access"
     assert problems["fails"] == "it failed"
     processes = [outcomes[number].time_us for number in (0, 2, 4, 6, 8)]
@@ -98,16 +102,17 @@ def test_what_a_trial_does_to_its_process_is_its_own_outcome_and_the_rest_go_on(
 
 
 def test_nothing_begins_after_the_deadline(timer: GpuTimer):
-    done = list(timer.run(job(*["slow"] * 20), 0.7))
-    assert 2 <= len(done) <= 4
+    # Each takes 0.3 s, and more where the machine has other work.
+    assert 1 <= len(list(timer.run(job(*["slow"] * 20), 0.7))) <= 4
     assert list(timer.run(job("a"), 0.0)) == []
 
 
 def test_a_process_that_died_while_idle_is_replaced_and_the_trial_is_made_all_the_same(timer: GpuTimer):
     [(_, outcome)] = timer.run(job("a"), 60.0)
     assert outcome.time_us is not None
-    os.kill(int(outcome.time_us.median), 9)
-    time.sleep(0.3)
+    process = psutil.Process(int(outcome.time_us.median))
+    process.kill()
+    wait_for_end([process], 30)
     [(_, again)] = timer.run(job("b"), 60.0)
     assert again.time_us is not None
     assert again.time_us.median != outcome.time_us.median
@@ -126,7 +131,7 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(timer: G
 
 
 def test_the_cost_of_a_launch_is_measured_in_the_process_and_a_failure_is_no_figure():
-    with GpuTimer(CPU, limits=LIMITS) as timer:
+    with GpuTimer(CPU, limits=PATIENT) as timer:
         assert 0 < (timer.launch_us(NORM, 4, Trial("torch", None)) or 0) < 1e6
         assert timer.launch_us(NORM, 4, Trial("flashinfer", None)) is None
 
