@@ -42,7 +42,8 @@ imports: setup
 
 unit: setup
 	@# Two processes share the cores: threads that wait for work must not keep a core busy meanwhile.
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@# Files are taken in the order of tests/conftest.py, the longest first.
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

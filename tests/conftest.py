@@ -11,6 +11,28 @@ import pytest
 from parhelion.models.resolve import resolve_model
 
 
+LONGEST = (
+    "tuning/test_programs.py",
+    "e2e/test_smollm2_matches_transformers.py",
+    "tuning/test_host_recipe.py",
+    "e2e/test_tensor_parallel.py",
+    "tuning/test_matrix.py",
+    "e2e/test_speculation_smollm2.py",
+    "e2e/test_replicas.py",
+    "e2e/test_pipeline_parallel.py",
+    "e2e/test_compile.py",
+    "layers/test_one_token.py",
+)
+"""Files that take tens of seconds. They come first, for a file's tests run in one process: it would keep the others
+waiting at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    place = {folder / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The default model's GGUF file, pulled into the home folder unless it is there."""

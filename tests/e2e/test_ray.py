@@ -55,7 +55,7 @@ class Cluster:
         return self._process.stdout.readline().strip()
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=90)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def config_of(path: Path, cluster: Cluster, **options: Any) -> EngineConfig:
     )
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 90) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.05)
