@@ -10,7 +10,6 @@ import pytest
 
 from parhelion.models.resolve import resolve_model
 
-
 LONGEST = (
     "tuning/test_programs.py",
     "e2e/test_smollm2_matches_transformers.py",
