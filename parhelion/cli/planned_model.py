@@ -24,7 +24,7 @@ from parhelion.packs.format import Row
 from parhelion.packs.location import find_packs, open_pack
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.store import StoredPack, read_pack
-from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts, layer_ways
+from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts, layer_ways, shared_under
 from parhelion.tuning.model_shapes import MODEL_SHAPES
 
 UNTIED = ("qwen3-8b", "qwen3-32b", "llama-3-8b", "qwen2.5-7b")
@@ -60,7 +60,8 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
         whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
         of_requests = [each for each in of_requests if each not in whole]
         blocks = tuple(layer_ways(shard, target))
-        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests))
+        shared = tuple(shared_under(shard, target, plan) for plan in ON_GPU) if tp > 1 else ()
+        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests), shared)
 
     return calls
 

@@ -6,6 +6,7 @@ its own, gloo's and NCCL's on the interface that their environment variables nam
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -31,6 +32,11 @@ CALL_TIMEOUT = timedelta(seconds=600)
 """How long a rank waits in a collective for ranks that live but do not answer. With gloo one that ended is noticed at
 once, unless its host is cut off; NCCL does not notice, and knows no limit in graphs that are replayed.
 """
+
+_GROUP_KEY = "group number"
+
+_groups = itertools.count()
+"""Groups that this process was rank 0 of. The other ranks' processes are in one group only."""
 
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving may take on GPUs."""
@@ -103,8 +109,11 @@ def join(
     if on_gpu:
         torch.cuda.set_device(device)
     name = (interface or loopback()).name
-    # Torch names the group by it, and all ranks must name it alike; but here an attempt that failed may have counted.
-    dist.distributed_c10d._world.group_count = 0
+    # Torch names the group by it, and all ranks must name it alike. No two groups of a process may have one name:
+    # symmetric memory finds the store of a group by its name, for good.
+    if rank == 0:
+        store.set(_GROUP_KEY, str(next(_groups)))
+    dist.distributed_c10d._world.group_count = int(store.get(_GROUP_KEY))
     # NCCL takes a name for a prefix of names, unless told otherwise.
     with environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}):
         dist.init_process_group(

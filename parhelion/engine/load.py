@@ -175,6 +175,8 @@ def _load_engine(
     worker = build_worker(config, model, size, resolver, draft, place.links)
     warming = time.monotonic()
     worker.warm_up()
+    if others is not None:
+        others.warmed_up()
     warm_up_s = time.monotonic() - warming
     compile_s = warm_up_s if config.compile or (on_gpu and resolver.compiles) else 0.0
     capture_graphs(config, worker)

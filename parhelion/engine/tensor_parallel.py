@@ -62,6 +62,7 @@ class OtherRanks:
         stage_of(model, scheme, config.pp, 0)
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._releaser: Releaser | None = None
         self._failure: ParhelionError | None = None
         self._has_group = config.tp > 1
         hosts = rank_hosts(config)
@@ -97,8 +98,14 @@ class OtherRanks:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
-            self._start_watcher(Releaser(self._device, self.place.group).give_up)
+            self._releaser = Releaser(self._device, self.place.group)
+            self._start_watcher(self._releaser.give_up)
         return size
+
+    def warmed_up(self) -> None:
+        """Everything has been used once, and no graph has been captured yet."""
+        if self._releaser is not None:
+            self._releaser.prepare()
 
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""

@@ -7,8 +7,8 @@ from bisect import bisect_left
 _MEMORY = 0.6
 """What is left of an old observation after a new one of the same size: little, since attention grows with the texts."""
 
-_HOPE = 0.98
-"""What is left of what guesses are taken to add, each time that none have paid for a while."""
+_HOPE = 0.9988
+"""What is left of what guesses are taken to add, behind each step in which none were made since none have paid."""
 
 _GROWTH = 0.02
 """What a token more is taken to add to a step, as a share, before two sizes have been measured: little, so that the
@@ -18,33 +18,39 @@ second one is tried."""
 class Pace:
     """Seconds of steps that decode: those of a step without guesses, and what guesses add to it.
 
-    Both are measured sizes, and straight lines between them.
+    Both are measured sizes, and straight lines between them. A step without guesses may be handed over while the one
+    before it runs, and is quicker then; steps with guesses cannot, and are compared with those.
     """
 
     def __init__(self) -> None:
-        self._plain = _Line()
+        self._ahead = _Line()
+        self._serial = _Line()
         self._added = _Line({0: 0.0})
         self._warm: set[int] = set()
 
-    def observe(self, num_rows: int, num_guesses: int, seconds: float) -> None:
-        """A step of so many requests, with so many guesses for them in all, took so long."""
-        plain_s = self._plain.seconds(num_rows)
+    def observe(self, num_rows: int, num_guesses: int, seconds: float, ahead: bool = False) -> None:
+        """A step of so many requests, with so many guesses for them in all, took so long; ``ahead``: it was handed over
+        while the one before it ran.
+        """
         # A step that was held up says little. It may have taken twice as long as others of its size, and a guess no
         # longer than a step.
         if num_guesses == 0:
-            self._plain.observe(num_rows, min(seconds, 2 * plain_s) if self._plain.knows(num_rows) else seconds)
+            line = self._ahead if ahead else self._serial
+            line.observe(num_rows, min(seconds, 2 * line.seconds(num_rows)) if line.knows(num_rows) else seconds)
         elif _rounded(num_guesses) not in self._warm:
             # The first step of a size may have made ready whatever serves it.
             self._warm.add(_rounded(num_guesses))
         elif self.is_known:
+            # A step with guesses is not handed over ahead either.
+            plain_s = self.seconds(num_rows) + self.lost(num_rows)
             known = self._added.knows(num_guesses)
             most_s = 2 * (plain_s + self._added.seconds(num_guesses)) if known else plain_s * (1 + num_guesses)
             # What was measured long ago of steps without guesses may be above what one with them takes now.
             self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
 
-    def hope(self) -> None:
-        """No guesses have paid for a while: what they add may be less by now, which only trying can tell."""
-        self._added.scale(_HOPE)
+    def hope(self, num_steps: int) -> None:
+        """No guesses are made for so many steps: what they add may be less by then, which only trying can tell."""
+        self._added.scale(_HOPE**num_steps)
 
     @property
     def is_known(self) -> bool:
@@ -53,12 +59,25 @@ class Pace:
 
     def seconds(self, num_rows: int, num_guesses: int = 0) -> float:
         """What such a step would take; any number before the first observation."""
-        plain_s = self._plain.seconds(num_rows)
+        return self._plain.seconds(num_rows) + self.added(num_rows, num_guesses)
+
+    def added(self, num_rows: int, num_guesses: int) -> float:
+        """What so many guesses add to a step, that it is not handed over ahead included."""
         if num_guesses == 0:
-            return plain_s
+            return 0.0
         if self._added.num_sizes == 1:
-            return plain_s * (1 + _GROWTH * num_guesses)
-        return plain_s + self._added.seconds(num_guesses)
+            return self.lost(num_rows) + self._plain.seconds(num_rows) * _GROWTH * num_guesses
+        return self.lost(num_rows) + self._added.seconds(num_guesses)
+
+    def lost(self, num_rows: int) -> float:
+        """What a step loses that is not handed over while the one before it runs; 0 as long as that is not known."""
+        if not (self._ahead.num_sizes and self._serial.num_sizes):
+            return 0.0
+        return max(0.0, self._serial.seconds(num_rows) - self._ahead.seconds(num_rows))
+
+    @property
+    def _plain(self) -> _Line:
+        return self._ahead if self._ahead.num_sizes else self._serial
 
 
 class _Line:
