@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.device_step import Mode, StepOutputs
@@ -75,6 +76,7 @@ class HeadStep:
         features: what it reads.
         state: of all slots.
         sampler: draws tokens.
+        group: the target's ranks, which must guess alike.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class HeadStep:
         features: HeadFeatures,
         state: DeviceState,
         sampler: DeviceSampler,
+        group: Group,
     ) -> None:
         self._head = head
         self._kv_cache = kv_cache
         self._features = features
         self._state = state
         self._sampler = sampler
+        self._group = group
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``; the host never chooses."""
@@ -103,6 +107,9 @@ class HeadStep:
             token_ids = self._head.likeliest(last)
         else:
             token_ids = self._sampler.draw(self._head.compute_logits(last).float(), ints, self._state)
+        if mode is not Mode.GREEDY or self._head.group.is_alone:
+            # Ranks that share the head have found the same likeliest tokens.
+            token_ids = self._group.from_first(token_ids)
         self._features.leave(ints, features)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)

@@ -115,14 +115,14 @@ class DeviceWorker:
 
     def _model_drafter(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, model.config, self._options.block_size, model.dtype, self._device)
-        step = DeviceStep(model, kv_cache, self._state, sampler)
+        step = DeviceStep(model, kv_cache, self._state, sampler, group=self._model.group)
         return self._drafter_of(step, DraftProgress(*self._draft_limits(size)))
 
     def _head_drafter(
         self, head: Eagle3Head, features: HeadFeatures, size: KVCacheSize, sampler: DeviceSampler
     ) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, head.config.layer, self._options.block_size, head.dtype, self._device)
-        step = HeadStep(head, kv_cache, features, self._state, sampler)
+        step = HeadStep(head, kv_cache, features, self._state, sampler, self._model.group)
         return self._drafter_of(step, HeadProgress(*self._draft_limits(size)))
 
     def _drafter_of(self, step: Step, progress: DraftProgress) -> DeviceDrafter:

@@ -41,7 +41,7 @@ class HeadDraft:
         progress: DraftProgress,
         block_size: int,
     ) -> None:
-        self._head = head
+        self.model = head
         self._layers = layers
         self._kv_cache = allocate_kv_cache(size, head.config.layer, block_size, head.dtype, head.device)
         self._batches = HostBatches(head.config.layer, head.dtype, sampler.tokens, block_table, block_size)
@@ -58,12 +58,12 @@ class HeadDraft:
     def run(self, rows: StepRows) -> torch.Tensor:
         """See ``HostDraft``."""
         batch = self._batches.batch(rows, tokens_ahead=1)
-        hidden, features = self._head.forward(batch, self._features(rows), self._kv_cache)
+        hidden, features = self.model.forward(batch, self._features(rows), self._kv_cache)
         sampling = np.flatnonzero(rows.samples)
         last = (np.cumsum(rows.counts) - 1)[sampling]
         for slot, token in zip(rows.slots[sampling].tolist(), last.tolist(), strict=True):
             self._guessed[slot] = features[token : token + 1]
-        return self._head.compute_logits(hidden[torch.from_numpy(last)]).float()
+        return hidden[torch.from_numpy(last)]
 
     def _features(self, rows: StepRows) -> torch.Tensor:
         """What goes with the rows' positions: made of the target's hidden states, or left by the head itself."""
@@ -75,7 +75,7 @@ class HeadDraft:
             else:
                 guessed.append(self._guessed[slot])
         # A pass either catches up or guesses on, for all of its rows.
-        return self._head.features(torch.cat(seen)) if seen else torch.cat(guessed)
+        return self.model.features(torch.cat(seen)) if seen else torch.cat(guessed)
 
     def learn(self, rows: StepRows, kept: Ints, states: HiddenStates | None) -> None:
         """See ``HostDraft``."""
