@@ -32,14 +32,14 @@ class StepOutputs:
     Attributes:
         token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
         sample_index: [num_rows] int64, where these go; see ``StepTensors``. Under ``Mode.HOST`` nothing is there yet.
-        hidden: [num_tokens, hidden_size].
+        hidden: [num_tokens, hidden_size]; None of a graph, which would keep their memory for good.
         logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
             graph that kept them would take their memory for good.
     """
 
     token_ids: torch.Tensor
     sample_index: torch.Tensor
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
     logits: torch.Tensor | None = None
 
 

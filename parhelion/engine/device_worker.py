@@ -102,7 +102,8 @@ class DeviceWorker:
         num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
         self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
-        self._runner = self._graphs or EagerSteps(self._queue.ints)
+        self._eager = EagerSteps(self._queue.ints)
+        self._runner = self._graphs or self._eager
         self._drafter: DeviceDrafter | None = None
         if isinstance(draft_model, Eagle3Head):
             layers = draft_model.config.layers_read(model.config)
@@ -195,8 +196,9 @@ class DeviceWorker:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        outputs = self._runner.run(step, bucket, mode)
         wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        # Of what a graph computes, the hidden states are gone.
+        outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
         ids = pinned(bucket.num_rows, self._device)

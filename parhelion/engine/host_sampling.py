@@ -149,13 +149,13 @@ class HostSampler:
         return told
 
     def prompt_logprobs(
-        self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor
+        self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor | None
     ) -> list[PromptLogprobs]:
         """Log-probabilities of the prompt tokens that a step's rows predict, for the requests that want them.
 
         Args:
             first_tokens: [num_rows] each row's first token among the step's.
-            hidden: [num_tokens, hidden_size] of the step, on the model's device.
+            hidden: [num_tokens, hidden_size] of the step, on the model's device; None if no request wants any.
         """
         results = []
         for row, first_token in zip(plan_rows, first_tokens.tolist(), strict=True):
@@ -164,6 +164,7 @@ class HostSampler:
             stop = min(row.start + row.num_tokens, int(self._sampling.num_prompt_tokens[row.slot]) - 1)
             if wanted == NO_LOGPROBS or stop <= row.start:
                 continue
+            assert hidden is not None, "a request wants them"
             logprobs: list[TokenLogprob] = []
             for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
                 end = min(stop, start + PROMPT_LOGPROB_ROWS)

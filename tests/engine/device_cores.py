@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,4 +167,4 @@ class Recorder:
 
     def run(self, step: Step, bucket: Bucket, mode: Mode) -> StepOutputs:
         self.graphs.add((step, bucket, mode))
-        return step.run(self._ints, bucket, mode)
+        return replace(step.run(self._ints, bucket, mode), hidden=None)
