@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from parhelion.distributed.group import Group
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.device_step import Mode, StepOutputs
-from parhelion.engine.draft_progress import DraftProgress, num_guesses
-from parhelion.engine.step_layout import Bucket, Ints, StepInts, StepRows, view_ints
+from parhelion.engine.step_layout import Bucket, StepInts, view_ints
 from parhelion.models.decoder import HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 
@@ -113,41 +111,3 @@ class HeadStep:
         self._features.leave(ints, features)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
-
-
-class HeadProgress(DraftProgress):
-    """How far a head has followed each request, if features stay until the next step that it follows.
-
-    So it computes all that it can of a step's rows before that step. What a row lacks otherwise, having been left out
-    of a step or computed in one that the head did not follow, it never sees; its guesses may be worse for it.
-
-    Args:
-        max_num_seqs, max_blocks, num_blocks, block_size, budget: see ``DraftProgress``.
-    """
-
-    def __init__(self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int) -> None:
-        super().__init__(max_num_seqs, max_blocks, num_blocks, block_size, budget, behind=1, most_lag=1)
-        # By slot: the positions that there are features of, from the first to before the end; none end at -1.
-        self._firsts = np.zeros(max_num_seqs, np.int64)
-        self._ends = np.full(max_num_seqs, -1, np.int64)
-
-    def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
-        """See ``DraftProgress.append``."""
-        super().append(slot, first, block_ids, num_cached_tokens)
-        if num_cached_tokens is not None:
-            self._ends[slot] = -1
-
-    def passes(self, rows: StepRows) -> Iterator[StepRows]:
-        """See ``DraftProgress.passes``. A row that must guess and has no features makes do with what it finds."""
-        has_features = self._ends[rows.slots] == rows.starts
-        least = np.where(has_features, self._firsts[rows.slots], rows.starts)
-        self.computed[rows.slots] = np.maximum(self.computed[rows.slots], least)
-        yield from super().passes(rows)
-
-    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
-        """See ``DraftProgress.settle``."""
-        accepted = super().settle(rows, guessed, chosen)
-        self._ends[:] = -1
-        self._firsts[rows.slots] = rows.starts
-        self._ends[rows.slots] = rows.starts + rows.counts - num_guesses(rows) + accepted
-        return accepted
