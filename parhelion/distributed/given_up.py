@@ -60,9 +60,9 @@ class Releaser:
         """Let everything end that is under way, with meaningless results. What begins later waits again."""
         # They are not forgotten before nothing waits in them any more.
         kept = _kept()
-        deadline = time.monotonic() + RELEASE_S
         self._launch(_GRAPHS)
         abort()
+        deadline = time.monotonic() + RELEASE_S
         while time.monotonic() < deadline:
             if self._stream is None:
                 for each in kept:

@@ -42,6 +42,7 @@ class OtherRanks:
     Args:
         config: all options, ``tp`` or ``pp`` above 1.
         model_path: a folder or a ``.gguf`` file.
+        draft_path: of a draft model or head; None: there is none.
 
     Attributes:
         config: the options as this rank has them on its machine.
@@ -53,7 +54,7 @@ class OtherRanks:
         EngineDeadError: a rank's process did not start.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+    def __init__(self, config: EngineConfig, model_path: Path, draft_path: Path | None = None) -> None:
         started = time.monotonic()
         model = read_model_config(model_path)
         scheme = choose_scheme(model.quantization, config.quantization)
@@ -70,7 +71,7 @@ class OtherRanks:
             self.config = hosts.config
             self._device = device = rank_device(self.config, 0)
             store = host_store(config.num_ranks, hosts.interface)
-            self._processes = RankProcesses(config, model_path, hosts)
+            self._processes = RankProcesses(config, model_path, hosts, draft_path)
         except BaseException:
             hosts.close()
             raise
