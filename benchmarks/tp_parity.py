@@ -148,8 +148,8 @@ def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iter
     shape = TINY if device == "cpu" else TWO_LAYERS
     dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
     for path, kind, load_format in (
-        (random, FLOAT32, "auto"),
         (dummies, Kind("auto", kernels=()), "dummy"),
+        (random, FLOAT32, "auto"),
     ):
         yield _guarded(path, device, kind, _prompts(), output_len, load_format)
     if real is not None:

@@ -22,7 +22,7 @@ from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
 from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
-from parhelion.ops.collectives.machines import tell_machine
+from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.inboxes import forget_inboxes
 
 JOIN_TIMEOUT = timedelta(seconds=120)
@@ -33,10 +33,8 @@ CALL_TIMEOUT = timedelta(seconds=600)
 once, unless its host is cut off; NCCL does not notice, and knows no limit in graphs that are replayed.
 """
 
-_GROUP_KEY = "group number"
-
 _groups = itertools.count()
-"""Groups that this process was rank 0 of. The other ranks' processes are in one group only."""
+"""Groups that this process was rank 0 of, on GPUs. The other ranks' processes are in one group only."""
 
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving may take on GPUs."""
@@ -109,11 +107,8 @@ def join(
     if on_gpu:
         torch.cuda.set_device(device)
     name = (interface or loopback()).name
-    # Torch names the group by it, and all ranks must name it alike. No two groups of a process may have one name:
-    # symmetric memory finds the store of a group by its name, for good.
-    if rank == 0:
-        store.set(_GROUP_KEY, str(next(_groups)))
-    dist.distributed_c10d._world.group_count = int(store.get(_GROUP_KEY))
+    # Torch names the group by it, and all ranks must name it alike; but here an attempt that failed may have counted.
+    dist.distributed_c10d._world.group_count = 0
     # NCCL takes a name for a prefix of names, unless told otherwise.
     with environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}):
         dist.init_process_group(
@@ -128,6 +123,10 @@ def join(
             # What NCCL sets up at its first collective shall fail here, and take its memory before it is measured.
             dist.all_reduce(torch.zeros(1, device=device))
             torch.cuda.synchronize(device)
+            if rank == 0:
+                tell_group(next(_groups))
+            # Until then nobody asks for it.
+            dist.barrier()
     if interface is not None:
         tell_machine(rank, interface.address)
     return Group(rank, num_ranks)

@@ -26,8 +26,8 @@ _PATIENCE = 4
 """A request whose guesses do not pay, and would if they were better, tries one again when asked so many times."""
 
 _REST = 16
-"""Steps for which nobody is asked again once guesses do not pay, each time in a row twice as many; unless half of the
-requests are gone by then.
+"""Steps for which nobody is asked again once guesses do not pay, each time in a row twice as many; unless there are
+half as many requests by then, or twice as many.
 """
 
 _LONGEST_REST = 128
@@ -65,7 +65,6 @@ class Speculation(Speculator):
         if self._asked and not self._paid:
             self._rest = self._next_rest
             self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
-            self._rested_rows = self._num_rows
             self.pace.hope(self._rest)
         elif self._asked:
             self._next_rest = _REST
@@ -73,7 +72,11 @@ class Speculation(Speculator):
             if self._since_plain >= _PLAIN_EVERY:
                 self._rest, self._since_plain = _PLAIN_STEPS, 0
         elif self._rest:
-            self._rest = self._rest - 1 if 2 * num_decoding > self._rested_rows else 0
+            self._rest -= 1
+            if not self._rested_rows < 2 * num_decoding <= 4 * self._rested_rows:
+                self._rest, self._next_rest = 0, _REST
+        if not self.is_resting or self._asked:
+            self._rested_rows = num_decoding
         self._asked = self._pays = False
         self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0
 
@@ -138,19 +141,17 @@ class Speculation(Speculator):
 
     def _best(self, shares: Shares) -> int:
         """The number of guesses that pays most, if these shares are right: tokens to expect, less those that the step
-        would gain without guesses in the time that these add to it. What the first guess of a step adds, whosever it
-        is, all requests bear alike.
+        would gain without guesses in the time that these add to it. What a step with guesses takes more however few
+        they are is not counted where others may guess as well: whether it pays them all shows afterwards.
         """
         rows, planned, pace = self._num_rows, self._planned, self.pace
         speed = rows / pace.seconds(rows)
-        first_s = pace.added(rows, 1)
-        planned_s = max(first_s, pace.added(rows, planned))
+        before_s = pace.added(rows, max(planned, 1)) if rows > 1 else 0.0
         best, best_gained = 0, _LEAST
         tokens = 0.0
         for count, chance in zip(range(1, self.most + 1), shares.chances(), strict=False):
             tokens += chance
-            added_s = first_s / rows + max(0.0, pace.added(rows, planned + count) - planned_s)
-            gained = tokens - _MARGIN * speed * added_s
+            gained = tokens - _MARGIN * speed * (pace.added(rows, planned + count) - before_s)
             if gained > best_gained:
                 best, best_gained = count, gained
         return best

@@ -207,13 +207,26 @@ def test_what_guesses_add_is_measured_apart_from_what_a_step_takes_without() -> 
     assert pace.seconds(9, 4) == pytest.approx(3.4)
     assert pace.seconds(9, 2) == pytest.approx(3.2)
     assert pace.seconds(9, 8) == pytest.approx(3.8)
-    for _ in range(2):
-        pace.observe(9, 8, 2.0)  # less than nine requests took without
-    assert pace.seconds(1, 8) == pytest.approx(1.0)
-    pace.observe(1, 6, 2.0)
-    assert pace.seconds(1, 6) == pytest.approx(1.4)  # the first one made things ready, perhaps
-    pace.observe(1, 6, 100.0)  # held up: at most a step for each guess
-    assert pace.seconds(1, 6) == pytest.approx(7.0)
+
+
+def test_what_guesses_add_is_a_line_that_neither_falls_nor_begins_below_nothing() -> None:
+    dear_at_first, falling, too_steep = (paced({(1, 0): 1.0} | each) for each in (
+        {(1, 1): 1.5, (1, 9): 1.9}, {(1, 2): 1.5, (1, 8): 1.1}, {(1, 4): 1.1, (1, 8): 1.9}
+    ))  # fmt: skip
+    assert [dear_at_first.added(1, n) for n in (0, 1, 5, 17)] == pytest.approx([0.0, 0.5, 0.7, 2.3 - 1.0])
+    assert falling.added(1, 2) == pytest.approx(falling.added(1, 99), abs=0.01)
+    assert 0 < too_steep.added(1, 1) < too_steep.added(1, 4) < too_steep.added(1, 8)
+
+
+def test_what_was_held_up_or_is_of_unknown_steps_counts_little() -> None:
+    pace = paced({(1, 0): 1.0, (9, 0): 3.0, (1, 4): 1.4})
+    pace.observe(1, 6, 2.0)  # the first one made things ready, perhaps
+    pace.observe(12, 4, 99.0)  # nobody knows what so many requests take without
+    assert pace.seconds(1, 4) == pytest.approx(1.4)
+    pace.observe(1, 4, 100.0)  # twice as long as usual, at most
+    assert pace.seconds(1, 4) < 2.2
+    pace.observe(9, 4, 0.1)  # less than without
+    assert pace.seconds(1, 4) < 1.8
 
 
 def test_what_seemed_too_dear_is_tried_again_after_a_long_while() -> None:
@@ -237,9 +250,21 @@ def test_a_guess_behind_a_right_one_is_right_more_often() -> None:
     chances = list(islice(acceptance.of("a").chances(), 4))
     assert chances[0] == pytest.approx(0.5, abs=0.06)
     assert chances[1] / chances[0] == pytest.approx(2 / 3, abs=0.1)
-    assert acceptance.of("b") == Shares()
+    known, hoped = acceptance.of("b"), Shares()
+    assert known.first == (acceptance.overall.first + hoped.first) / 2  # between others' and what one may hope for
+    assert known.times == 0
     acceptance.forget("a")
+    assert acceptance.of("a") == known
+
+
+def test_what_was_only_hoped_for_is_soon_forgotten() -> None:
+    acceptance = Acceptance()
     assert acceptance.of("a") == Shares()
+    firsts = []
+    for _ in range(4):
+        acceptance.learn("a", 1, 0)
+        firsts.append(acceptance.of("a").first)
+    assert firsts == pytest.approx([0.6 * 2 / 3, 0.6 * 2 / 4, 0.6 * 2 / 5, 0.6 * 2 / 6])
 
 
 def test_a_pace_follows_what_is_measured_and_no_single_hiccup() -> None:
