@@ -22,6 +22,7 @@ class RankOptions(msgspec.Struct, frozen=True):
         secret: that proves to rank 0 whom it hears.
         server_key: that proves to the rank whom it talks to, and encrypts what they say; empty on one host.
         interface: of the rank's host, for collectives; None is the loopback's.
+        draft_path: where rank 0 has the draft model or head; None: there is none.
         parent: process id of whoever starts the rank.
     """
 
@@ -33,6 +34,7 @@ class RankOptions(msgspec.Struct, frozen=True):
     parent: int
     server_key: str = ""
     interface: Interface | None = None
+    draft_path: str | None = None
 
 
 class Join(msgspec.Struct, tag=True, frozen=True):
