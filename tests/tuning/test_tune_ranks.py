@@ -16,6 +16,7 @@ from parhelion.ops.quantize import FP8
 from parhelion.packs.format import ModelEntry
 from parhelion.packs.store import read_pack
 from parhelion.platform.measure import summarize
+from parhelion.tuning import rank_timing
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Outcome, Trial
 from parhelion.tuning.model_calls import tuned_model
@@ -52,7 +53,8 @@ def test_two_ranks_time_and_check_a_provider_and_say_who_failed():
     assert absent.problem.startswith("on rank 0: ConfigError: all_reduce_rms_norm has no provider")
 
 
-def test_what_takes_too_long_is_given_up():
+def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rank_timing, "_PATIENCE_S", 0.0)
     jobs = [RankJob(AllReduceRmsNorm(64, 2), 3, (Trial("torch", None),))]
     assert time_on_ranks(jobs, [CPU, CPU], 0.0) == [[]]
 
