@@ -81,6 +81,12 @@ KINDS = (
     Kind("replica", "a replica", DP, "engine", "recovers", 8),
     Kind("replica-rank", "a rank of a replica", (*DP, *TP), "rank", "recovers", 4),
     Kind("actor", "a Ray actor", (*TP, *RAY), "actor", "recovers", 6),
+    Kind("stopped-engine", "the engine", (), "engine", "is dead", 3, signal.SIGSTOP),
+    Kind("stopped-rank", "the other rank", TP, "rank", "is dead", 4, signal.SIGSTOP),
+    Kind("stopped-stage", "the second stage", PP, "rank", "is dead", 4, signal.SIGSTOP),
+    Kind("stopped-replica", "a replica", DP, "engine", "recovers", 4, signal.SIGSTOP),
+    Kind("stopped-replica-rank", "a rank of a replica", (*DP, *TP), "rank", "recovers", 2, signal.SIGSTOP),
+    Kind("stopped-ray-rank", "a rank in a Ray cluster", (*TP, *RAY), "rank", "recovers", 3, signal.SIGSTOP),
 )
 """In the order in which they run."""
 

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import zmq
 
+from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
@@ -40,6 +41,7 @@ class SocketChannel:
         self._outputs.setsockopt(zmq.SNDHWM, 0)
         self._outputs.setsockopt(zmq.LINGER, 2000)
         self._outputs.connect(options.outputs_address)
+        self._life = answer_heartbeats(self._context, options.life_address)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 

@@ -21,6 +21,7 @@ import zmq
 
 from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
+from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.load import load_model
 from parhelion.engine.loop import failure
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
@@ -62,10 +63,13 @@ class RankChannel:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         if options.server_key:
-            monitor = connect_line(self._socket, options.address, options.server_key)
+            monitor = connect_line(
+                self._socket, options.address, options.server_key, options.config.heartbeat_timeout_s
+            )
             threading.Thread(target=_end_with_connection, args=(monitor,), daemon=True).start()
         else:
             self._socket.connect(options.address)
+            self._life = answer_heartbeats(self._context, options.life_address)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRank)
 
