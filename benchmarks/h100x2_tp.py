@@ -1,6 +1,6 @@
 """Tensor parallelism on two GPUs: parity with one, speed, what collectives take, and what the planner said.
 
-    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,texts,killed]
+    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,killed,texts]
                                                 [--pack auto] [--real PATH] [--output FILE]
     PYTHONPATH=. python benchmarks/h100x2_tp.py --device cpu --model tiny         # a rehearsal, in seconds
 
@@ -11,6 +11,7 @@ whenever a piece has said something, so that a run that is cut short leaves what
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -45,8 +46,8 @@ PIECES = {
     "speed1": 120,
     "collectives": 120,
     "silent": 120,
-    "texts": 200,
     "killed": 60,
+    "texts": 240,
 }
 """In the order in which they run, with the seconds that each may take."""
 
@@ -83,7 +84,8 @@ def speed_options(options: argparse.Namespace) -> SpeedOptions:
 
 
 def run_piece(options: argparse.Namespace) -> None:
-    """In a process of its own: write every row to the file that was named."""
+    """In a process of its own: write every row to the file that was named, and where it hangs if its time is over."""
+    faulthandler.dump_traceback_later(0.9 * PIECES[options.piece])
     with tempfile.TemporaryDirectory() as folder, options.rows.open("a") as file:
         try:
             for row in work(options.piece, options, Path(folder)):

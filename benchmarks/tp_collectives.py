@@ -15,10 +15,11 @@ from parhelion.distributed.group import Group
 from parhelion.errors import ParhelionError
 from parhelion.ops.check import check
 from parhelion.ops.collectives.all_reduce import AllReduce
-from parhelion.ops.contract import Contract, Launcher, Tensors
+from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.provider import BaseProvider, Provider
 from parhelion.ops.quantize import FP8
 from parhelion.ops.registry import COLLECTIVES, op, op_names
+from parhelion.tuning.rank_timing import rank_inputs
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 HIDDEN_SIZE = 4096
@@ -75,14 +76,6 @@ class Apart(BaseProvider):
             return launch(hidden, *others)
 
         return summed
-
-
-def sample(contract: Contract, num_tokens: int, rank: int, device: torch.device) -> Tensors:
-    """Inputs of a rank: its own part of the sum, and else what all ranks have."""
-    own, shared = (
-        contract.sample_inputs(num_tokens, device, torch.Generator().manual_seed(seed)) for seed in (1 + rank, 0)
-    )
-    return (own[0], *shared[1:])
 
 
 def measure_links(group: Group, device: torch.device, large_bytes: int, rounds: int) -> dict[str, Any]:
@@ -142,7 +135,7 @@ def _measured(
         return row
     try:
         launch = provider.launcher(contract)
-        inputs = sample(contract, num_tokens, group.rank, device)
+        inputs = rank_inputs(contract, num_tokens, group.rank, group.size, device)
         errors = check(contract, launch, inputs)
         problems = [f"{each.output} {each.problem}" for each in errors if each.problem is not None]
         row["rel_err"] = max(each.relative for each in errors)

@@ -148,9 +148,8 @@ def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iter
     shape = TINY if device == "cpu" else TWO_LAYERS
     dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
     for path, kind, load_format in (
-        (random, FLOAT32, "auto"),
-        (random, Kind("bfloat16"), "auto"),
         (dummies, Kind("auto", kernels=()), "dummy"),
+        (random, FLOAT32, "auto"),
     ):
         yield _guarded(path, device, kind, _prompts(), output_len, load_format)
     if real is not None:
@@ -228,11 +227,13 @@ def _texts(
     options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
     found, captured, about = {}, {}, {}
     for tp, graphs in ((1, "lazy"), (2, "lazy"), (2, "off")):
+        started = time.monotonic()
         options |= {"load_format": load_format, "graphs": graphs, "tp": tp}
         with LLM(str(path), device=device, **options, **_limits(device)) as llm:
             found[tp, graphs] = ids_of(llm.generate(prompts, params))
             captured[tp, graphs] = llm.stats().num_graphs
             about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}
+        print(f"{path.name}, tp {tp}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True)
     one, two, eager = found[1, "lazy"], found[2, "lazy"], found[2, "off"]
     return {
         "same_texts": sum(a == b for a, b in zip(two, one, strict=True)),

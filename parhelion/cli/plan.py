@@ -32,6 +32,10 @@ def plan(
     quantization: Annotated[
         str | None, typer.Option(help="The scheme's name, such as fp8_per_token. Default: the checkpoint's own.")
     ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(help="A draft model, or an EAGLE-3 head, whose weights, keys and values are beside the model's."),
+    ] = None,
     objective: Annotated[
         str, typer.Option(help="latency: the shortest request; throughput: most tokens/s.")
     ] = "latency",
@@ -60,7 +64,7 @@ def plan(
 
     Example: [cyan]parhelion plan qwen3-8b --gpus 8 --device h100 --quantization fp8_per_token[/]
     """
-    from parhelion.cli.planned_model import known_times
+    from parhelion.cli.planned_model import known_times, model_size, with_draft
     from parhelion.distributed.collectives import Fabric
     from parhelion.distributed.collectives import network as network_of
     from parhelion.distributed.planner import Workload
@@ -78,7 +82,10 @@ def plan(
     )
     times = known_times(device, pack, untuned)
     fabric = Fabric(times.device.link, network_of(network), gpus_per_node)
-    report = _report(model, tuned_model(model, quantization), times, fabric, workload, gpus, (tp, pp), top)
+    tuned = tuned_model(model, quantization)
+    size = model_size(tuned, model)
+    size = size if draft_model is None else with_draft(size, draft_model)
+    report = _report(model, tuned, size, times, fabric, workload, gpus, (tp, pp), top)
     if json_:
         print_json(report)
     else:
@@ -88,6 +95,7 @@ def plan(
 def _report(
     name: str,
     model: TunedModel,
+    size: ModelSize,
     times: KnownTimes,
     fabric: Fabric,
     workload: Workload,
@@ -96,11 +104,10 @@ def _report(
     top: int,
 ) -> PlanReport:
     from parhelion.cli.plan_report import PlanReport, planned_fits, planned_layouts, refused_layouts
-    from parhelion.cli.planned_model import calls_of, model_size
+    from parhelion.cli.planned_model import calls_of
     from parhelion.distributed.planner import plan_layouts, what_fits
     from parhelion.distributed.step_model import StepModel
 
-    size = model_size(model, name)
     steps = StepModel(size, calls_of(model, size, times.target), times.times, fabric)
     memory = times.device.memory_bytes
     planned = plan_layouts(steps, memory, gpus, workload, *asked)
@@ -117,7 +124,7 @@ def _report(
         why=planned.why,
         refused=refused_layouts(planned),
         fits=planned_fits(fits, workload),
-        assumptions=_assumptions(times, fabric, gpus),
+        assumptions=_assumptions(size, times, fabric, gpus),
     )
 
 
@@ -131,7 +138,7 @@ def _quantizations(size: ModelSize, name: str) -> list[ModelSize]:
     return [replace(size, quantization=scheme) for scheme in SCHEMES]
 
 
-def _assumptions(times: KnownTimes, fabric: Fabric, gpus: int) -> tuple[str, ...]:
+def _assumptions(size: ModelSize, times: KnownTimes, fabric: Fabric, gpus: int) -> tuple[str, ...]:
     """Where the figures are from."""
     from parhelion.distributed.collectives import LINK_FRACTION
 
@@ -144,6 +151,10 @@ def _assumptions(times: KnownTimes, fabric: Fabric, gpus: int) -> tuple[str, ...
         )
     if gpus > fabric.gpus_per_node:
         found.append(f"nodes of {fabric.gpus_per_node} with {between.bandwidth / 1e9:g} GB/s a GPU between them")
+    if size.draft is not None:
+        found.append(
+            f"{size.draft.name} is counted in memory, without graphs of its own; what guesses gain is not planned"
+        )
     return (*found, "requests come together and are answered greedily; the host's work is not counted")
 
 

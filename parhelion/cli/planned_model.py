@@ -9,11 +9,12 @@ from pathlib import Path
 
 from parhelion.distributed.devices import PRESETS, DevicePreset, device_of_pack, preset
 from parhelion.distributed.kernel_times import KernelTimes
-from parhelion.distributed.model_size import ModelSize
+from parhelion.distributed.model_size import HeadSize, ModelSize
 from parhelion.distributed.step_model import RankCalls
 from parhelion.errors import ConfigError, PackError
 from parhelion.layers.fusions import ON_GPU
 from parhelion.models.checkpoint import read_model_config
+from parhelion.models.eagle3_config import is_eagle3, read_eagle3_config
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget, gemm_target
@@ -24,7 +25,15 @@ from parhelion.packs.format import Row
 from parhelion.packs.location import find_packs, open_pack
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.store import StoredPack, read_pack
-from parhelion.tuning.model_calls import TunedModel, edge_contracts, layer_contracts, layer_ways
+from parhelion.quantization import UNQUANTIZED
+from parhelion.tuning.model_calls import (
+    TunedModel,
+    edge_contracts,
+    layer_contracts,
+    layer_ways,
+    shared_under,
+    tuned_model,
+)
 from parhelion.tuning.model_shapes import MODEL_SHAPES
 
 UNTIED = ("qwen3-8b", "qwen3-32b", "llama-3-8b", "qwen2.5-7b")
@@ -49,6 +58,42 @@ def model_size(model: TunedModel, name: str) -> ModelSize:
     )
 
 
+def with_draft(size: ModelSize, name: str) -> ModelSize:
+    """A model beside a draft model, or a head, that was asked for by that name or path.
+
+    Raises:
+        ConfigError: there is none of that name, or it is for another model.
+    """
+    if not (Path(name).exists() and is_eagle3(Path(name))):
+        draft = model_size(tuned_model(name), name)
+        if draft.vocab_size != size.vocab_size:
+            raise ConfigError(
+                f"{name} has {draft.vocab_size} tokens and {size.name} has {size.vocab_size}: a draft model must have "
+                "the same vocabulary"
+            )
+        return replace(size, draft=draft)
+    head = read_eagle3_config(Path(name))
+    layer = head.layer
+    if (head.target_hidden_size, layer.vocab_size) != (size.hidden_size, size.vocab_size):
+        raise ConfigError(f"{name} is a head for another model than {size.name}: give the head of this very model")
+    return replace(
+        size,
+        draft=HeadSize(
+            name=name,
+            num_layers=layer.num_layers,
+            hidden_size=layer.hidden_size,
+            intermediate_size=layer.intermediate_size,
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_dim=layer.head_dim,
+            vocab_size=head.draft_vocab_size,
+            tied=True,
+            quantization=UNQUANTIZED,
+            fused=head.num_features * head.target_hidden_size,
+        ),
+    )
+
+
 def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable[[int], RankCalls]:
     """What a rank calls where ``tp`` ranks share each layer; requests are answered greedily."""
 
@@ -60,7 +105,8 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
         whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
         of_requests = [each for each in of_requests if each not in whole]
         blocks = tuple(layer_ways(shard, target))
-        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests))
+        shared = tuple(shared_under(shard, target, plan) for plan in ON_GPU) if tp > 1 else ()
+        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests), shared)
 
     return calls
 

@@ -98,7 +98,12 @@ class KernelTimes:
         self._device = device
         self._same_device = same_device
         self._time_of = time_of
-        known = [row for row in rows if time_of(row) > 0 and row.floor_us > 0]
+        timed = [row for row in rows if time_of(row) > 0]
+        known = [row for row in timed if row.floor_us > 0]
+        # What several ranks do together has no floor of this device's.
+        self._shared = {
+            key: BucketTable(group) for key, group in rows_by_contract(timed).items() if not group[0].floor_us
+        }
         self._tables = {key_of_programs(key): BucketTable(group) for key, group in rows_by_contract(known).items()}
         self._blocks = BlockTimes(blocks if same_device else (), self._table)
         self._by_op: dict[str, list[BucketTable]] = {}
@@ -110,6 +115,13 @@ class KernelTimes:
     def covers(self, contract: Contract, num_tokens: int) -> bool:
         """Whether the op was measured at so large an M, whatever its static dimensions."""
         return any(table.rows[-1].num_tokens >= num_tokens for table in self._by_op.get(contract.name, ()))
+
+    def shared_us(self, contract: Contract, num_tokens: int) -> float | None:
+        """Of what several ranks do together, measured by ranks of this device; None if it was not."""
+        table = self._shared.get(contract.key()) if self._same_device else None
+        if table is None or table.rows[-1].num_tokens < num_tokens:
+            return None
+        return self._time_of(table.row(num_tokens))
 
     def block_us(self, way: Way, num_tokens: int) -> float | None:
         """Of a whole block, measured on this device; None if it was not."""

@@ -50,6 +50,8 @@ def divisors(number: int) -> list[int]:
 
 def why_not(model: ModelSize, layout: Layout, gpus_per_node: int) -> str | None:
     """Why a model cannot be divided so, with sizes that would work; None if it can."""
+    if model.draft is not None and layout.pp > 1:
+        return "a draft model begins and ends steps in one stage so far; pp may be 1"
     reason = why_not_tp(model, layout.tp)
     if reason is None and layout.tp > gpus_per_node and layout.tp % gpus_per_node:
         reason = f"tp {layout.tp} fills no whole nodes of {gpus_per_node}"
@@ -90,6 +92,11 @@ def why_not_tp(model: ModelSize, tp: int) -> str | None:
     if tp > 1 and scheme.block is not None and kv_width % scheme.block:
         return f"a rank's keys are {kv_width} wide, no multiple of {scheme.block} ({scheme.name})"
     return None
+
+
+def shared_or_whole(model: ModelSize, tp: int) -> ModelSize:
+    """What each of ``tp`` ranks holds of a draft model: its part, or all of it where the layers cannot be divided."""
+    return model.shard(tp) if why_not_tp(model, tp) is None else model
 
 
 def check_tp(model: ModelSize, tp: int) -> None:

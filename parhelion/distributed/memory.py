@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from parhelion.distributed.layouts import Layout
+from parhelion.distributed.layouts import Layout, shared_or_whole
 from parhelion.distributed.model_size import ELEMENT, ModelSize
 
 RESERVED_BYTES = 512 << 20
@@ -25,12 +25,12 @@ class RankMemory:
 
     Attributes:
         total: of the device.
-        weights: with scales, norms, and the tables that this rank holds.
+        weights: with scales, norms, and the tables that this rank holds; those of a draft model too.
         activations: of the largest step.
         graphs: CUDA graphs.
         reserved: driver and libraries.
         kv_cache: what the engine would give it, block by block; 0 if nothing is left.
-        kv_bytes_per_token: of one token on this rank.
+        kv_bytes_per_token: of one token on this rank, a draft model's included.
     """
 
     total: int
@@ -62,11 +62,16 @@ def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, m
     shard = replace(model.shard(layout.tp), num_layers=model.num_layers // layout.pp)
     num_tables = 2 if layout.pp == 1 and not model.tied else 1
     weights = shard.num_layers * shard.layer_bytes + num_tables * shard.table_bytes
+    kv_bytes = shard.kv_bytes_per_token
+    if model.draft is not None:
+        draft = shared_or_whole(model.draft, layout.tp)
+        weights += draft.weight_bytes
+        kv_bytes += draft.kv_bytes_per_token
     activations = _activation_bytes(shard, max_tokens, max_seqs, layout.tp)
     graphs = NUM_GRAPHS * GRAPH_BYTES
     free = total - RESERVED_BYTES - weights
     kv_cache = max(0, min(int(KV_FRACTION * free), free - activations - graphs))
-    return RankMemory(total, weights, activations, graphs, RESERVED_BYTES, kv_cache, shard.kv_bytes_per_token)
+    return RankMemory(total, weights, activations, graphs, RESERVED_BYTES, kv_cache, kv_bytes)
 
 
 def why_no_room(memory: RankMemory, seq_len: int) -> str | None:

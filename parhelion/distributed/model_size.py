@@ -17,6 +17,7 @@ class ModelSize:
     Attributes:
         tied: embedding and output head are one table.
         quantization: of its linear layers.
+        draft: a model or a head that guesses for this one, on the same ranks; None: there is none.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelSize:
     vocab_size: int
     tied: bool
     quantization: QuantScheme
+    draft: ModelSize | None = None
 
     def shard(self, tp: int) -> ModelSize:
         """What one of ``tp`` ranks holds of every layer and of the vocabulary.
@@ -67,9 +69,31 @@ class ModelSize:
         return ELEMENT * self.vocab_size * self.hidden_size
 
     @property
+    def weight_bytes(self) -> int:
+        """All of them."""
+        return self.num_layers * self.layer_bytes + (1 if self.tied else 2) * self.table_bytes
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of a token in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * ELEMENT
+
+
+@dataclass(frozen=True)
+class HeadSize(ModelSize):
+    """An EAGLE-3 head's dimensions: the vocabulary is what it can guess, and the embedding the target's.
+
+    Attributes:
+        fused: elements of the target's hidden states that it makes a feature of; every rank does all of it.
+    """
+
+    fused: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """All of them; the first layer's queries, keys and values are of an embedding and a feature side by side."""
+        qkv_rows, hidden_size = self.projections[0]
+        return super().weight_bytes + ELEMENT * hidden_size * (qkv_rows + self.fused)
 
 
 def _linear_bytes(n: int, k: int, scheme: QuantScheme) -> int:

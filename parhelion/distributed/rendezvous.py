@@ -6,6 +6,7 @@ its own, gloo's and NCCL's on the interface that their environment variables nam
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -21,7 +22,7 @@ from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
 from parhelion.distributed.stages import StageLinks
 from parhelion.errors import ConfigError
-from parhelion.ops.collectives.machines import tell_machine
+from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.inboxes import forget_inboxes
 
 JOIN_TIMEOUT = timedelta(seconds=120)
@@ -31,6 +32,9 @@ CALL_TIMEOUT = timedelta(seconds=600)
 """How long a rank waits in a collective for ranks that live but do not answer. With gloo one that ended is noticed at
 once, unless its host is cut off; NCCL does not notice, and knows no limit in graphs that are replayed.
 """
+
+_groups = itertools.count()
+"""Groups that this process was rank 0 of, on GPUs. The other ranks' processes are in one group only."""
 
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving may take on GPUs."""
@@ -119,6 +123,10 @@ def join(
             # What NCCL sets up at its first collective shall fail here, and take its memory before it is measured.
             dist.all_reduce(torch.zeros(1, device=device))
             torch.cuda.synchronize(device)
+            if rank == 0:
+                tell_group(next(_groups))
+            # Until then nobody asks for it.
+            dist.barrier()
     if interface is not None:
         tell_machine(rank, interface.address)
     return Group(rank, num_ranks)

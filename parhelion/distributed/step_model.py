@@ -12,6 +12,7 @@ from parhelion.distributed.kernel_times import KernelTimes, StepRows
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.model_size import ELEMENT, ModelSize
 from parhelion.ops.contract import Contract
+from parhelion.ops.registry import own_parts
 from parhelion.ops.ways import Way, quickest
 
 LIKELIEST = 16
@@ -29,7 +30,7 @@ class Cost:
         measured: a pack measured these kernels at this M.
         scaled: a pack measured the op with other sizes, or on another device.
         floor: the device's limits at a stated fraction.
-        links: collectives and hand-overs, by the links' model.
+        links: collectives and hand-overs: by the links' model, or by a pack with what follows them.
     """
 
     measured: float = 0.0
@@ -64,12 +65,15 @@ class RankCalls:
         blocks: what a layer that is not the first calls under each.
         before: what stands before the layers and sees every token.
         behind: what sees one token a request, which is counted as if all of it stood behind them.
+        shared: what all layers call together with other ranks, with counts, under each set of fusions: of each such
+            contract ``ways`` has the part that a rank does by itself, and the rest is a sum over the ranks.
     """
 
     ways: tuple[Counter[Contract], ...]
     blocks: tuple[Way, ...]
     before: tuple[Contract, ...]
     behind: tuple[Contract, ...]
+    shared: tuple[Counter[Contract], ...] = ()
 
 
 CallsOf = Callable[[int], RankCalls]
@@ -194,7 +198,7 @@ class StepModel:
         # A layer's output comes as two tensors, hidden and residual.
         sent = self.fabric.sends_us(2 * hidden, layout.tp, layout.pp)
         return StageTimes(
-            layers=self._layers(calls, rows) + Cost(links=2 * self.model.num_layers * reduce_us),
+            layers=self._layers(calls, rows, reduce_us),
             before=self._cost(dict.fromkeys(calls.before, 1), rows) + Cost(links=reduce_us),
             behind=self._cost(dict.fromkeys(calls.behind, 1), sampled)
             + Cost(links=self.fabric.all_gather_us(likeliest, layout.tp)),
@@ -202,9 +206,19 @@ class StepModel:
             pp=layout.pp,
         )
 
-    def _layers(self, calls: RankCalls, rows: StepRows) -> Cost:
-        """Under the set of fusions that a server takes: the first, or another that is known to be quicker."""
-        return self._cost(calls.ways[quickest(calls.blocks, rows.num_tokens, _TimesOf(self.times, rows))], rows)
+    def _layers(self, calls: RankCalls, rows: StepRows, reduce_us: float) -> Cost:
+        """Under the set of fusions that a server takes: the first, or another that is known to be quicker.
+
+        Two sums a layer, each with what follows it; where a pack has measured both as one, as that.
+        """
+        number = quickest(calls.blocks, rows.num_tokens, _TimesOf(self.times, rows))
+        cost = self._cost(calls.ways[number], rows) + Cost(links=2 * self.model.num_layers * reduce_us)
+        for contract, count in (calls.shared[number] if calls.shared else {}).items():
+            together_us = self.times.shared_us(contract, rows.num_tokens)
+            if together_us is not None:
+                apart = self._cost(Counter(own_parts([contract])), rows) + Cost(links=reduce_us)
+                cost += (Cost(links=together_us) + apart.times(-1)).times(count)
+        return cost
 
     def _cost(self, counts: Mapping[Contract, int], rows: StepRows) -> Cost:
         return summed(self._one(contract, rows).times(count) for contract, count in counts.items())

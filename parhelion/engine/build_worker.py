@@ -7,22 +7,29 @@ from parhelion.distributed.stages import StageLinks
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
 from parhelion.engine.worker import Worker
-from parhelion.models.config import ModelConfig
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.device import free_memory
 
 
-def kv_cache_size(config: EngineConfig, model: DecoderModel, draft: ModelConfig | None = None) -> KVCacheSize:
+def kv_cache_size(
+    config: EngineConfig, model: DecoderModel, draft: DecoderModel | Eagle3Head | None = None
+) -> KVCacheSize:
     """How many KV blocks this rank has room for; ranks on CPUs, those of other replicas too, share the host's memory.
+
+    Args:
+        config: all options.
+        model: with its weights.
+        draft: guesses tokens; what this rank computes of it has its keys and values in the same blocks.
 
     Raises:
         OutOfMemoryError: see ``plan_kv_cache``.
     """
     on_gpu = model.device.type != "cpu"
     free = free_memory(model.device) // (1 if on_gpu else config.num_ranks * config.dp)
-    return plan_kv_cache(config, model.config, model.dtype, free, on_gpu, draft)
+    kept = draft.config.layer if isinstance(draft, Eagle3Head) else draft.config if draft is not None else None
+    return plan_kv_cache(config, model.config, model.dtype, free, on_gpu, kept)
 
 
 def build_worker(

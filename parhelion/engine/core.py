@@ -128,13 +128,14 @@ class EngineCore:
         done = time.perf_counter()
         outputs = self._outputs(plan, result)
         if speculation is not None:
-            # What a step took: from when it was handed over, or when the one before it ended.
-            seconds = done - max(began, self._last_done)
-            self._last_done = done
+            # What a step took: from when the one before it ended, unless there was nothing to do then.
+            ahead = began < self._last_done
+            seconds = done - (self._last_done or began)
+            self._last_done = done if self.has_work else 0.0
             if not plan.admissions and all(row.samples for row in plan.rows):
                 made = result.drafted
                 drafted = (made.num_tokens, made.seconds) if made is not None else None
-                speculation.observe(len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted)
+                speculation.observe(len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted, ahead)
         return outputs
 
     @property

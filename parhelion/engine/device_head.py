@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.device_step import Mode, StepOutputs
-from parhelion.engine.draft_progress import DraftProgress, num_guesses
-from parhelion.engine.step_layout import Bucket, Ints, StepInts, StepRows, view_ints
+from parhelion.engine.step_layout import Bucket, StepInts, view_ints
 from parhelion.models.decoder import HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 
@@ -75,6 +74,7 @@ class HeadStep:
         features: what it reads.
         state: of all slots.
         sampler: draws tokens.
+        group: the target's ranks, which must guess alike.
     """
 
     def __init__(
@@ -84,12 +84,14 @@ class HeadStep:
         features: HeadFeatures,
         state: DeviceState,
         sampler: DeviceSampler,
+        group: Group,
     ) -> None:
         self._head = head
         self._kv_cache = kv_cache
         self._features = features
         self._state = state
         self._sampler = sampler
+        self._group = group
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``; the host never chooses."""
@@ -103,44 +105,9 @@ class HeadStep:
             token_ids = self._head.likeliest(last)
         else:
             token_ids = self._sampler.draw(self._head.compute_logits(last).float(), ints, self._state)
+        if mode is not Mode.GREEDY or self._head.group.is_alone:
+            # Ranks that share the head have found the same likeliest tokens.
+            token_ids = self._group.from_first(token_ids)
         self._features.leave(ints, features)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
-
-
-class HeadProgress(DraftProgress):
-    """How far a head has followed each request, if features stay until the next step that it follows.
-
-    So it computes all that it can of a step's rows before that step. What a row lacks otherwise, having been left out
-    of a step or computed in one that the head did not follow, it never sees; its guesses may be worse for it.
-
-    Args:
-        max_num_seqs, max_blocks, num_blocks, block_size, budget: see ``DraftProgress``.
-    """
-
-    def __init__(self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int) -> None:
-        super().__init__(max_num_seqs, max_blocks, num_blocks, block_size, budget, behind=1, most_lag=1)
-        # By slot: the positions that there are features of, from the first to before the end; none end at -1.
-        self._firsts = np.zeros(max_num_seqs, np.int64)
-        self._ends = np.full(max_num_seqs, -1, np.int64)
-
-    def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
-        """See ``DraftProgress.append``."""
-        super().append(slot, first, block_ids, num_cached_tokens)
-        if num_cached_tokens is not None:
-            self._ends[slot] = -1
-
-    def passes(self, rows: StepRows) -> Iterator[StepRows]:
-        """See ``DraftProgress.passes``. A row that must guess and has no features makes do with what it finds."""
-        has_features = self._ends[rows.slots] == rows.starts
-        least = np.where(has_features, self._firsts[rows.slots], rows.starts)
-        self.computed[rows.slots] = np.maximum(self.computed[rows.slots], least)
-        yield from super().passes(rows)
-
-    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
-        """See ``DraftProgress.settle``."""
-        accepted = super().settle(rows, guessed, chosen)
-        self._ends[:] = -1
-        self._firsts[rows.slots] = rows.starts
-        self._ends[rows.slots] = rows.starts + rows.counts - num_guesses(rows) + accepted
-        return accepted

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
@@ -31,14 +32,14 @@ class StepOutputs:
     Attributes:
         token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
         sample_index: [num_rows] int64, where these go; see ``StepTensors``. Under ``Mode.HOST`` nothing is there yet.
-        hidden: [num_tokens, hidden_size].
+        hidden: [num_tokens, hidden_size]; None of a graph, which would keep their memory for good.
         logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
             graph that kept them would take their memory for good.
     """
 
     token_ids: torch.Tensor
     sample_index: torch.Tensor
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
     logits: torch.Tensor | None = None
 
 
@@ -71,6 +72,7 @@ class DeviceStep:
         state: of all slots.
         sampler: chooses tokens.
         reader: reads the hidden states of every step; None: nobody does.
+        group: the ranks that must choose alike; None: those that share the model.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class DeviceStep:
         state: DeviceState,
         sampler: DeviceSampler,
         reader: StatesReader | None = None,
+        group: Group | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._state = state
         self._sampler = sampler
         self._reader = reader
+        self._group = group or model.group
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
@@ -101,14 +105,14 @@ class DeviceStep:
         return StepOutputs(token_ids, tensors.sample_index, hidden)
 
     def _greedy(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of several ranks each names its best; all of them find the same."""
+        """Of ranks that share the model each names its best; all of them find the same."""
         if not self._model.group.is_alone:
             return self._model.likeliest(hidden)
-        return self._sampler.greedy(self._model.compute_logits(hidden))
+        return self._group.from_first(self._sampler.greedy(self._model.compute_logits(hidden)))
 
     def _drawn(self, hidden: torch.Tensor, ints: StepInts) -> torch.Tensor:
         token_ids = self._sampler.draw(self._model.compute_logits(hidden).float(), ints, self._state)
-        return self._model.group.from_first(token_ids)
+        return self._group.from_first(token_ids)
 
     def _forward(self, ints: StepInts, batch: StepBatch) -> torch.Tensor:
         if self._reader is None:

@@ -14,12 +14,12 @@ import torch
 
 from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
-from parhelion.engine.device_head import HeadFeatures, HeadProgress, HeadStep
+from parhelion.engine.device_head import HeadFeatures, HeadStep
 from parhelion.engine.device_queue import DeviceQueue
 from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState, Update
 from parhelion.engine.device_step import DeviceStep, Mode, Step, StepOutputs
-from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
@@ -102,7 +102,8 @@ class DeviceWorker:
         num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
         self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
-        self._runner = self._graphs or EagerSteps(self._queue.ints)
+        self._eager = EagerSteps(self._queue.ints)
+        self._runner = self._graphs or self._eager
         self._drafter: DeviceDrafter | None = None
         if isinstance(draft_model, Eagle3Head):
             layers = draft_model.config.layers_read(model.config)
@@ -115,15 +116,15 @@ class DeviceWorker:
 
     def _model_drafter(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, model.config, self._options.block_size, model.dtype, self._device)
-        step = DeviceStep(model, kv_cache, self._state, sampler)
+        step = DeviceStep(model, kv_cache, self._state, sampler, group=self._model.group)
         return self._drafter_of(step, DraftProgress(*self._draft_limits(size)))
 
     def _head_drafter(
         self, head: Eagle3Head, features: HeadFeatures, size: KVCacheSize, sampler: DeviceSampler
     ) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, head.config.layer, self._options.block_size, head.dtype, self._device)
-        step = HeadStep(head, kv_cache, features, self._state, sampler)
-        return self._drafter_of(step, HeadProgress(*self._draft_limits(size)))
+        step = HeadStep(head, kv_cache, features, self._state, sampler, self._model.group)
+        return self._drafter_of(step, HeadProgress(*self._draft_limits(size), forgets=True))
 
     def _drafter_of(self, step: Step, progress: DraftProgress) -> DeviceDrafter:
         return DeviceDrafter(step, self._runner, self._queue, self._buckets, progress, self._device)
@@ -195,8 +196,9 @@ class DeviceWorker:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        outputs = self._runner.run(step, bucket, mode)
         wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        # Of what a graph computes, the hidden states are gone.
+        outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
         ids = pinned(bucket.num_rows, self._device)

@@ -30,6 +30,18 @@ class DraftChoice:
     head: Eagle3Config | None = None
 
 
+def read_draft(path: Path) -> DraftChoice:
+    """The draft model or head at this path, whatever it is to guess for.
+
+    Raises:
+        CheckpointError: its configuration cannot be read.
+    """
+    if is_eagle3(path):
+        head = read_eagle3_config(path)
+        return DraftChoice(path, head.layer, head)
+    return DraftChoice(path, read_model_config(path))
+
+
 def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
     """The draft model or head that the options name, if any.
 
@@ -40,24 +52,23 @@ def choose_draft(config: EngineConfig, model_path: Path) -> DraftChoice | None:
     if config.draft_model is None or config.speculate == "off":
         return None
     target = read_model_config(model_path)
-    path = resolve_model(config.draft_model)
-    if is_eagle3(path):
+    chosen = read_draft(resolve_model(config.draft_model))
+    if chosen.head is not None:
         if config.speculate == "draft":
             raise ConfigError(f"{config.draft_model} is an EAGLE-3 head and no model of its own: choose eagle3 or auto")
-        head = read_eagle3_config(path)
-        check_fits(head, target)
-        return DraftChoice(path, head.layer, head)
+        check_fits(chosen.head, target)
+        return chosen
     if config.speculate == "eagle3":
         raise ConfigError(f"{config.draft_model} is no EAGLE-3 head: name one, or choose draft or auto")
-    draft = read_model_config(path)
-    _check_vocabulary(config, target, draft, model_path, path)
+    draft = chosen.config
+    _check_vocabulary(config, target, draft, model_path, chosen.path)
     wanted = config.max_model_len or target.max_position
     if draft.max_position < wanted:
         raise ConfigError(
             f"the draft model {config.draft_model} was made for {draft.max_position} tokens, and requests may have "
             f"{wanted}: pass max_model_len {draft.max_position} or less, or another draft model"
         )
-    return DraftChoice(path, draft)
+    return chosen
 
 
 def _check_vocabulary(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from parhelion.engine.step_layout import Ints, StepRows
 
@@ -125,6 +126,59 @@ class DraftProgress:
         full = self.computed[rows.slots] // self._block_size
         for slot, count in zip(rows.slots.tolist(), full.tolist(), strict=True):
             self._filled[self._block_table[slot, :count]] = True
+        return accepted
+
+
+class HeadProgress(DraftProgress):
+    """How far a head has followed each request, if there are features of the tokens of steps that it followed.
+
+    What a row lacks otherwise, having been computed in a step that the head did not follow, it never sees; its guesses
+    may be worse for it.
+
+    Args:
+        max_num_seqs, max_blocks, num_blocks, block_size, budget: see ``DraftProgress``.
+        forgets: features stay only until the next step that the head follows, so it computes all that it can of a
+            step's rows before that step; what a row lacks for having been left out of a step is lost as well.
+
+    Attributes:
+        firsts: [max_num_seqs] first of the positions of each slot that there are features of, before or behind those
+            that are written.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, num_blocks: int, block_size: int, budget: int, forgets: bool
+    ) -> None:
+        most_lag = 1 if forgets else MOST_LAG
+        super().__init__(max_num_seqs, max_blocks, num_blocks, block_size, budget, behind=1, most_lag=most_lag)
+        self.firsts = np.zeros(max_num_seqs, np.int64)
+        # By slot, the position behind the last of them; none end at -1.
+        self._ends = np.full(max_num_seqs, -1, np.int64)
+        self._forgets = forgets
+
+    def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
+        """See ``DraftProgress.append``."""
+        super().append(slot, first, block_ids, num_cached_tokens)
+        if num_cached_tokens is not None:
+            self._ends[slot] = -1
+
+    def passes(self, rows: StepRows) -> Iterator[StepRows]:
+        """See ``DraftProgress.passes``. A row that must guess and has no features makes do with what it finds."""
+        least = np.where(self.has_features(rows), self.firsts[rows.slots], rows.starts)
+        self.computed[rows.slots] = np.maximum(self.computed[rows.slots], least)
+        yield from super().passes(rows)
+
+    def has_features(self, rows: StepRows) -> npt.NDArray[np.bool_]:
+        """[num_rows] whether there are features of the tokens up to a step's rows."""
+        has: npt.NDArray[np.bool_] = self._ends[rows.slots] == rows.starts
+        return has
+
+    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
+        """See ``DraftProgress.settle``."""
+        accepted = super().settle(rows, guessed, chosen)
+        if self._forgets:
+            self._ends[:] = -1
+        self.firsts[rows.slots] = np.where(self.has_features(rows), self.firsts[rows.slots], rows.starts)
+        self._ends[rows.slots] = rows.starts + rows.counts - num_guesses(rows) + accepted
         return accepted
 
 

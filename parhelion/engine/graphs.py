@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -27,7 +28,10 @@ class EagerSteps:
 
 
 class GraphCache:
-    """Graphs of all that runs on a device; they share one memory pool, since only one of them runs at a time.
+    """Graphs of all that runs on a device; they share one memory pool, since only one of them runs at a time. What runs
+    eagerly before a capture takes its memory from there too, so that steps never need room for twice what they compute.
+
+    A graph keeps no hidden states: those of its tokens would take their memory for good.
 
     Args:
         ints: the buffer that every graph reads a step's integers from.
@@ -35,7 +39,7 @@ class GraphCache:
         device: where.
 
     Attributes:
-        memory_bytes: device memory that capturing took.
+        memory_bytes: device memory that the graphs' pool took.
         capture_s: seconds that capturing took.
     """
 
@@ -45,7 +49,7 @@ class GraphCache:
         self._ints = ints
         self._stream = stream
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.MemPool()
         self._graphs: dict[tuple[Step, Bucket, Mode], tuple[torch.cuda.CUDAGraph, StepOutputs]] = {}
 
     @property
@@ -61,9 +65,12 @@ class GraphCache:
         if found is not None:
             found[0].replay()
             return found[1]
+        before = torch.cuda.memory_reserved(self._device)
         # Whatever compiles or allocates at first use must have done so before the capture.
-        outputs = step.run(self._ints, bucket, mode)
+        with torch.cuda.use_mem_pool(self._pool, self._device):
+            outputs = replace(step.run(self._ints, bucket, mode), hidden=None)
         self._graphs[step, bucket, mode] = self._capture(step, bucket, mode)
+        self.memory_bytes += torch.cuda.memory_reserved(self._device) - before
         return outputs
 
     def clear(self) -> None:
@@ -73,13 +80,11 @@ class GraphCache:
     def _capture(self, step: Step, bucket: Bucket, mode: Mode) -> tuple[torch.cuda.CUDAGraph, StepOutputs]:
         started = time.monotonic()
         self._stream.synchronize()
-        before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
         try:
-            outputs = step.run(self._ints, bucket, mode)
+            outputs = replace(step.run(self._ints, bucket, mode), hidden=None)
         finally:
             graph.capture_end()
-        self.memory_bytes += torch.cuda.memory_reserved(self._device) - before
         self.capture_s += time.monotonic() - started
         return graph, outputs

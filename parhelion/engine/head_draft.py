@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.draft_progress import HeadProgress
 from parhelion.engine.host_batches import HostBatches
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
@@ -38,10 +38,10 @@ class HeadDraft:
         size: KVCacheSize,
         sampler: HostSampler,
         block_table: Ints,
-        progress: DraftProgress,
+        progress: HeadProgress,
         block_size: int,
     ) -> None:
-        self._head = head
+        self.model = head
         self._layers = layers
         self._kv_cache = allocate_kv_cache(size, head.config.layer, block_size, head.dtype, head.device)
         self._batches = HostBatches(head.config.layer, head.dtype, sampler.tokens, block_table, block_size)
@@ -58,24 +58,37 @@ class HeadDraft:
     def run(self, rows: StepRows) -> torch.Tensor:
         """See ``HostDraft``."""
         batch = self._batches.batch(rows, tokens_ahead=1)
-        hidden, features = self._head.forward(batch, self._features(rows), self._kv_cache)
+        hidden, features = self.model.forward(batch, self._features(rows), self._kv_cache)
         sampling = np.flatnonzero(rows.samples)
         last = (np.cumsum(rows.counts) - 1)[sampling]
         for slot, token in zip(rows.slots[sampling].tolist(), last.tolist(), strict=True):
             self._guessed[slot] = features[token : token + 1]
-        return self._head.compute_logits(hidden[torch.from_numpy(last)]).float()
+        return hidden[torch.from_numpy(last)]
 
     def _features(self, rows: StepRows) -> torch.Tensor:
-        """What goes with the rows' positions: made of the target's hidden states, or left by the head itself."""
-        seen, guessed = [], []
-        for slot, start, count in zip(rows.slots.tolist(), rows.starts.tolist(), rows.counts.tolist(), strict=True):
-            first, states = self._seen[slot]
-            if start < first + len(states):
-                seen.append(states[start - first : start - first + count])
-            else:
-                guessed.append(self._guessed[slot])
-        # A pass either catches up or guesses on, for all of its rows.
-        return self._head.features(torch.cat(seen)) if seen else torch.cat(guessed)
+        """What goes with the rows' positions: made of the target's hidden states, or left by the head itself. Rows that
+        have neither, as behind steps that the head did not follow, take whatever their slots were left with.
+        """
+        spans = list(zip(rows.slots.tolist(), rows.starts.tolist(), rows.counts.tolist(), strict=True))
+        states = [self._states(*span) for span in spans]
+        found = [each for each in states if each is not None]
+        made = iter(self.model.features(torch.cat(found)).split([len(each) for each in found]) if found else ())
+        return torch.cat(
+            [self._left(slot) if own is None else next(made) for (slot, *_), own in zip(spans, states, strict=True)]
+        )
+
+    def _states(self, slot: int, start: int, count: int) -> torch.Tensor | None:
+        """The target's hidden states there, if all of them have been seen."""
+        first, states = self._seen.get(slot, (0, None))
+        if states is None or not first <= start <= first + len(states) - count:
+            return None
+        return states[start - first : start - first + count]
+
+    def _left(self, slot: int) -> torch.Tensor:
+        """[1, hidden_size] the feature behind a slot's last guess; zeros if there has been none."""
+        left = self._guessed.get(slot)
+        size = self.model.config.layer.hidden_size
+        return torch.zeros((1, size), dtype=self.model.dtype, device=self.model.device) if left is None else left
 
     def learn(self, rows: StepRows, kept: Ints, states: HiddenStates | None) -> None:
         """See ``HostDraft``."""
@@ -83,16 +96,13 @@ class HeadDraft:
             return
         taken = torch.cat(states.taken, dim=-1)
         ends = np.cumsum(rows.counts)
-        firsts = (ends - rows.counts).tolist()
-        for slot, start, first, count in zip(
-            rows.slots.tolist(), rows.starts.tolist(), firsts, kept.tolist(), strict=True
-        ):
-            new = taken[first : first + count]
-            done = int(self._progress.computed[slot])
-            seen_from, seen = self._seen.get(slot, (start, new[:0]))
-            if seen_from + len(seen) != start:
-                seen_from, seen = start, new[:0]
-            seen = torch.cat((seen[max(0, done - seen_from) :], new))
-            seen_from = start + count - len(seen)
-            self._seen[slot] = seen_from, seen
-            self._progress.computed[slot] = max(done, seen_from)
+        spans = zip(
+            rows.slots.tolist(), rows.starts.tolist(), (ends - rows.counts).tolist(), kept.tolist(), strict=True
+        )
+        for slot, start, at, count in spans:
+            seen = taken[at : at + count]
+            if self._progress.firsts[slot] < start:
+                # Those before it are there as well; what the head has computed is of no use any more.
+                first, before = self._seen[slot]
+                seen = torch.cat((before[max(0, int(self._progress.computed[slot]) - first) :], seen))
+            self._seen[slot] = start + count - len(seen), seen

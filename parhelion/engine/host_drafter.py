@@ -10,7 +10,7 @@ import torch
 
 from parhelion.engine.draft_progress import DraftProgress, num_guesses
 from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.host_sampling import HostSampler, LanguageModel
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.step_layout import Ints, StepRows
 from parhelion.engine.step_result import Drafted
@@ -18,7 +18,14 @@ from parhelion.models.decoder import DecoderModel, HiddenStates
 
 
 class HostDraft(Protocol):
-    """A model that guesses."""
+    """A model that guesses.
+
+    Attributes:
+        model: makes the logits of what ``run`` returns.
+    """
+
+    @property
+    def model(self) -> LanguageModel: ...
 
     def wanted(self) -> HiddenStates | None:
         """What the target's forward pass is to hand out."""
@@ -28,7 +35,7 @@ class HostDraft(Protocol):
         """Compute rows, writing their keys and values.
 
         Returns:
-            [num_sampling_rows, vocab_size] the logits behind the last tokens of the rows that sample.
+            [num_sampling_rows, hidden_size] at the last tokens of the rows that sample.
         """
         ...
 
@@ -57,7 +64,7 @@ class ModelDraft:
     def __init__(
         self, model: DecoderModel, size: KVCacheSize, sampler: HostSampler, block_table: Ints, block_size: int
     ) -> None:
-        self._model = model
+        self.model = model
         self._kv_cache = allocate_kv_cache(size, model.config, block_size, model.dtype, model.device)
         self._batches = HostBatches(model.config, model.dtype, sampler.tokens, block_table, block_size)
 
@@ -70,16 +77,17 @@ class ModelDraft:
 
     def run(self, rows: StepRows) -> torch.Tensor:
         """See ``HostDraft``."""
-        hidden = self._model.forward(self._batches.batch(rows), self._kv_cache)
+        hidden = self.model.forward(self._batches.batch(rows), self._kv_cache)
         last = np.cumsum(rows.counts)[rows.samples != 0] - 1
-        return self._model.compute_logits(hidden[torch.from_numpy(last)]).float()
+        return hidden[torch.from_numpy(last)]
 
 
 class HostDrafter:
     """Lets a draft model follow the requests and guess what they say next.
 
     A guess is drawn as its request draws, by the random number that belongs to its place. So a draft model that agrees
-    with the target about the distribution agrees about the token as well.
+    with the target about the distribution agrees about the token as well. All of several ranks run the same passes and
+    are told the same guesses.
 
     Args:
         draft: guesses.
@@ -100,11 +108,13 @@ class HostDrafter:
         num_tokens = 0
         for each in self.progress.passes(rows):
             num_tokens += int(each.counts.sum())
-            logits = self._draft.run(each)
+            hidden = self._draft.run(each)
             sampling = np.flatnonzero(each.samples)
             if len(sampling):
                 ends = each.starts[sampling] + each.counts[sampling] + self.progress.behind
-                self._sampler.draft(logits, each.slots[sampling], ends, each.output_indices[sampling])
+                self._sampler.draft(
+                    self._draft.model, hidden, each.slots[sampling], ends, each.output_indices[sampling]
+                )
         counts = num_guesses(rows).tolist()
         ids = [
             token

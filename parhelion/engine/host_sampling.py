@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.engine.messages import TokenLogprob
 from parhelion.engine.sampler import choose, gather_logprobs, sample
 from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
@@ -17,6 +19,24 @@ from parhelion.scheduler import DRAFTED, KNOWN, Row
 
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions whose logits over the whole vocabulary are held at once."""
+
+
+class LanguageModel(Protocol):
+    """What makes logits of hidden states: a model, or a head.
+
+    Attributes:
+        group: the ranks that share it.
+    """
+
+    group: Group
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
+        ...
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to the ids of the largest logits, [num_rows] int64, the same on every rank."""
+        ...
 
 
 class HostSampler:
@@ -65,15 +85,25 @@ class HostSampler:
                 guesses = [next(drafts) if guess == DRAFTED else guess for guess in row.guesses]
                 self.tokens[row.slot, row.start + 1 : row.start + 1 + len(guesses)] = guesses
 
-    def draft(self, logits: torch.Tensor, slots: Ints, positions: Ints, output_indices: Ints) -> None:
-        """Choose a guess for each row of logits [len(slots), vocab_size] float32, as its slot chooses tokens, and take
-        it for known.
+    def draft(
+        self, draft: LanguageModel, hidden: torch.Tensor, slots: Ints, positions: Ints, output_indices: Ints
+    ) -> None:
+        """Choose a guess for each row of hidden states [len(slots), hidden_size], as its slot chooses tokens, and take
+        it for known. All of the target's ranks choose the same.
 
         Args:
+            draft: whose hidden states they are.
             positions: where the guesses go.
             output_indices: among the outputs of their requests.
         """
-        self.tokens[slots, positions] = choose(logits, slots, output_indices, self.tokens, self._sampling)
+        if not draft.group.is_alone and self._sampling.takes_likeliest(slots, output_indices).all():
+            self.tokens[slots, positions] = draft.likeliest(hidden).numpy()
+            return
+        logits = draft.compute_logits(hidden).float()
+        chosen = None
+        if self._model.group.rank == 0:
+            chosen = choose(logits, slots, output_indices, self.tokens, self._sampling)
+        self.tokens[slots, positions] = self._from_first(chosen, len(slots))
 
     def note(self, samples: Samples, chosen: Ints, stays: Ints) -> None:
         """Remember the tokens that a step sampled, except those of rows whose slot has been taken since.
@@ -101,24 +131,31 @@ class HostSampler:
         self, logits: torch.Tensor, samples: Samples, stays: Ints
     ) -> tuple[Ints, list[TokenLogprob | None]]:
         """The same with other ranks: rank 0 chooses and tells the others, who learn no log-probabilities."""
-        group, count = self._model.group, len(samples.rows)
-        if group.rank == 0:
+        count = len(samples.rows)
+        if self._model.group.rank == 0:
             chosen, logprobs = self.sample(logits, samples, stays)
-            group.from_first(torch.from_numpy(chosen).to(self._model.device))
-            return chosen, logprobs
-        told = group.from_first(torch.empty(count, dtype=torch.int64, device=self._model.device))
-        chosen = told.cpu().numpy()
+            return self._from_first(chosen, count), logprobs
+        chosen = self._from_first(None, count)
         self.note(samples, chosen, stays)
         return chosen, [None] * count
 
+    def _from_first(self, chosen: Ints | None, count: int) -> Ints:
+        """The ``count`` tokens that rank 0 has chosen, on all ranks."""
+        group, device = self._model.group, self._model.device
+        if group.is_alone and chosen is not None:
+            return chosen
+        values = torch.empty(count, dtype=torch.int64) if chosen is None else torch.from_numpy(chosen)
+        told: Ints = group.from_first(values.to(device)).cpu().numpy()
+        return told
+
     def prompt_logprobs(
-        self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor
+        self, plan_rows: Sequence[Row], first_tokens: Ints, hidden: torch.Tensor | None
     ) -> list[PromptLogprobs]:
         """Log-probabilities of the prompt tokens that a step's rows predict, for the requests that want them.
 
         Args:
             first_tokens: [num_rows] each row's first token among the step's.
-            hidden: [num_tokens, hidden_size] of the step, on the model's device.
+            hidden: [num_tokens, hidden_size] of the step, on the model's device; None if no request wants any.
         """
         results = []
         for row, first_token in zip(plan_rows, first_tokens.tolist(), strict=True):
@@ -127,6 +164,7 @@ class HostSampler:
             stop = min(row.start + row.num_tokens, int(self._sampling.num_prompt_tokens[row.slot]) - 1)
             if wanted == NO_LOGPROBS or stop <= row.start:
                 continue
+            assert hidden is not None, "a request wants them"
             logprobs: list[TokenLogprob] = []
             for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
                 end = min(stop, start + PROMPT_LOGPROB_ROWS)

@@ -12,6 +12,7 @@ import torch
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.group import ALONE, Group
+from parhelion.distributed.layouts import why_not_tp
 from parhelion.distributed.rendezvous import Place
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
@@ -20,7 +21,7 @@ from parhelion.engine.device_worker import DeviceWorker
 from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.pipeline_parallel import PipelineWorker, stage_of
+from parhelion.engine.pipeline_parallel import PipelineWorker, size_of, stage_of
 from parhelion.engine.placement import compute_on, rank_device, rank_threads
 from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.engine.worker import Worker
@@ -136,14 +137,18 @@ def _load(
     progress: Progress | None,
     imports_s: float,
 ) -> LoadedEngine:
+    # What does not fit is refused before a process is started.
+    chosen = choose_draft(config, model_path)
     if config.num_ranks == 1:
-        return _load_engine(config, model_path, model_name, thread, threads, progress, imports_s, None)
-    others = OtherRanks(config, model_path)
+        return _load_engine(config, model_path, model_name, chosen, thread, threads, progress, imports_s, None)
+    others = OtherRanks(config, model_path, chosen.path if chosen is not None else None)
     try:
         threads = rank_threads(others.config)
         torch.set_num_threads(threads)
         with others.blamed():
-            return _load_engine(others.config, model_path, model_name, thread, threads, progress, imports_s, others)
+            return _load_engine(
+                others.config, model_path, model_name, chosen, thread, threads, progress, imports_s, others
+            )
     except BaseException:
         others.close()
         raise
@@ -153,6 +158,7 @@ def _load_engine(
     config: EngineConfig,
     model_path: Path,
     model_name: str,
+    chosen: DraftChoice | None,
     thread: ThreadPoolExecutor,
     threads: int,
     progress: Progress | None,
@@ -161,20 +167,20 @@ def _load_engine(
 ) -> LoadedEngine:
     """The engine of this rank, which is the first of several if there are others."""
     started = time.monotonic()
-    chosen = choose_draft(config, model_path)
     place = others.place if others is not None else Place()
-    keep_tables = chosen is not None and chosen.head is not None
-    loaded = load_model(config, model_path, progress, place.group, keep_tables)
+    loaded = load_model(config, model_path, progress, place.group, needs_tables(chosen))
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
-    draft, draft_bytes = _load_draft(config, chosen, loaded)
-    size = kv_cache_size(config, model, chosen.config if chosen else None)
+    draft, draft_bytes = load_draft(config, chosen, loaded)
+    size = kv_cache_size(config, model, draft)
     if others is not None:
         size = others.smallest(size)
     worker = build_worker(config, model, size, resolver, draft, place.links)
     warming = time.monotonic()
     worker.warm_up()
+    if others is not None:
+        others.warmed_up()
     warm_up_s = time.monotonic() - warming
     compile_s = warm_up_s if config.compile or (on_gpu and resolver.compiles) else 0.0
     capture_graphs(config, worker)
@@ -238,36 +244,59 @@ def _with_others(worker: Worker | DeviceWorker, others: OtherRanks | None, pp: i
     return shared if pp == 1 else PipelineWorker(shared, others)
 
 
-def _load_draft(
+def needs_tables(chosen: DraftChoice | None) -> bool:
+    """Whether the target has to be loaded with ``keep_tables``."""
+    return chosen is not None and chosen.head is not None
+
+
+def load_draft(
     config: EngineConfig, chosen: DraftChoice | None, target: LoadedModel
 ) -> tuple[DecoderModel | Eagle3Head | None, int]:
-    """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights."""
+    """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights.
+
+    The target's ranks share it as they share the target, if its sizes divide as well. If not, each has all of it, and
+    rank 0 tells the others what it guesses.
+    """
     if chosen is None:
         return None, 0
+    group = _draft_group(chosen, target)
     length = config.max_model_len or target.model.config.max_position
     options = replace(config, quantization=None, compile=False, max_model_len=length)
     with torch.inference_mode():
         draft: DecoderModel | Eagle3Head
         if chosen.head is None:
-            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None, ALONE)
+            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None, group)
         else:
-            draft, num_bytes = _load_head(options, chosen.path, chosen.head, target)
+            draft, num_bytes = _load_head(options, chosen.path, chosen.head, target, group)
     target.model.tables = None
     release_freed_memory()
     return draft, num_bytes
 
 
-def _load_head(config: EngineConfig, path: Path, head: Eagle3Config, target: LoadedModel) -> tuple[Eagle3Head, int]:
+def _draft_group(chosen: DraftChoice, target: LoadedModel) -> Group:
+    """The ranks that share the draft model."""
+    group = target.model.group
+    scheme = UNQUANTIZED if chosen.head is not None else choose_scheme(chosen.config.quantization, None)
+    reason = why_not_tp(size_of(chosen.config, scheme), group.size)
+    if reason is None:
+        return group
+    target.resolver.notes.append(f"every rank has the whole draft model: {reason}")
+    return ALONE
+
+
+def _load_head(
+    config: EngineConfig, path: Path, head: Eagle3Config, target: LoadedModel, group: Group
+) -> tuple[Eagle3Head, int]:
     resolver, tables = target.resolver, target.model.tables
     assert tables is not None, "the target was loaded for a head"
-    options = _build_options(config, head.layer, UNQUANTIZED, target.arithmetic, resolver, ALONE)
+    options = _build_options(config, head.layer, UNQUANTIZED, target.arithmetic, resolver, group)
     if config.load_format == "dummy":
         made = DummyWeights(config.seed, False, UNQUANTIZED, resolver.device, target.arithmetic.dtype)
-        return Eagle3Head(head, made, options, *tables), made.num_bytes
+        return Eagle3Head(head, made, options, *tables, target.model.group), made.num_bytes
     device = resolver.device if resolver.device.type != "cpu" else None
     with open_checkpoint(path, device) as checkpoint:
         stored = CheckpointWeights(checkpoint, None, device)
-        return Eagle3Head(head, stored, options, *tables), checkpoint.total_bytes
+        return Eagle3Head(head, stored, options, *tables, target.model.group), checkpoint.total_bytes
 
 
 def _load_model(

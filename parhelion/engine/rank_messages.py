@@ -24,6 +24,7 @@ class RankOptions(msgspec.Struct, frozen=True):
         life_address: where the rank gives signs of life; empty across hosts, where both ends ask for them on the road
             of their messages.
         interface: of the rank's host, for collectives; None is the loopback's.
+        draft_path: where rank 0 has the draft model or head; None: there is none.
         parent: process id of whoever starts the rank.
     """
 
@@ -36,6 +37,7 @@ class RankOptions(msgspec.Struct, frozen=True):
     server_key: str = ""
     life_address: str = ""
     interface: Interface | None = None
+    draft_path: str | None = None
 
 
 class Join(msgspec.Struct, tag=True, frozen=True):

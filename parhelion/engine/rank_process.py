@@ -13,7 +13,7 @@ import threading
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 import torch
@@ -21,8 +21,10 @@ import zmq
 
 from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
+from parhelion.engine.core import StepExecutor
+from parhelion.engine.draft_choice import read_draft
 from parhelion.engine.heartbeats import answer_heartbeats
-from parhelion.engine.load import load_model
+from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.loop import failure
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import rank_device, rank_threads
@@ -131,20 +133,34 @@ def _end_with_connection(monitor: zmq.Socket[bytes]) -> None:
 def _serve(options: RankOptions, channel: RankChannel) -> None:
     config = options.config
     torch.set_num_threads(rank_threads(config))
-    model_path = _model_path(options)
+    model_path = path_here(options, options.model_path, config.model)
+    chosen = None
+    if options.draft_path is not None and config.draft_model is not None:
+        chosen = read_draft(path_here(options, options.draft_path, config.draft_model))
     found = _next(channel, Join)
     device = rank_device(config, options.rank)
     store = reach_store(found.port, config.num_ranks, found.address)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
-    loaded = load_model(config, model_path, group=place.group, stage=place.stage)
-    size = kv_cache_size(config, loaded.model)
+    loaded = load_model(config, model_path, None, place.group, needs_tables(chosen), place.stage)
+    draft, _ = load_draft(config, chosen, loaded)
+    size = kv_cache_size(config, loaded.model, draft)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
     serve = _next(channel, Serve)
     size = replace(size, num_blocks=serve.num_blocks, max_model_len=serve.max_model_len)
-    worker = build_worker(config, loaded.model, size, loaded.resolver, links=place.links)
+    worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links)
     worker.warm_up()
     capture_graphs(config, worker)
-    answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
+    run_steps(channel, worker, loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0)
+
+
+def run_steps(channel: RankChannel, worker: StepExecutor, answers: bool) -> NoReturn:
+    """Run the steps that rank 0 hands out, until it says that this is the end.
+
+    Args:
+        channel: to rank 0.
+        worker: this rank's.
+        answers: rank 0 is told what the steps produced.
+    """
     before: PendingStep | None = None
     while True:
         try:
@@ -161,19 +177,22 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
         if before is not None:
             before.wait()
         before = pending
+        if step.plan.follows:
+            # Before the next one the draft model must know which of its guesses were right, as it does on rank 0.
+            before.wait()
 
 
-def _model_path(options: RankOptions) -> Path:
-    """Where this host has the model: where rank 0 has it, or, on another host, where its name leads to there.
+def path_here(options: RankOptions, theirs: str, name: str) -> Path:
+    """Where this host has a model: where rank 0 has it, or, on another host, where its name leads to there.
 
     Raises:
         ModelNotFoundError: it is not here, and cannot be fetched.
     """
-    path = Path(options.model_path)
+    path = Path(theirs)
     if path.exists() or not options.server_key:
         return path
     try:
-        return resolve_model(options.config.model)
+        return resolve_model(name)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"every machine needs the model, and {path} is not on this one: {error}") from None
 

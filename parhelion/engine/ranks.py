@@ -61,6 +61,7 @@ class RankProcesses:
         config: the engine's.
         model_path: a folder or a ``.gguf`` file.
         hosts: where they run; None: on this host.
+        draft_path: of a draft model or head; None: there is none.
         hello_timeout_s, load_timeout_s: see the constants.
     """
 
@@ -69,6 +70,7 @@ class RankProcesses:
         config: EngineConfig,
         model_path: Path,
         hosts: RankHosts | None = None,
+        draft_path: Path | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         load_timeout_s: float = LOAD_TIMEOUT_S,
     ) -> None:
@@ -92,8 +94,18 @@ class RankProcesses:
             for rank in range(1, config.num_ranks):
                 port = self._port
                 path = str(model_path.absolute())
-                life = port.life_address(rank)
-                options = RankOptions(config, path, rank, port.address, port.secret, 0, port.server_key, life)
+                draft = str(draft_path.absolute()) if draft_path is not None else None
+                options = RankOptions(
+                    config,
+                    path,
+                    rank,
+                    port.address,
+                    port.secret,
+                    0,
+                    port.server_key,
+                    life_address=port.life_address(rank),
+                    draft_path=draft,
+                )
                 self._processes[rank] = self._hosts.start(options)
         except BaseException:
             self.close()

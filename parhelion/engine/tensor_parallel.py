@@ -42,6 +42,7 @@ class OtherRanks:
     Args:
         config: all options, ``tp`` or ``pp`` above 1.
         model_path: a folder or a ``.gguf`` file.
+        draft_path: of a draft model or head; None: there is none.
 
     Attributes:
         config: the options as this rank has them on its machine.
@@ -53,7 +54,7 @@ class OtherRanks:
         EngineDeadError: a rank's process did not start.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+    def __init__(self, config: EngineConfig, model_path: Path, draft_path: Path | None = None) -> None:
         started = time.monotonic()
         model = read_model_config(model_path)
         scheme = choose_scheme(model.quantization, config.quantization)
@@ -62,6 +63,7 @@ class OtherRanks:
         stage_of(model, scheme, config.pp, 0)
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._releaser: Releaser | None = None
         self._failure: ParhelionError | None = None
         self._has_group = config.tp > 1
         hosts = rank_hosts(config)
@@ -69,7 +71,7 @@ class OtherRanks:
             self.config = hosts.config
             self._device = device = rank_device(self.config, 0)
             store = host_store(config.num_ranks, hosts.interface)
-            self._processes = RankProcesses(config, model_path, hosts)
+            self._processes = RankProcesses(config, model_path, hosts, draft_path)
         except BaseException:
             hosts.close()
             raise
@@ -96,8 +98,14 @@ class OtherRanks:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
-            self._start_watcher(Releaser(self._device, self.place.group).give_up)
+            self._releaser = Releaser(self._device, self.place.group)
+            self._start_watcher(self._releaser.give_up)
         return size
+
+    def warmed_up(self) -> None:
+        """Everything has been used once, and no graph has been captured yet."""
+        if self._releaser is not None:
+            self._releaser.prepare()
 
     def check(self) -> None:
         """Raise what ended a rank, if any has ended."""

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from parhelion.distributed.stages import StageLinks
-from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.head_draft import HeadDraft
 from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_drafter import HostDraft, HostDrafter, ModelDraft
+from parhelion.engine.host_drafter import HostDrafter, ModelDraft
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
@@ -70,15 +70,14 @@ class Worker:
 
     def _drafter_of(self, model: DecoderModel | Eagle3Head, size: KVCacheSize, budget: int) -> HostDrafter:
         block_table, block_size = self._block_table, self._block_size
-        behind = 1 if isinstance(model, Eagle3Head) else 0
-        progress = DraftProgress(*block_table.shape, size.num_blocks, block_size, budget, behind)
-        draft: HostDraft
-        if isinstance(model, Eagle3Head):
-            layers = model.config.layers_read(self._model.config)
-            draft = HeadDraft(model, layers, size, self._sampler, block_table, progress, block_size)
-        else:
+        limits = *block_table.shape, size.num_blocks, block_size, budget
+        if not isinstance(model, Eagle3Head):
             draft = ModelDraft(model, size, self._sampler, block_table, block_size)
-        return HostDrafter(draft, progress, self._sampler)
+            return HostDrafter(draft, DraftProgress(*limits), self._sampler)
+        progress = HeadProgress(*limits, forgets=False)
+        layers = model.config.layers_read(self._model.config)
+        head = HeadDraft(model, layers, size, self._sampler, block_table, progress, block_size)
+        return HostDrafter(head, progress, self._sampler)
 
     def warm_up(self) -> None:
         """Run decode rows and a prompt through the model, so that whatever compiles at first use has compiled.

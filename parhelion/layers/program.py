@@ -144,6 +144,16 @@ def _is_read(value: str, calls: Sequence[Call]) -> bool:
     return False
 
 
+def _dead(call: Call, later: Sequence[Call], kept: Sequence[str]) -> list[str]:
+    """What nobody reads behind a call that has read it; of the values to keep only those that are written again."""
+    written = {name for each in later for name in each.outputs}
+    return [
+        name
+        for name in dict.fromkeys(call.inputs)
+        if name not in call.outputs and not _is_read(name, later) and (name not in kept or name in written)
+    ]
+
+
 class Program:
     """A covered sequence, its providers resolved and its parameters bound.
 
@@ -161,17 +171,24 @@ class Program:
             for name in call.outputs:
                 index.setdefault(name, len(index))
         self.num_values = len(index)
-        self._steps = [_step(call, resolver, index) for call in calls]
+        self._steps = [
+            (*_step(call, resolver, index), tuple(index[name] for name in _dead(call, calls[number + 1 :], names)))
+            for number, call in enumerate(calls)
+        ]
 
     def __call__(self, values: list[Any]) -> None:
-        """Run on values, which hold the caller's first and have room for ``num_values``; outputs are left in them."""
-        for launch, take, single, several in self._steps:
+        """Run on values, which hold the caller's first and have room for ``num_values``. Outputs are left in them; what
+        has been read for the last time is let go at once, so that its memory serves what follows.
+        """
+        for launch, take, single, several, dead in self._steps:
             result = launch(*take(values))
             if several is None:
                 values[single] = result
             else:
                 for position, output in zip(several, result, strict=True):
                     values[position] = output
+            for position in dead:
+                values[position] = None
 
     @property
     def num_launches(self) -> int:

@@ -65,13 +65,16 @@ class VocabularyHead:
         vocab_size: without padding.
         group: the ranks.
         resolver: finds the providers.
+
+    Attributes:
+        group: see above.
     """
 
     def __init__(self, table: torch.Tensor, vocab_size: int, group: Group, resolver: Resolver) -> None:
         weights = LinearWeights(table, None, None, UNQUANTIZED)
         self._product = Program(linear_calls("hidden", "logits", weights, table.dtype), resolver, ("hidden", "logits"))
         self._vocab_size = vocab_size
-        self._group = group
+        self.group = group
         self._first = len(table) * group.rank
         self._num_real = min(max(vocab_size - self._first, 0), len(table))
         self._best_of_own = resolver.launcher(Argmax(len(table), table.dtype)) if group.size > 1 else None
@@ -80,9 +83,9 @@ class VocabularyHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
         logits = self._own(hidden)
-        if self._group.is_alone:
+        if self.group.is_alone:
             return logits
-        return self._group.gather_columns(logits)[:, : self._vocab_size].contiguous()
+        return self.group.gather_columns(logits)[:, : self._vocab_size].contiguous()
 
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to the ids of the largest logits, of equal ones the first: [num_rows] int64 on every
@@ -96,7 +99,7 @@ class VocabularyHead:
         own = self._best_of_own(logits)[:, None]
         # Side by side in one message; a logit of any dtype and an id are both exact in float64.
         told = torch.cat((logits.gather(1, own).double(), (own + self._first).double()), dim=1)
-        values, ids = self._group.gather_columns(told).view(-1, self._group.size, 2).unbind(-1)
+        values, ids = self.group.gather_columns(told).view(-1, self.group.size, 2).unbind(-1)
         best = self._best_of_ranks(values.to(logits.dtype).contiguous())
         return ids.long().gather(1, best[:, None])[:, 0]
 

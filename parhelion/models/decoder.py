@@ -11,7 +11,15 @@ import torch
 from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.stages import Stage, whole_model
 from parhelion.layers.alternatives import Alternatives, LayerPrograms
-from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, as_later_block, layer_calls
+from parhelion.layers.decoder_layer import (
+    STEP_VALUES,
+    LayerShape,
+    LayerWeights,
+    add_norm,
+    as_later_block,
+    layer_calls,
+    sum_over_ranks,
+)
 from parhelion.layers.one_token import OneTokenCompiler, can_compile
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.layers.step_batch import StepBatch
@@ -97,11 +105,11 @@ class WeightLoader:
         """A norm's weight, [size]."""
         return self._weights.get(f"{name}.weight", size).to(self._options.device, self._options.dtype)
 
-    def table(self, name: str) -> torch.Tensor:
+    def table(self, name: str, vocab_size: int | None = None) -> torch.Tensor:
         """An embedding's or an output head's [vocab_size, hidden_size], as stored; of several ranks each has as many
-        rows, zeros behind the last of the vocabulary included.
+        rows, zeros behind the last of the vocabulary included. ``vocab_size`` is the model's unless given.
         """
-        group, shape = self._options.group, (self._config.vocab_size, self._config.hidden_size)
+        group, shape = self._options.group, (vocab_size or self._config.vocab_size, self._config.hidden_size)
         if group.is_alone:
             return self._weights.get(f"{name}.weight", *shape)
         rows = rows_per_rank(shape[0], group)
@@ -225,6 +233,8 @@ class DecoderModel:
             final = add_norm(config.hidden_size, config.rms_norm_eps, options.dtype, weight, options.group.size)
             self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
         self._num_values = max(layer.num_values for layer in self._layers)
+        summing = sum_over_ranks(config.hidden_size, options.group.size, options.dtype)
+        self._sum_of_states = Program(summing, resolver, ("hidden",)) if summing else None
         self.scheme = options.scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
         self.launches_per_layer = len(contracts)
@@ -275,13 +285,13 @@ class DecoderModel:
         values[:6] = hidden, residual, batch.positions, batch.slot_mapping, None, batch.attention
         row = self._single_row(batch)
         if states is not None:
+            parts = []
             for index, (layer, cache) in enumerate(zip(self._layers, kv_cache, strict=True)):
                 if index in states.layers:
-                    # What the block before left is added to the residual by the next one's norm.
-                    residual, branch = values[:2]
-                    states.taken.append(branch.clone() if residual is None else residual + branch)
+                    parts.append(self._part_of_state(*values[:2]))
                 values[4] = cache
                 layer(values)
+            states.taken.extend(self._states(parts))
         elif row is not None:
             for one_token_layer, cache in zip(self._one_token_layers, kv_cache, strict=True):
                 values[4] = cache
@@ -296,6 +306,23 @@ class DecoderModel:
         self._final_norm(values)
         normed: torch.Tensor = values[2]
         return normed
+
+    def _part_of_state(self, hidden: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """The hidden state before a block: the residual and what the block before left, which the next one's norm adds
+        to it. Of several ranks each has a part of the latter, and the first one's has the residual in it.
+        """
+        if self.group.rank > 0:
+            return torch.zeros_like(residual) if hidden is None else hidden.clone()
+        return residual.clone() if hidden is None else residual + hidden
+
+    def _states(self, parts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Hidden states from this rank's parts of them: one sum over the ranks for all."""
+        if self._sum_of_states is None:
+            return parts
+        values: list[Any] = [torch.cat(tuple(parts))]
+        self._sum_of_states(values)
+        states: tuple[torch.Tensor, ...] = values[0].chunk(len(parts))
+        return states
 
     def _embedded(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self._embed is None:

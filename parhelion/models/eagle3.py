@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
+from parhelion.distributed.group import ALONE, Group
 from parhelion.errors import CheckpointError
 from parhelion.layers.alternatives import Alternatives, LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, add_norm, calls_from_normed, layer_calls
 from parhelion.layers.linear import linear_calls
-from parhelion.layers.program import Program
+from parhelion.layers.program import Program, cover
 from parhelion.layers.step_batch import StepBatch
+from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead, rows_per_rank
 from parhelion.models.decoder import BuildOptions, WeightLoader, rotary_table
 from parhelion.models.eagle3_config import Eagle3Config
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Launcher
-from parhelion.ops.embedding import Embedding
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.quantization import UNQUANTIZED, LinearWeights
@@ -40,13 +41,18 @@ class Eagle3Head:
     dimensions. ``check_fits`` says whether the two belong together.
 
     Args:
-        config: dimensions.
+        config: dimensions, whole.
         weights: tensors by the names of either format: the first layer is ``midlayer`` or ``layers.0``.
-        options: how to put it together, as for the target. A head is never quantized, nor compiled for one token.
-        target_embedding: [vocab_size, hidden_size], shared where the head has no table of its own or an equal one.
-        target_head: [vocab_size, hidden_size], shared where the head has none of its own.
+        options: how to put it together, as for the target. A head is never quantized, nor compiled for one token. Its
+            group may be the target's, or each of the target's ranks alone with the whole head.
+        target_embedding: [vocab_size, hidden_size], shared where the head has no table of its own or an equal one; of
+            several ranks each has its rows.
+        target_head: [vocab_size, hidden_size], shared where the head has none of its own; likewise.
+        target_group: the ranks that share these two.
 
     Attributes:
+        config: dimensions; of several ranks, heads and feed-forward are this one's.
+        group: the ranks that share each layer; all of them must make the same calls.
         dtype: of the activations.
         token_ids: [draft_vocab_size] int64, the target's id of each token that the head can guess; None where the
             vocabularies are the same.
@@ -62,17 +68,18 @@ class Eagle3Head:
         options: BuildOptions,
         target_embedding: torch.Tensor | None = None,
         target_head: torch.Tensor | None = None,
+        target_group: Group = ALONE,
     ) -> None:
         options = replace(options, scheme=UNQUANTIZED)
-        self.config = config
+        self.config = replace(config, layer=config.layer.shard(options.group.size))
+        self.group = options.group
         self.dtype = options.dtype
         self.device = options.device
         layer, resolver = config.layer, options.resolver
         loader = WeightLoader(layer, weights, options)
         self.token_ids = _token_ids(config, weights, options.device)
 
-        table = _embedding_table(config, weights, loader, options, target_embedding)
-        self._embed = resolver.bind(Embedding(layer.vocab_size, layer.hidden_size, options.storage_dtype), table)
+        self._embed = _embedding(config, weights, loader, options, target_embedding, target_group)
         self._fc_norms = _fc_norms(config, loader, options)
         width = config.num_features * config.target_hidden_size
         fc = loader.linear(["fc"], (layer.hidden_size,), width, weights.has("fc.bias"))
@@ -95,10 +102,12 @@ class Eagle3Head:
         self._num_values = max(program.num_values for program in self._layers)
 
         final_weight = loader.vector("norm", layer.hidden_size)
-        (final,) = add_norm(layer.hidden_size, layer.rms_norm_eps, options.dtype, final_weight)
-        self._final_norm = resolver.bind(final.contract, *final.weights)
-        self._lm_head = _product(_lm_head(config, weights, loader, options, target_head), resolver, options.dtype)
-        self._argmax = resolver.launcher(Argmax(config.draft_vocab_size, options.dtype))
+        final = add_norm(layer.hidden_size, layer.rms_norm_eps, options.dtype, final_weight, options.group.size)
+        self._final_norm = Program(cover(final, options.plans[0]), resolver, ("hidden", "residual", "normed"))
+        self._lm_head = _lm_head(config, weights, loader, options, target_head, target_group)
+        self._argmax: Launcher | None = None
+        if self._lm_head.group.is_alone:
+            self._argmax = resolver.launcher(Argmax(config.draft_vocab_size, options.dtype))
 
     def features(self, target_hidden: torch.Tensor) -> torch.Tensor:
         """Fuse hidden states of the target.
@@ -130,7 +139,7 @@ class Eagle3Head:
             Two of [num_tokens, hidden_size] in the activations' dtype: normed, of which the logits are made, and the
             features that go with the tokens guessed from them, at the positions behind.
         """
-        embedded = self._embed(batch.token_ids).to(self.dtype)
+        embedded = self._embed(batch.token_ids)
         normed = self._hidden_norm(features)
         attention_in = torch.cat((self._input_norm(embedded), normed), dim=-1)
         # The residual is added to in place.
@@ -140,14 +149,16 @@ class Eagle3Head:
         for layer, cache in zip(self._layers, kv_cache, strict=True):
             values[4] = cache
             layer(values)
-        normed, summed = self._final_norm(values[0], values[1])
+        values[2:] = [None]
+        self._final_norm(values)
+        summed, normed = values[1:3]
         return normed, normed if self.config.norm_output else summed
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size], normed, to [num_rows, vocab_size] of the target's vocabulary, in the activations'
         dtype; -inf for tokens that the head cannot guess.
         """
-        logits = _run(self._lm_head, hidden)
+        logits = self._lm_head(hidden)
         if self.token_ids is None:
             return logits
         everywhere = logits.new_full((len(logits), self.config.layer.vocab_size), -torch.inf)
@@ -157,7 +168,8 @@ class Eagle3Head:
         """[num_rows, hidden_size], normed, to the target's id of the likeliest token, [num_rows] int64: what
         ``compute_logits`` is largest for, without a table as wide as the target's vocabulary.
         """
-        ids: torch.Tensor = self._argmax(_run(self._lm_head, hidden))
+        alone = self._argmax
+        ids: torch.Tensor = self._lm_head.likeliest(hidden) if alone is None else alone(self._lm_head(hidden))
         return ids if self.token_ids is None else self.token_ids[ids]
 
 
@@ -194,19 +206,22 @@ def _token_ids(config: Eagle3Config, weights: Weights, device: torch.device) -> 
     return None if draft_size == size and torch.equal(ids, own) else ids.to(device)
 
 
-def _embedding_table(
+def _embedding(
     config: Eagle3Config,
     weights: Weights,
     loader: WeightLoader,
     options: BuildOptions,
     target: torch.Tensor | None,
-) -> torch.Tensor:
-    """The head's own table, unless it has none or the target's again, which then need not be held twice."""
+    target_group: Group,
+) -> VocabularyEmbedding:
+    """Of the head's own table, unless it has none or the target's again, which then need not be held twice."""
     theirs = None if target is None else target.to(options.device, options.storage_dtype)
     if not weights.has("embed_tokens.weight"):
-        return _shared(theirs, config, "embed_tokens.weight")
+        shared = _shared(theirs, config, target_group, "embed_tokens.weight")
+        return VocabularyEmbedding(shared, options.dtype, target_group, options.resolver)
     own = loader.table("embed_tokens").to(options.device, options.storage_dtype)
-    return theirs if theirs is not None and torch.equal(own, theirs) else own
+    table = theirs if theirs is not None and torch.equal(own, theirs) else own
+    return VocabularyEmbedding(table, options.dtype, options.group, options.resolver)
 
 
 def _lm_head(
@@ -215,16 +230,19 @@ def _lm_head(
     loader: WeightLoader,
     options: BuildOptions,
     target: torch.Tensor | None,
-) -> LinearWeights:
+    target_group: Group,
+) -> VocabularyHead:
     if weights.has("lm_head.weight") or config.draft_vocab_size != config.layer.vocab_size:
-        return loader.linear(["lm_head"], (config.draft_vocab_size,), config.layer.hidden_size, bias=False)
-    shared = _shared(target, config, "lm_head.weight")
-    return LinearWeights(shared.to(options.device, options.dtype), None, None, UNQUANTIZED)
+        table, group = loader.table("lm_head", config.draft_vocab_size), options.group
+    else:
+        table, group = _shared(target, config, target_group, "lm_head.weight"), target_group
+    table = table.to(options.device, options.dtype)
+    return VocabularyHead(table, config.draft_vocab_size, group, options.resolver)
 
 
-def _shared(target: torch.Tensor | None, config: Eagle3Config, name: str) -> torch.Tensor:
-    """The target's tensor in place of one that the head lacks."""
-    expected = (config.layer.vocab_size, config.layer.hidden_size)
+def _shared(target: torch.Tensor | None, config: Eagle3Config, group: Group, name: str) -> torch.Tensor:
+    """The target's tensor, or this rank's rows of it, in place of one that the head lacks."""
+    expected = (rows_per_rank(config.layer.vocab_size, group), config.layer.hidden_size)
     if target is None or tuple(target.shape) != expected:
         theirs = "not given" if target is None else f"of shape {tuple(target.shape)}"
         raise CheckpointError(

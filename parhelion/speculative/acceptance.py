@@ -21,13 +21,19 @@ class Shares:
     Attributes:
         first: of the first guesses of a step.
         later: of those behind right ones. Both begin with what one may hope for.
+        times: how often any were checked.
     """
 
     first: float = 0.6
     later: float = 0.75
+    times: int = 0
 
     def learn(self, guessed: int, accepted: int, memory: float) -> None:
-        """So many guesses were right, up to the first that was wrong; ``memory`` is left of what was known."""
+        """So many guesses were right, up to the first that was wrong; ``memory`` is left of what was known, and less
+        of what was only hoped for.
+        """
+        self.times += 1
+        memory = min(memory, (self.times + 1) / (self.times + 2))
         for trial in range(min(guessed, accepted + 1)):
             right = (1 - memory) * (trial < accepted)
             if trial == 0:
@@ -56,12 +62,17 @@ class Acceptance:
 
     def learn(self, request_id: str, guessed: int, accepted: int) -> None:
         """So many of a request's guesses were right, up to the first that was wrong."""
-        self._own.setdefault(request_id, Shares()).learn(guessed, accepted, _MEMORY)
+        own = self._own.get(request_id) or self._own.setdefault(request_id, self._expected())
+        own.learn(guessed, accepted, _MEMORY)
         self.overall.learn(guessed, accepted, _LONG_MEMORY)
 
     def of(self, request_id: str) -> Shares:
-        """A request's own; before any guess was checked, what one may hope for."""
-        return self._own.get(request_id) or Shares()
+        """A request's own; before any guess was checked, between what one may hope for and what others had."""
+        return self._own.get(request_id) or self._expected()
+
+    def _expected(self) -> Shares:
+        hope = Shares()
+        return Shares((hope.first + self.overall.first) / 2, (hope.later + self.overall.later) / 2)
 
     def forget(self, request_id: str) -> None:
         """A request is over."""

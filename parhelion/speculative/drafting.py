@@ -12,7 +12,10 @@ _LEAST_GAIN = 1.03
 """Tokens a second with guesses over those without, at least: less is within what is known of either."""
 
 _PLAIN_EVERY = 64
-"""One step in so many makes no guesses, so that what they gain is measured and not supposed."""
+"""Of so many steps a few make no guesses, so that what they gain is measured and not supposed."""
+
+_PLAIN_STEPS = 2
+"""The second of them is handed over while the first one runs, as all would be without guesses."""
 
 _HOPE_WEIGHT = 0.02
 """How far a request that ends while nobody guesses moves the expected share of right guesses back to where it began."""
@@ -53,12 +56,15 @@ class Drafting(Speculator):
         """See ``Guesser.begin_step``."""
         self._num_steps += num_decoding > 0
         self._is_blind = self._needs_states and self.is_resting
-        self._count = self._best(max(1, num_running)) if self._auto else self.most
+        if self._num_steps % _PLAIN_EVERY >= _PLAIN_EVERY - _PLAIN_STEPS:
+            self._count = 0
+        else:
+            self._count = self._best(max(1, num_running)) if self._auto else self.most
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Guesser.guesses``."""
-        is_plain = self._num_steps % _PLAIN_EVERY == 0 or (self._auto and not self.pace.is_known)
-        return () if is_plain or self._is_blind else (DRAFTED,) * min(self._count, most)
+        nothing_known = self._auto and not self.pace.is_known
+        return () if self._is_blind or nothing_known else (DRAFTED,) * min(self._count, most)
 
     def forget(self, request_id: str) -> None:
         """A request is over."""
@@ -67,10 +73,16 @@ class Drafting(Speculator):
             self.acceptance.hope(_HOPE_WEIGHT)
 
     def observe(
-        self, num_rows: int, num_tokens: int, num_kept: int, seconds: float, drafted: tuple[int, float] | None = None
+        self,
+        num_rows: int,
+        num_tokens: int,
+        num_kept: int,
+        seconds: float,
+        drafted: tuple[int, float] | None = None,
+        ahead: bool = False,
     ) -> None:
         """See ``Speculator.observe``."""
-        super().observe(num_rows, num_tokens, num_kept, seconds, drafted)
+        super().observe(num_rows, num_tokens, num_kept, seconds, drafted, ahead)
         num_guesses = num_tokens - num_rows
         # A step in which the draft model caught up on a prompt says nothing of the others.
         if drafted is not None and num_guesses > 0 and drafted[0] <= 2 * num_guesses:

@@ -5,46 +5,55 @@ from __future__ import annotations
 from bisect import bisect_left
 
 _MEMORY = 0.6
-"""What is left of an old observation after a new one of the same size: little, since attention grows with the texts."""
+"""What is left of an old observation of steps without guesses after a new one of the same size: little, since attention
+grows with the texts.
+"""
 
-_HOPE = 0.98
-"""What is left of what guesses are taken to add, each time that none have paid for a while."""
+_LONG_MEMORY = 0.95
+"""The same for steps with guesses, of any size."""
+
+_HOPE = 0.9988
+"""What is left of what guesses are taken to add, behind each step in which none were made since none have paid."""
 
 _GROWTH = 0.02
-"""What a token more is taken to add to a step, as a share, before two sizes have been measured: little, so that the
-second one is tried."""
+"""What a token more is taken to add to a step, as a share, before any was measured: little, so that it is tried."""
 
 
 class Pace:
     """Seconds of steps that decode: those of a step without guesses, and what guesses add to it.
 
-    Both are measured sizes, and straight lines between them.
+    The former are measured sizes, and straight lines between them. A step without guesses may be handed over while the
+    one before it runs, and is quicker then; steps with guesses cannot, and are compared with those. What guesses add
+    beyond that is one straight line.
     """
 
     def __init__(self) -> None:
-        self._plain = _Line()
-        self._added = _Line({0: 0.0})
+        self._ahead = _Line()
+        self._serial = _Line()
+        self._added = _Fit()
         self._warm: set[int] = set()
 
-    def observe(self, num_rows: int, num_guesses: int, seconds: float) -> None:
-        """A step of so many requests, with so many guesses for them in all, took so long."""
-        plain_s = self._plain.seconds(num_rows)
+    def observe(self, num_rows: int, num_guesses: int, seconds: float, ahead: bool = False) -> None:
+        """A step of so many requests, with so many guesses for them in all, took so long; ``ahead``: it was handed over
+        while the one before it ran.
+        """
         # A step that was held up says little. It may have taken twice as long as others of its size, and a guess no
         # longer than a step.
         if num_guesses == 0:
-            self._plain.observe(num_rows, min(seconds, 2 * plain_s) if self._plain.knows(num_rows) else seconds)
+            line = self._ahead if ahead else self._serial
+            line.observe(num_rows, min(seconds, 2 * line.seconds(num_rows)) if line.knows(num_rows) else seconds)
         elif _rounded(num_guesses) not in self._warm:
             # The first step of a size may have made ready whatever serves it.
             self._warm.add(_rounded(num_guesses))
-        elif self.is_known:
-            known = self._added.knows(num_guesses)
-            most_s = 2 * (plain_s + self._added.seconds(num_guesses)) if known else plain_s * (1 + num_guesses)
+        elif self._plain.covers(num_rows):
+            plain_s = self._plain.seconds(num_rows) + self.lost(num_rows)
+            most_s = 2 * self.seconds(num_rows, num_guesses) if self._added.is_known else plain_s * (1 + num_guesses)
             # What was measured long ago of steps without guesses may be above what one with them takes now.
             self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
 
-    def hope(self) -> None:
-        """No guesses have paid for a while: what they add may be less by now, which only trying can tell."""
-        self._added.scale(_HOPE)
+    def hope(self, num_steps: int) -> None:
+        """No guesses are made for so many steps: what they add may be less by then, which only trying can tell."""
+        self._added.scale(_HOPE**num_steps)
 
     @property
     def is_known(self) -> bool:
@@ -53,20 +62,64 @@ class Pace:
 
     def seconds(self, num_rows: int, num_guesses: int = 0) -> float:
         """What such a step would take; any number before the first observation."""
-        plain_s = self._plain.seconds(num_rows)
+        return self._plain.seconds(num_rows) + self.added(num_rows, num_guesses)
+
+    def added(self, num_rows: int, num_guesses: int) -> float:
+        """What so many guesses add to a step, that it is not handed over ahead included."""
         if num_guesses == 0:
-            return plain_s
-        if self._added.num_sizes == 1:
-            return plain_s * (1 + _GROWTH * num_guesses)
-        return plain_s + self._added.seconds(num_guesses)
+            return 0.0
+        if not self._added.is_known:
+            return self.lost(num_rows) + self._plain.seconds(num_rows) * _GROWTH * num_guesses
+        return self.lost(num_rows) + self._added.seconds(num_guesses)
+
+    def lost(self, num_rows: int) -> float:
+        """What a step loses that is not handed over while the one before it runs; 0 as long as that is not known."""
+        if not (self._ahead.num_sizes and self._serial.num_sizes):
+            return 0.0
+        return max(0.0, self._serial.seconds(num_rows) - self._ahead.seconds(num_rows))
+
+    @property
+    def _plain(self) -> _Line:
+        return self._ahead if self._ahead.num_sizes else self._serial
+
+
+class _Fit:
+    """The straight line of least squares through what was observed lately, nowhere falling and nowhere below 0."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        return self._weight > 0
+
+    def observe(self, x: float, y: float) -> None:
+        for name, value in (("_weight", 1.0), ("_x", x), ("_y", y), ("_xx", x * x), ("_xy", x * y)):
+            setattr(self, name, _LONG_MEMORY * getattr(self, name) + value)
+
+    def scale(self, factor: float) -> None:
+        self._y *= factor
+        self._xy *= factor
+
+    def seconds(self, x: float) -> float:
+        weight, determinant = self._weight, self._weight * self._xx - self._x * self._x
+        through_zero = self._xy / self._xx
+        # Of one size alone the line goes through 0.
+        if determinant <= 1e-6 * weight * self._xx:
+            return through_zero * x
+        slope = (weight * self._xy - self._x * self._y) / determinant
+        start = (self._y - slope * self._x) / weight
+        if start < 0:
+            return through_zero * x
+        return start + slope * x if slope > 0 else self._y / weight
 
 
 class _Line:
     """Seconds by a size."""
 
-    def __init__(self, known: dict[int, float] | None = None) -> None:
-        self._seconds = known or {}
-        self._sizes = sorted(self._seconds)
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._sizes: list[int] = []
 
     @property
     def num_sizes(self) -> int:
@@ -74,6 +127,10 @@ class _Line:
 
     def knows(self, size: int) -> bool:
         return _rounded(size) in self._seconds
+
+    def covers(self, size: int) -> bool:
+        """Whether it lies between two that are known, or is one."""
+        return bool(self._sizes) and self._sizes[0] <= _rounded(size) <= self._sizes[-1]
 
     def observe(self, size: int, seconds: float) -> None:
         size = _rounded(size)
@@ -83,9 +140,6 @@ class _Line:
             self._seconds[size] = seconds
         else:
             self._seconds[size] = _MEMORY * before + (1 - _MEMORY) * seconds
-
-    def scale(self, factor: float) -> None:
-        self._seconds = {size: factor * seconds for size, seconds in self._seconds.items()}
 
     def seconds(self, size: int) -> float:
         if not self._sizes:

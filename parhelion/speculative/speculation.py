@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from parhelion.speculative.acceptance import Shares
 from parhelion.speculative.pace import Pace
@@ -15,14 +16,24 @@ _MARGIN = 1.1
 _LEAST = 0.03
 """Tokens that a request's guesses must gain at least."""
 
-_PLAIN_EVERY = 16
-"""While guesses pay, one step in so many makes none: what a step takes without changes as texts grow."""
+_PLAIN_EVERY = 64
+"""While guesses pay, behind so many steps there are a few without: what those take changes as texts grow."""
+
+_PLAIN_STEPS = 2
+"""The second of them is handed over while the first one runs, as all would be without guesses."""
 
 _PATIENCE = 4
 """A request whose guesses do not pay, and would if they were better, tries one again when asked so many times."""
 
 _REST = 16
-"""Steps for which nobody is asked again once nobody's guesses pay."""
+"""Steps for which nobody is asked again once guesses do not pay, each time in a row twice as many; unless there are
+half as many requests by then, or twice as many.
+"""
+
+_LONGEST_REST = 128
+
+_TOLERATED = 0.03
+"""Share of a step's tokens that asking may cost: less is within what is known of it."""
 
 
 class Speculation(Speculator):
@@ -41,23 +52,41 @@ class Speculation(Speculator):
         self._skipped: dict[str, int] = {}
         self._num_rows = 0
         self._planned = 0
+        self._expected = 0.0
         self._asked = False
         self._pays = False
         self._rest = 0
+        self._next_rest = _REST
+        self._rested_rows = 0
         self._since_plain = 0
-        self._is_plain = False
 
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """See ``Guesser.begin_step``."""
-        if self._asked and not self._pays:
-            self._rest = _REST
-            self.pace.hope()
+        if self._asked and not self._paid:
+            self._rest = self._next_rest
+            self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+            self.pace.hope(self._rest)
+        elif self._asked:
+            self._next_rest = _REST
+            self._since_plain += 1
+            if self._since_plain >= _PLAIN_EVERY:
+                self._rest, self._since_plain = _PLAIN_STEPS, 0
         elif self._rest:
             self._rest -= 1
-        self._since_plain = self._since_plain + 1 if self._planned else 0
-        self._is_plain = self._auto and self._since_plain >= _PLAIN_EVERY - 1
+            if not self._rested_rows < 2 * num_decoding <= 4 * self._rested_rows:
+                self._rest, self._next_rest = 0, _REST
+        if not self.is_resting or self._asked:
+            self._rested_rows = num_decoding
         self._asked = self._pays = False
-        self._num_rows, self._planned = max(1, num_decoding), 0
+        self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0
+
+    @property
+    def _paid(self) -> bool:
+        """Whether what the last step's guesses were expected to gain, all together, is worth what they cost."""
+        rows, pace = self._num_rows, self.pace
+        lost_s = pace.added(rows, self._planned) if self._planned else pace.lost(rows)
+        gained = self._expected - _MARGIN * lost_s * rows / pace.seconds(rows)
+        return gained > -_TOLERATED * rows and self._pays
 
     @property
     def is_resting(self) -> bool:
@@ -83,6 +112,7 @@ class Speculation(Speculator):
         self._pays |= count > 0
         found = self._proposer.propose(request_id, count) if count > 0 else []
         self._planned += len(found)
+        self._expected += sum(islice(self.acceptance.of(request_id).chances(), len(found)))
         return found
 
     def forget(self, request_id: str) -> None:
@@ -96,7 +126,7 @@ class Speculation(Speculator):
         """How many guesses of this request pay: with each more, the chance that it counts falls and the step grows."""
         if not self._auto:
             return self.most
-        if self._is_plain or not self.pace.is_known:
+        if not self.pace.is_known:
             return 0
         self._asked = True
         best = self._best(self.acceptance.of(request_id))
@@ -111,17 +141,17 @@ class Speculation(Speculator):
 
     def _best(self, shares: Shares) -> int:
         """The number of guesses that pays most, if these shares are right: tokens to expect, less those that the step
-        would gain without guesses in the time that these add to it.
+        would gain without guesses in the time that these add to it. What a step with guesses takes more however few
+        they are is not counted where others may guess as well: whether it pays them all shows afterwards.
         """
-        num_rows, planned = self._num_rows, self._planned
-        speed = num_rows / self.pace.seconds(num_rows)
-        planned_s = self.pace.seconds(num_rows, planned)
+        rows, planned, pace = self._num_rows, self._planned, self.pace
+        speed = rows / pace.seconds(rows)
+        before_s = pace.added(rows, max(planned, 1)) if rows > 1 else 0.0
         best, best_gained = 0, _LEAST
         tokens = 0.0
         for count, chance in zip(range(1, self.most + 1), shares.chances(), strict=False):
             tokens += chance
-            added_s = self.pace.seconds(num_rows, planned + count) - planned_s
-            gained = tokens - _MARGIN * speed * added_s
+            gained = tokens - _MARGIN * speed * (pace.added(rows, planned + count) - before_s)
             if gained > best_gained:
                 best, best_gained = count, gained
         return best

@@ -60,7 +60,13 @@ class Speculator(ABC):
         self.acceptance.forget(request_id)
 
     def observe(
-        self, num_rows: int, num_tokens: int, num_kept: int, seconds: float, drafted: tuple[int, float] | None = None
+        self,
+        num_rows: int,
+        num_tokens: int,
+        num_kept: int,
+        seconds: float,
+        drafted: tuple[int, float] | None = None,
+        ahead: bool = False,
     ) -> None:
         """A step that only decoded is over.
 
@@ -68,11 +74,12 @@ class Speculator(ABC):
             num_rows: requests in it.
             num_tokens: their last known tokens, and their guesses.
             num_kept: tokens that they gained.
-            seconds: that it took, from when it could begin.
+            seconds: from the end of the step before it to its own.
             drafted: tokens that a draft model computed in it, and the seconds of that.
+            ahead: it was handed over while the step before it ran.
         """
         target_s = seconds - (drafted[1] if drafted else 0.0)
-        self.pace.observe(num_rows, num_tokens - num_rows, target_s)
+        self.pace.observe(num_rows, num_tokens - num_rows, target_s, ahead)
         if num_tokens == num_rows or not self.pace.is_known:
             return
         # Without guesses the step would have been no slower; what was measured of such steps may be long ago.

@@ -152,13 +152,21 @@ def left_to_ranks(model: TunedModel, target: GemmTarget) -> tuple[str, ...]:
 def shared_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> Counter[Contract]:
     """What ranks call together in one step, and how often: the most of any plan."""
     found: Counter[Contract] = Counter()
-    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
     for plan in ON_GPU:
-        counts = Counter(call.contract for call in cover(last, plan))
-        for index in range(model.num_layers):
-            counts.update(_calls(model, target, dtype, index, plan))
-        found |= counts
-    return Counter({contract: count for contract, count in found.items() if needs_other_ranks(contract)})
+        found |= shared_under(model, target, plan, dtype)
+    return found
+
+
+def shared_under(
+    model: TunedModel, target: GemmTarget, plan: Plan, dtype: torch.dtype = torch.bfloat16
+) -> Counter[Contract]:
+    """What ranks call together in one step under a plan: the blocks behind the first are alike in that."""
+    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    counts = Counter(call.contract for call in cover(last, plan))
+    counts.update(_calls(model, target, dtype, 0, plan))
+    for contract, count in Counter(_calls(model, target, dtype, model.num_layers - 1, plan)).items():
+        counts[contract] += (model.num_layers - 1) * count
+    return Counter({contract: count for contract, count in counts.items() if needs_other_ranks(contract)})
 
 
 def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:

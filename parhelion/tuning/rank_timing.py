@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
 from parhelion.errors import first_line
-from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.inputs import map_tensors
 from parhelion.ops.kernel_timer import Timing, random_inputs
 from parhelion.ops.oracle import Oracle
@@ -113,14 +113,27 @@ def _run_rank(
     try:
         with torch.inference_mode():
             for job in jobs:
-                pipe.send(_outcomes(job, device, load))
+                pipe.send(_outcomes(job, rank, device, load))
     finally:
         leave()
         pipe.close()
 
 
-def _outcomes(job: RankJob, device: torch.device, load: Load) -> list[Outcome]:
-    inputs = random_inputs(job.contract, job.num_tokens, device)
+def rank_inputs(contract: Contract, num_tokens: int, rank: int, num_ranks: int, device: torch.device) -> Tensors:
+    """A rank's own part of a sum, the contract's first input, and else what all ranks have.
+
+    No sum of the parts has more than bfloat16's eight bits, so that none is rounded on its way around the ranks: codes
+    next to zero would be many steps off then, and nobody to blame.
+    """
+    whole, *shared = random_inputs(contract, num_tokens, device)
+    most = 256 // num_ranks
+    generator = torch.Generator(device).manual_seed(1 + rank)
+    part = torch.randint(-most, most + 1, whole.shape, generator=generator, device=device) / 32
+    return (part.to(whole.dtype), *shared)
+
+
+def _outcomes(job: RankJob, rank: int, device: torch.device, load: Load) -> list[Outcome]:
+    inputs = rank_inputs(job.contract, job.num_tokens, rank, dist.get_world_size(), device)
     oracle = Oracle(job.contract, inputs)
     return [_outcome(job, trial, inputs, oracle, device, load) for trial in job.trials]
 

@@ -11,8 +11,11 @@ from typer.testing import CliRunner
 
 from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config
 from parhelion.cli.main import build_app
+from tests.models.eagle3_heads import ORIGINAL_JSON, write_head
 
 runner = CliRunner()
+FOR_A_HEAD = ("--gpus", "4", "--draft-model")
+DRAFTED = (*FOR_A_HEAD, "qwen3-0.6b")
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +104,25 @@ def test_a_folder_with_a_config_will_do(tmp_path: Path) -> None:
     assert {each["quantization"] for each in report["fits"]} == {report["quantization"]}
 
 
+def test_a_draft_model_and_a_head_take_memory_and_leave_pipelines_out(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 151936, "target_hidden_size": 4096, "draft_vocab_size": 32000}
+    head = write_head(tmp_path / "head", ORIGINAL_JSON | sizes)
+    plain, draft, with_head = (
+        planned("qwen3-8b", *more) for more in (("--gpus", "4"), DRAFTED, (*FOR_A_HEAD, str(head)))
+    )
+    first = plain["layouts"][0]
+    for report in (draft, with_head):
+        assert {each["pp"] for each in report["layouts"]} == {1}
+        assert any("pp may be 1" in each["reason"] for each in report["refused"])
+        assert any("what guesses gain is not planned" in each for each in report["assumptions"])
+        (same,) = (each for each in report["layouts"] if (each["tp"], each["dp"]) == (first["tp"], first["dp"]))
+        assert same["memory"]["weights"] > first["memory"]["weights"]
+        assert same["memory"]["kv_tokens"] < first["memory"]["kv_tokens"]
+        assert same["tpot"] == first["tpot"]
+    other = write_head(tmp_path / "other", ORIGINAL_JSON | sizes | {"target_hidden_size": 2048})
+    assert "is a head for another model than qwen3-8b" in refused("qwen3-8b", *FOR_A_HEAD, str(other))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -113,6 +135,8 @@ def test_a_folder_with_a_config_will_do(tmp_path: Path) -> None:
         (("no-such-model",), "not listed"),
         (("qwen3-8b", "--quantization", "fp4"), "there are unquantized"),
         (("qwen3-32b", "--device", "l40s"), "GPUs would do"),
+        (("qwen3-8b", "--draft-model", "smollm2-135m"), "a draft model must have the same vocabulary"),
+        (("qwen3-8b", *DRAFTED, "--pp", "2"), "a draft model begins and ends steps in one stage so far; pp may be 1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_the_way_out(arguments: tuple[str, ...], said: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.memory import rank_memory, why_no_room
-from parhelion.distributed.model_size import ModelSize
-from parhelion.quantization import FP8_BLOCK
+from parhelion.distributed.model_size import HeadSize, ModelSize
+from parhelion.quantization import FP8_BLOCK, UNQUANTIZED
 from tests.distributed.sample import QWEN3_8B, qwen3_8b
 
 GIB = 1 << 30
@@ -51,6 +51,40 @@ def test_stages_share_layers() -> None:
 def test_block_scales_are_few() -> None:
     per_token, per_block = weights(qwen3_8b(), Layout(1)), weights(qwen3_8b(FP8_BLOCK), Layout(1))
     assert per_block < per_token < 0.6 * weights(QWEN3_8B, Layout(1))
+
+
+# Qwen3-0.6B has 596,049,920 parameters, its table once; sixteen heads divide among two ranks and not among three.
+DRAFT = ModelSize("qwen3-0.6b", 28, 1024, 3072, 16, 8, 128, 151936, True, UNQUANTIZED)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_draft_model_is_shared_by_the_same_ranks_and_keeps_its_keys_in_the_same_blocks(tp: int) -> None:
+    plain, both = (
+        rank_memory(model, Layout(tp), 80 * GIB, 4096, 256) for model in (QWEN3_8B, replace(QWEN3_8B, draft=DRAFT))
+    )
+    assert both.weights - plain.weights == pytest.approx(2 * 596_049_920 / tp, rel=2e-3)
+    assert tp * (both.kv_bytes_per_token - plain.kv_bytes_per_token) == 2 * 28 * 8 * 128 * 2
+    assert both.kv_cache == pytest.approx(plain.kv_cache - 0.9 * (both.weights - plain.weights), rel=1e-9)
+
+
+def test_a_draft_model_that_does_not_divide_is_whole_on_every_rank() -> None:
+    odd = replace(DRAFT, num_heads=17, num_kv_heads=17)
+    plain, both = (
+        rank_memory(model, Layout(2), 80 * GIB, 4096, 256) for model in (QWEN3_8B, replace(QWEN3_8B, draft=odd))
+    )
+    assert both.weights - plain.weights == odd.weight_bytes
+    assert both.kv_bytes_per_token - plain.kv_bytes_per_token == odd.kv_bytes_per_token
+
+
+def test_a_head_has_its_vocabulary_and_what_makes_features() -> None:
+    # The tensors of a head for a hidden size of 4,096 that can guess 32,000 tokens and reads three hidden states.
+    head = HeadSize("head", 1, 4096, 14336, 32, 8, 128, 32000, True, UNQUANTIZED, fused=3 * 4096)
+    features, vocabulary = 4096 * 3 * 4096, 32000 * 4096
+    attention = (4096 + 2 * 1024) * 2 * 4096 + 4096 * 4096
+    feed_forward = 3 * 14336 * 4096
+    assert head.weight_bytes == pytest.approx(2 * (features + vocabulary + attention + feed_forward), rel=1e-3)
+    part = head.shard(2).weight_bytes
+    assert part == pytest.approx(2 * features + (vocabulary + attention + feed_forward), rel=1e-3)
 
 
 def test_everything_fits_the_device() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from parhelion.distributed.kernel_times import KernelTimes, StepRows
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.step_model import Cost, RankCalls, StepModel
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.linear import Linear
+from parhelion.ops.registry import own_parts
 from parhelion.packs.format import BlockTime
 from tests.distributed.sample import FABRIC, H100, QWEN3_8B, row
 
@@ -50,6 +53,23 @@ def test_sharing_layers_adds_two_all_reduces_each_and_the_edges() -> None:
     cost = model().tpot(Layout(2), 4, 576).cost
     reduce_us = FABRIC.all_reduce_us(4 * 4096 * 2, 2)
     assert cost.links == pytest.approx(17 * reduce_us + FABRIC.all_gather_us(4 * 2 * 16, 2))
+
+
+def test_sums_that_a_pack_measured_with_their_norms_take_what_it_says() -> None:
+    shared = AllReduceRmsNorm(4096, 2)
+    [norm] = own_parts([shared])
+    calls = RankCalls((Counter({norm: 16}),), ((norm,),), (), (), (Counter({shared: 16}),))
+    rows = [row(norm, 4, 2.0), msgspec.structs.replace(row(shared, 4, 5.0), floor_us=0.0)]
+
+    def tpot(times: KernelTimes, batch: int) -> Cost:
+        return StepModel(MODEL, lambda tp: calls, times, FABRIC).tpot(Layout(2), batch, 576).cost
+
+    beside = FABRIC.all_reduce_us(4 * 4096 * 2, 2) + FABRIC.all_gather_us(4 * 2 * 16, 2)
+    found = tpot(KernelTimes(H100, rows), 4)
+    assert (found.links, found.kernels) == (pytest.approx(16 * 5.0 + beside), pytest.approx(0.0))
+    for times, batch in ((KernelTimes(H100, rows), 8), (KernelTimes(H100, rows, same_device=False), 4)):
+        modelled = 17 * FABRIC.all_reduce_us(batch * 4096 * 2, 2) + FABRIC.all_gather_us(batch * 2 * 16, 2)
+        assert tpot(times, batch).links == pytest.approx(modelled)
 
 
 def test_a_pipeline_does_not_shorten_a_single_request() -> None:

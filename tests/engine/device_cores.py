@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,12 @@ from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_step import Mode, Step, StepOutputs
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.draft_choice import read_draft
 from parhelion.engine.kv_storage import plan_kv_cache
-from parhelion.engine.load import LoadedModel, load_model
+from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_layout import Bucket
 from parhelion.engine.worker import Worker
-from parhelion.layers.fusions import plans
-from parhelion.models.checkpoint import open_checkpoint
-from parhelion.models.decoder import BuildOptions, DecoderModel
-from parhelion.models.eagle3 import Eagle3Head
-from parhelion.models.eagle3_config import is_eagle3, read_eagle3_config
-from parhelion.models.weights import CheckpointWeights
-from parhelion.quantization import UNQUANTIZED
 from parhelion.scheduler import SchedulerConfig
 from parhelion.speculative import Drafting, Proposer, Speculation, Speculator
 from tests.engine.requests import add_request
@@ -74,7 +69,9 @@ def core_of(
         kv_cache_memory=1 << 22,
         tp=group.size,
     )
-    loaded = load_model(config, folder, group=group)
+    chosen = read_draft(draft) if draft is not None else None
+    loaded = load_model(config, folder, group=group, keep_tables=needs_tables(chosen))
+    draft_model, _ = load_draft(config, chosen, loaded)
     size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
     worker: Any
     if on_device:
@@ -85,10 +82,9 @@ def core_of(
             use_graphs,
             MOST_GUESSES if proposer is not None or draft is not None else 0,
         )
-        draft_model = _draft_of(draft, config, loaded) if draft is not None else None
         worker = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model)
     else:
-        worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs)
+        worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs, draft_model, BUDGET)
     worker.warm_up()
     if use_graphs:
         worker.capture_all()
@@ -104,19 +100,9 @@ def core_of(
     )
     if proposer is not None:
         speculation = Speculation(proposer, MOST_GUESSES)
-    elif draft is not None and speculation is None:
-        speculation = Drafting(MOST_GUESSES, cost=0.5, needs_states=is_eagle3(draft))
+    elif chosen is not None and speculation is None:
+        speculation = Drafting(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
     return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
-
-
-def _draft_of(folder: Path, config: EngineConfig, target: LoadedModel) -> DecoderModel | Eagle3Head:
-    if not is_eagle3(folder):
-        return load_model(config, folder).model
-    resolver = target.resolver
-    fusion = plans("plain", resolver.device)
-    options = BuildOptions(torch.float32, torch.float32, UNQUANTIZED, fusion, resolver, BLOCK_SIZE, MAX_LEN)
-    with open_checkpoint(folder) as checkpoint:
-        return Eagle3Head(read_eagle3_config(folder), CheckpointWeights(checkpoint, None, None), options)
 
 
 def run(core: EngineCore, requests: Sequence[AddRequest]) -> dict[str, list[Any]]:
@@ -181,4 +167,4 @@ class Recorder:
 
     def run(self, step: Step, bucket: Bucket, mode: Mode) -> StepOutputs:
         self.graphs.add((step, bucket, mode))
-        return step.run(self._ints, bucket, mode)
+        return replace(step.run(self._ints, bucket, mode), hidden=None)

@@ -15,9 +15,10 @@ import torch
 from parhelion.config import EngineConfig
 from parhelion.engine import device_worker
 from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
-from parhelion.engine.device_head import HeadFeatures, HeadProgress
+from parhelion.engine.device_head import HeadFeatures
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.device_step import Mode
+from parhelion.engine.draft_progress import HeadProgress
 from parhelion.engine.load import load_model
 from parhelion.engine.step_layout import Bucket, StepInts, StepRows, pack, view_ints
 from parhelion.models.decoder import HiddenStates
@@ -250,7 +251,7 @@ def test_a_slot_without_features_finds_finite_numbers() -> None:
 
 def _progress() -> HeadProgress:
     table = np.arange(40).reshape(4, 10)
-    progress = HeadProgress(*table.shape, table.size, 4, 64)
+    progress = HeadProgress(*table.shape, table.size, 4, 64, forgets=True)
     for slot in range(4):
         progress.append(slot, 0, table[slot, :5], 0)
     return progress

@@ -261,3 +261,34 @@ def test_three_calls_stay_if_someone_else_reads_what_passes_between_them(reader:
     calls = [call(_First("a"), "x", "y"), call(_Second("b"), "y", "codes"), call(_Third("c"), "codes", "z")]
     assert len(cover(calls, CHAIN)) == 2
     assert cover([*calls, call(_First("d"), reader, "w")], CHAIN) == [*calls, call(_First("d"), reader, "w")]
+
+
+def test_what_was_read_for_the_last_time_is_let_go_at_once():
+    held: list[list[bool]] = []
+
+    class Watching(Resolver):
+        def launcher(self, contract: Contract) -> Any:
+            launch = super().launcher(contract)
+
+            def watched(*inputs: torch.Tensor) -> Any:
+                held.append([value is not None for value in values])
+                return launch(*inputs)
+
+            return watched
+
+    calls = [
+        Call(SiluAndMul(64, torch.float32), ("x",), ("once",)),
+        Call(SiluAndMul(32, torch.float32), ("once",), ("twice",)),
+        Call(SiluAndMul(32, torch.float32), ("once",), ("also",)),
+        Call(SiluAndMul(16, torch.float32), ("twice",), ("x",)),
+        Call(SiluAndMul(16, torch.float32), ("also",), ("result",)),
+    ]
+    program = Program(calls, Watching(CPU), ("x", "other"))
+    values: list[Any] = [torch.ones(3, 128), "other", None, None, None, None]
+    program(values)
+    x, once, result = 0, 2, 5
+    assert held[1][x] is False  # it is written again
+    assert held[2][once] is True
+    assert held[3][once] is False
+    assert [value is not None for value in values] == [True, True, False, False, False, True]
+    assert values[x].shape == values[result].shape == (3, 16)

@@ -20,7 +20,7 @@ from parhelion.distributed.rendezvous import host_store, join, leave, reach_stor
 from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
-from parhelion.ops.collectives.machines import tell_machine
+from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 
@@ -61,6 +61,20 @@ assert group.from_first(values).item() == 7
 norm = AllReduceRmsNorm(64, 2, 1e-6, torch.bfloat16, None)
 kernel = op("all_reduce_rms_norm").provider("helion")
 assert kernel.refuses(norm) is None
+torch.distributed.barrier()
+# Nor with the peers of a second group.
+if group.rank == 0:
+    tell_group(0)
+torch.distributed.barrier()
+assert kernel.refuses(norm) is None
+torch.distributed.barrier()
+if group.rank == 0:
+    tell_group(1)
+torch.distributed.barrier()
+assert "an engine of several ranks before" in kernel.refuses(norm)
+torch.distributed.barrier()
+if group.rank == 0:
+    tell_group(0)
 torch.distributed.barrier()
 tell_machine(group.rank, "10.0.0.1")
 assert kernel.refuses(norm) is None

@@ -93,15 +93,70 @@ def test_one_row_of_many_pays_for_itself_alone() -> None:
     assert speculation.guesses("bad", [1], 9) == []
 
 
-def test_while_guesses_pay_a_step_without_is_measured_now_and_then() -> None:
+def test_while_guesses_pay_steps_without_are_measured_now_and_then() -> None:
     speculation = Speculation(Endless(), 5, paced({(2, 0): 1.0, (2, 10): 1.1}))
-    counts = []
-    for _ in range(64):
+    counts, resting = [], []
+    for _ in range(140):
         speculation.begin_step(2, 2)
-        assert not speculation.is_resting
+        resting.append(speculation.is_resting)
         counts.append(sum(len(speculation.guesses(name, [1], 9)) for name in "ab"))
     assert set(counts) == {0, 10}
-    assert counts.count(0) == 4
+    assert [count == 0 for count in counts] == resting  # so that the second of them is handed over ahead
+    assert resting == ([False] * 64 + [True] * 2) * 2 + [False] * 8
+
+
+def ahead(seconds: float, serial: float, num_rows: int) -> Pace:
+    """Steps without guesses take so long if they are handed over while others run, and so long if not."""
+    pace = Pace()
+    pace.observe(num_rows, 0, serial)
+    pace.observe(num_rows, 0, seconds, ahead=True)
+    return pace
+
+
+def test_guesses_are_compared_with_steps_that_are_handed_over_ahead() -> None:
+    pace = ahead(1.0, 1.3, num_rows=1)
+    for _ in range(2):
+        pace.observe(1, 2, 1.5)
+    assert pace.seconds(1) == 1.0
+    assert pace.seconds(1, 2) == pytest.approx(1.5)
+    assert pace.lost(1) == pytest.approx(0.3)
+    for right, guesses in ((0, 0), (2, 2)):
+        speculation = Speculation(Endless(), 2, pace)
+        for _ in range(60):
+            speculation.learn("a", 2, right)
+        speculation.begin_step(1, 1)
+        assert len(speculation.guesses("a", [1], 9)) == guesses
+
+
+def test_what_the_first_guess_of_a_step_costs_all_requests_bear() -> None:
+    # A step with guesses costs half a step more, however few they are: too much for one request's, not for sixteen's.
+    pace = ahead(1.0, 1.5, num_rows=16)
+    for _ in range(2):
+        pace.observe(16, 16, 1.5)
+    speculation = Speculation(Endless(), 1, pace)
+    names = [str(number) for number in range(16)]
+    for name in names:
+        for _ in range(60):
+            speculation.learn(name, 1, 1)
+    speculation.begin_step(16, 16)
+    assert sum(len(speculation.guesses(name, [1], 9)) for name in names) == 16
+    speculation.begin_step(16, 16)
+    assert not speculation.is_resting
+    assert len(speculation.guesses("0", [1], 9)) == 1  # the only one that has any
+    speculation.begin_step(16, 16)
+    assert speculation.is_resting
+    speculation.begin_step(8, 8)
+    assert not speculation.is_resting  # half of the requests are gone
+
+
+def test_asking_whoever_has_no_guesses_ends_where_it_costs() -> None:
+    costly = Speculation(NgramProposer(), 2, ahead(1.0, 1.3, num_rows=1))
+    free = Speculation(NgramProposer(), 2, ahead(1.0, 1.01, num_rows=1))
+    for speculation, rests in ((costly, True), (free, False)):
+        speculation.begin_step(1, 1)
+        assert speculation.guesses("a", [1, 2, 3], 9) == []
+        speculation.begin_step(1, 1)
+        assert speculation.is_resting == rests
 
 
 def test_one_of_many_need_not_speed_up_all_of_them() -> None:
@@ -115,10 +170,10 @@ def test_who_guessed_wrong_may_try_again_now_and_then() -> None:
     for _ in range(60):
         speculation.learn("a", 5, 0)
     counts = []
-    for _ in range(64):
+    for _ in range(400):
         speculation.begin_step(1, 1)
         counts.append(len(speculation.guesses("a", [1], 9)))
-    assert 0 < sum(counts) < 4
+    assert 0 < sum(counts) < 6
     assert max(counts) == 1
 
 
@@ -130,9 +185,9 @@ def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
         speculation.begin_step(1, 1)
         resting.append(speculation.is_resting)
         assert speculation.guesses("a", list(range(step + 1)), 9) == []
-    assert resting == [False] + [True] * 16 + [False] + [True] * 16 + [False] + [True] * 5
+    assert resting == [False] + [True] * 16 + [False] + [True] * 22  # twice as long the second time
     told = [tokens for _, _, tokens in proposer.told]
-    assert [token for tokens in told for token in tokens] == list(range(35))
+    assert [token for tokens in told for token in tokens] == list(range(18))
 
 
 def test_a_pace_is_a_line_between_what_was_measured() -> None:
@@ -152,13 +207,26 @@ def test_what_guesses_add_is_measured_apart_from_what_a_step_takes_without() -> 
     assert pace.seconds(9, 4) == pytest.approx(3.4)
     assert pace.seconds(9, 2) == pytest.approx(3.2)
     assert pace.seconds(9, 8) == pytest.approx(3.8)
-    for _ in range(2):
-        pace.observe(9, 8, 2.0)  # less than nine requests took without
-    assert pace.seconds(1, 8) == pytest.approx(1.0)
-    pace.observe(1, 6, 2.0)
-    assert pace.seconds(1, 6) == pytest.approx(1.4)  # the first one made things ready, perhaps
-    pace.observe(1, 6, 100.0)  # held up: at most a step for each guess
-    assert pace.seconds(1, 6) == pytest.approx(7.0)
+
+
+def test_what_guesses_add_is_a_line_that_neither_falls_nor_begins_below_nothing() -> None:
+    dear_at_first, falling, too_steep = (paced({(1, 0): 1.0} | each) for each in (
+        {(1, 1): 1.5, (1, 9): 1.9}, {(1, 2): 1.5, (1, 8): 1.1}, {(1, 4): 1.1, (1, 8): 1.9}
+    ))  # fmt: skip
+    assert [dear_at_first.added(1, n) for n in (0, 1, 5, 17)] == pytest.approx([0.0, 0.5, 0.7, 2.3 - 1.0])
+    assert falling.added(1, 2) == pytest.approx(falling.added(1, 99), abs=0.01)
+    assert 0 < too_steep.added(1, 1) < too_steep.added(1, 4) < too_steep.added(1, 8)
+
+
+def test_what_was_held_up_or_is_of_unknown_steps_counts_little() -> None:
+    pace = paced({(1, 0): 1.0, (9, 0): 3.0, (1, 4): 1.4})
+    pace.observe(1, 6, 2.0)  # the first one made things ready, perhaps
+    pace.observe(12, 4, 99.0)  # nobody knows what so many requests take without
+    assert pace.seconds(1, 4) == pytest.approx(1.4)
+    pace.observe(1, 4, 100.0)  # twice as long as usual, at most
+    assert pace.seconds(1, 4) < 2.2
+    pace.observe(9, 4, 0.1)  # less than without
+    assert pace.seconds(1, 4) < 1.8
 
 
 def test_what_seemed_too_dear_is_tried_again_after_a_long_while() -> None:
@@ -182,9 +250,21 @@ def test_a_guess_behind_a_right_one_is_right_more_often() -> None:
     chances = list(islice(acceptance.of("a").chances(), 4))
     assert chances[0] == pytest.approx(0.5, abs=0.06)
     assert chances[1] / chances[0] == pytest.approx(2 / 3, abs=0.1)
-    assert acceptance.of("b") == Shares()
+    known, hoped = acceptance.of("b"), Shares()
+    assert known.first == (acceptance.overall.first + hoped.first) / 2  # between others' and what one may hope for
+    assert known.times == 0
     acceptance.forget("a")
+    assert acceptance.of("a") == known
+
+
+def test_what_was_only_hoped_for_is_soon_forgotten() -> None:
+    acceptance = Acceptance()
     assert acceptance.of("a") == Shares()
+    firsts = []
+    for _ in range(4):
+        acceptance.learn("a", 1, 0)
+        firsts.append(acceptance.of("a").first)
+    assert firsts == pytest.approx([0.6 * 2 / 3, 0.6 * 2 / 4, 0.6 * 2 / 5, 0.6 * 2 / 6])
 
 
 def test_a_pace_follows_what_is_measured_and_no_single_hiccup() -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from parhelion.ops.all_reduce_rms_norm.contract import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce.providers import why_not_ranks
-from parhelion.ops.collectives.machines import why_not_one_machine
+from parhelion.ops.collectives.machines import why_not_first_group, why_not_one_machine
 from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.provider import BaseProvider
@@ -19,7 +19,7 @@ class HelionAllReduceRmsNorm(HelionProvider):
     def refuses(self, contract: Contract) -> str | None:
         assert isinstance(contract, AllReduceRmsNorm)
         # On several machines a wait inside the program would have no end.
-        return why_not_ranks(contract.num_ranks) or why_not_one_machine()
+        return why_not_ranks(contract.num_ranks) or why_not_one_machine() or why_not_first_group()
 
 
 class TorchDistributedAndNorm(BaseProvider):

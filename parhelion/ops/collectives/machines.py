@@ -1,8 +1,10 @@
-"""Whether all ranks are on one machine, as they have told each other through the store of their group."""
+"""Whether ranks can share memory, as they have told each other through the store of their group."""
 
 from __future__ import annotations
 
 import torch.distributed as dist
+
+_GROUP_KEY = "groups of rank 0 before"
 
 
 def tell_machine(rank: int, address: str) -> None:
@@ -26,6 +28,28 @@ def why_not_one_machine() -> str | None:
     # Every rank tells it as it joins, and this waits for those that have not yet.
     machines = len({store.get(key) for key in keys})
     return None if machines == 1 else f"its ranks are on {machines} machines, and share no memory"
+
+
+def tell_group(number: int) -> None:
+    """Say, as the first of a group, how many groups this process was in before."""
+    dist.distributed_c10d._get_default_store().set(_GROUP_KEY, str(number))
+
+
+def why_not_first_group() -> str | None:
+    """None if the group is its first rank's process's first one; else why its ranks cannot share memory.
+
+    Torch counts, for good, how often a process has shared memory, and looks for its peers by that number: those of a
+    later group are new processes, which begin to count.
+    """
+    if not dist.is_initialized():
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    if not store.check([_GROUP_KEY]) or store.get(_GROUP_KEY) == b"0":
+        return None
+    return (
+        "rank 0's process had an engine of several ranks before, and torch shares memory with the first one's alone: "
+        "start this one in a process of its own"
+    )
 
 
 def _key(rank: int) -> str:

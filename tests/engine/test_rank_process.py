@@ -1,0 +1,82 @@
+"""The steps of a rank's own process, and where it finds models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parhelion.config import EngineConfig
+from parhelion.engine.messages import AddRequest
+from parhelion.engine.rank_messages import ExecuteStep, RankOptions
+from parhelion.engine.rank_process import path_here, run_steps
+from parhelion.engine.step_result import NOTHING, StepResult
+from parhelion.errors import ModelNotFoundError
+from parhelion.scheduler import StepPlan
+
+
+class Ended(Exception):
+    """Rank 0 has no more steps."""
+
+
+class Steps:
+    """Rank 0's steps, and a worker whose device computes on its own; what happens is noted."""
+
+    def __init__(self, follows: Iterable[bool]) -> None:
+        self.events: list[str] = []
+        self._plans = [StepPlan(step, (), (), (), each) for step, each in enumerate(follows)]
+
+    def receive(self) -> ExecuteStep:
+        if not self._plans:
+            raise Ended
+        return ExecuteStep(self._plans.pop(0), ())
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> UnderWay:
+        self.events.append(f"begin {plan.step}")
+        return UnderWay(self.events, plan.step)
+
+
+class UnderWay:
+    def __init__(self, events: list[str], step: int) -> None:
+        self._events, self._step = events, step
+
+    def wait(self) -> StepResult:
+        end = f"end {self._step}"
+        if end not in self._events:
+            self._events.append(end)
+        return NOTHING
+
+
+def events(*follows: bool) -> list[str]:
+    steps: Any = Steps(follows)
+    with pytest.raises(Ended):
+        run_steps(steps, steps, answers=False)
+    found: list[str] = steps.events
+    return found
+
+
+def test_a_step_is_waited_for_while_the_next_one_runs() -> None:
+    assert events(False, False, False) == ["begin 0", "begin 1", "end 0", "begin 2", "end 1"]
+
+
+def test_a_step_that_a_draft_model_takes_part_in_ends_before_the_next_one_begins() -> None:
+    assert events(False, True, False, False) == ["begin 0", "begin 1", "end 0", "end 1", "begin 2", "begin 3", "end 2"]
+
+
+def options_of(server_key: str) -> RankOptions:
+    config = EngineConfig(model="any", tp=2)
+    return RankOptions(config, "/models/any", 1, "tcp://127.0.0.1:1", "secret", 0, server_key)
+
+
+def test_another_machine_finds_a_model_where_rank_0_has_it_or_by_its_name(tmp_path: Path) -> None:
+    theirs, named = tmp_path / "theirs", tmp_path / "named"
+    named.mkdir()
+    (named / "config.json").write_text("{}")
+    assert path_here(options_of("key"), str(theirs), str(named)) == named
+    assert path_here(options_of(""), str(theirs), str(named)) == theirs
+    with pytest.raises(ModelNotFoundError, match=r"every machine needs the model, and .*theirs is not on this one"):
+        path_here(options_of("key"), str(theirs), str(tmp_path / "nowhere"))
+    theirs.mkdir()
+    assert path_here(options_of("key"), str(theirs), str(named)) == theirs
