@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ahead_tables import cold_start_table, corners_table, tune_table
 from compare_tables import compare_table
 from fault_tables import fault_table
+from gpu_speculation_table import gpu_speculation_table
 from plan_check import plan_check_table
 from tp_tables import tp_speed_table, tp_sums_table
 
@@ -315,6 +316,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "memory": plain_table,
     "inductor": plain_table,
     "speculation": speculation_table,
+    "h200_speculation": gpu_speculation_table,
     "h100_ops": ops_table,
     "h100_engine": engine_table,
     "h100_speed": speed_table,

@@ -92,26 +92,52 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
+@dataclass(frozen=True)
+class ClientShare:
+    """What one of several clients sends: every so-manieth request, beginning with its own number; together they keep
+    ``concurrency``.
+
+    Attributes:
+        number: of this client. num_clients: in all.
+        start: when the first request arrives, by ``time.perf_counter``; None: at once.
+    """
+
+    number: int = 0
+    num_clients: int = 1
+    start: float | None = None
+
+    def concurrency(self, settings: ServingSettings) -> int:
+        """Requests that this client has in flight at most."""
+        whole, more = divmod(settings.concurrency, self.num_clients)
+        return whole + (self.number < more)
+
+
 async def generate_load(
     url: str,
     model: str,
     settings: ServingSettings,
     api_key: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    share: ClientShare | None = None,
 ) -> list[RequestRecord]:
-    """Send all requests and return their records, in order of sending; a request that failed has its ``error`` set."""
+    """Send all requests, or a client's share of them, and return their records, in order of sending; a request that
+    failed has its ``error`` set.
+    """
+    share = share or ClientShare()
     prompts = random_prompts(
         count=settings.num_requests, length=settings.prompt_length, vocab_size=_VOCAB_SIZE, seed=settings.seed
     )
-    in_flight = asyncio.Semaphore(settings.concurrency)
+    concurrency = share.concurrency(settings)
+    in_flight = asyncio.Semaphore(concurrency)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits(max_connections=settings.concurrency)
+    limits = httpx.Limits(max_connections=concurrency)
     ended = 0
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=None, trust_env=False) as client:
+        start = time.perf_counter() if share.start is None else share.start
 
         async def one(prompt: TokensPrompt, delay: float) -> RequestRecord:
             nonlocal ended
-            await asyncio.sleep(delay)
+            await asyncio.sleep(start + delay - time.perf_counter())
             async with in_flight:
                 record = await send_request(client, model, prompt, settings.output_length)
             ended += 1
@@ -119,8 +145,8 @@ async def generate_load(
                 progress(ended, settings.num_requests)
             return record
 
-        delays = arrival_times(settings)
-        return list(await asyncio.gather(*(one(p, d) for p, d in zip(prompts, delays, strict=True))))
+        arrivals = list(zip(prompts, arrival_times(settings), strict=True))[share.number :: share.num_clients]
+        return list(await asyncio.gather(*(one(prompt, delay) for prompt, delay in arrivals)))
 
 
 def arrival_times(settings: ServingSettings) -> list[float]:
@@ -164,14 +190,21 @@ async def send_request(
 
 
 async def _read_events(response: httpx.Response, record: RequestRecord) -> None:
-    async for line in response.aiter_lines():
-        if not line.startswith("data: ") or line == "data: [DONE]":
+    """Note when events come, and read them once all are there: whoever reads them at once comes late to the next."""
+    events: list[tuple[float, bytes]] = []
+    rest = b""
+    async for data in response.aiter_bytes():
+        now = time.perf_counter()
+        *whole, rest = (rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        events += [(now, event) for event in whole]
+    for came, event in events:
+        if not event.startswith(b"data: ") or event == b"data: [DONE]":
             continue
-        chunk = msgspec.json.decode(line[6:], type=_Chunk)
+        chunk = msgspec.json.decode(event[6:], type=_Chunk)
         if chunk.error is not None:
             record.error = bytes(chunk.error).decode(errors="replace")[:_ERROR_CHARACTERS]
         if chunk.choices:
-            record.chunks.append(time.perf_counter())
+            record.chunks.append(came)
         if chunk.usage is not None:
             record.output_tokens = chunk.usage.completion_tokens
 

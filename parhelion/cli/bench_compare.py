@@ -56,6 +56,15 @@ def compare(
     ttft_limit: Annotated[
         float, typer.Option(help="A request is good within this TTFT in ms ...", rich_help_panel=ONLINE)
     ] = 1000.0,
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that send the requests.",
+            show_default="a quarter of the processors",
+            rich_help_panel=ONLINE,
+        ),
+    ] = None,
     tpot_limit: Annotated[
         float, typer.Option(help="... and this time per output token in ms.", rich_help_panel=ONLINE)
     ] = 50.0,
@@ -86,6 +95,7 @@ def compare(
     from parhelion.bench.compare.run import compare as run
     from parhelion.bench.compare.settings import OfflineSettings, OnlineSettings
     from parhelion.bench.compare.table import to_tables
+    from parhelion.bench.load_clients import default_clients
     from parhelion.bench.report import to_json
     from parhelion.cli.bench import integers
 
@@ -104,7 +114,9 @@ def compare(
         pack=pack,
         graphs=graphs,
     )
-    online = OnlineSettings(num_requests, concurrency, tuple(rate or ()), ttft_limit, tpot_limit)
+    online = OnlineSettings(
+        num_requests, concurrency, tuple(rate or ()), ttft_limit, tpot_limit, clients or default_clients()
+    )
     peers = _peers(peer, url, peer_python, peer_path)
     models = tuple(model or ("qwen3-1.7b", "qwen3-8b"))
     comparison = run(Plan(peers, models, MODES[mode], offline, online), output, print_note)

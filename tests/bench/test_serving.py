@@ -6,11 +6,16 @@ import asyncio
 import itertools
 import json
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import httpx
 import pytest
 
+from parhelion.bench.load_clients import run_load
 from parhelion.bench.serving import (
+    ClientShare,
     RequestRecord,
     ServingSettings,
     arrival_times,
@@ -18,6 +23,7 @@ from parhelion.bench.serving import (
     send_request,
     summarize_load,
 )
+from parhelion.bench.workload import random_prompts
 from parhelion.errors import ConfigError, ParhelionError
 
 TOKENS = 4
@@ -82,6 +88,43 @@ def test_every_request_is_sent_and_timed_within_the_concurrency(server: Streamin
     assert figures["failed requests"].median == 0
     assert figures["end to end"].median >= figures["TTFT"].median
     assert figures["generated tokens"].median == pytest.approx(TOKENS * figures["requests"].median)
+
+
+class CountingServer(BaseHTTPRequestHandler):
+    """Streams two tokens and counts what it was asked."""
+
+    sent: ClassVar[list[int]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.sent.append(body["prompt"][0])
+        usage = {"choices": [], "usage": {"completion_tokens": 2}}
+        events = [{"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}, usage]
+        self.send_response(200)
+        self.end_headers()
+        # An event may come in pieces, and with the line ends of the other kind.
+        self.wfile.write(b"data: " + json.dumps(events[0]).encode()[:9])
+        self.wfile.flush()
+        self.wfile.write(json.dumps(events[0]).encode()[9:] + b"\r\n\r\n")
+        self.wfile.write(b"".join(event(each).encode() for each in events[1:]) + b"data: [DONE]\n\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_several_clients_share_the_requests_and_begin_together() -> None:
+    settings = ServingSettings(num_requests=5, prompt_length=3, output_length=2, concurrency=3)
+    with ThreadingHTTPServer(("127.0.0.1", 0), CountingServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        load = run_load(f"http://127.0.0.1:{server.server_port}", "m", settings, 2)
+        server.shutdown()
+    assert [record.error for record in load.records] == [""] * 5
+    assert [(record.output_tokens, len(record.chunks)) for record in load.records] == [(2, 2)] * 5
+    prompts = random_prompts(count=5, length=3, vocab_size=1000, seed=0)
+    assert sorted(CountingServer.sent) == sorted(prompt["prompt_token_ids"][0] for prompt in prompts)
+    assert load.busy > 0
+    shares = [ClientShare(number, 2) for number in range(2)]
+    assert [share.concurrency(settings) for share in shares] == [2, 1]
 
 
 def test_refused_requests_are_counted_and_the_others_measured(monkeypatch: pytest.MonkeyPatch) -> None:

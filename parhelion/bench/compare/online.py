@@ -14,6 +14,7 @@ from parhelion.bench.compare.offline import Bench, kv_cache_bytes
 from parhelion.bench.compare.results import LoadFigures, OnlineRow, spread
 from parhelion.bench.compare.servers import ServerOptions, running
 from parhelion.bench.compare.settings import OnlineSettings
+from parhelion.bench.load_clients import run_load
 from parhelion.bench.server_process import ServerProcess
 from parhelion.bench.serving import ServingSettings, count_good, generate_load, summarize_load
 from parhelion.config import read_environment
@@ -28,8 +29,13 @@ _WARMUP_TOKENS = 8
 
 Alive = list[tuple[Engine, ServerProcess]]
 
-Round = tuple[dict[str, Summary], float]
-"""What one run measured, by quantity, and the share of its requests that were good."""
+Round = tuple[dict[str, Summary], float, float]
+"""What one run measured, by quantity; the share of its requests that were good, and that of time in which the busiest
+client computed.
+"""
+
+BUSY = 0.8
+"""Clients that compute for more of the time are what is measured, and no server."""
 
 
 def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettings) -> None:
@@ -38,9 +44,9 @@ def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettin
     for group in groups:
         with ExitStack() as servers:
             alive, errors = _start(group, bench, online, servers)
-            closed = _measure(_load(bench, online, None), alive, errors, bench)
+            closed = _measure(_load(bench, online, None), alive, errors, bench, online.clients)
             for rate in online.rates or rates_from(closed):
-                _measure(_load(bench, online, rate), alive, errors, bench)
+                _measure(_load(bench, online, rate), alive, errors, bench, online.clients)
 
 
 def rates_from(closed: OnlineRow) -> list[float]:
@@ -84,7 +90,9 @@ def _start(
     return alive, errors
 
 
-def _measure(load: ServingSettings, alive: Alive, errors: Mapping[str, str], bench: Bench) -> OnlineRow:
+def _measure(
+    load: ServingSettings, alive: Alive, errors: Mapping[str, str], bench: Bench, num_clients: int
+) -> OnlineRow:
     """All rounds of one load, server after server within each."""
     closed = math.isinf(load.request_rate)
     rounds: dict[str, list[Round]] = {engine.name: [] for engine, _server in alive}
@@ -97,11 +105,13 @@ def _measure(load: ServingSettings, alive: Alive, errors: Mapping[str, str], ben
             if engine.name in problems:
                 continue
             try:
-                measured, lost = _run(engine, server, load, warm_up=number == 0)
+                measured, lost = _run(engine, server, load, num_clients, warm_up=number == 0)
             except ParhelionError as error:
                 problems[engine.name] = str(error)
                 bench.say(f"{engine.name}: {error}")
                 continue
+            if measured[2] > BUSY:
+                bench.say(f"{engine.name}: a client computed for {measured[2]:.0%} of the time: use more of them")
             rounds[engine.name].append(measured)
             failed[engine.name] += lost
     row = OnlineRow(
@@ -116,7 +126,9 @@ def _measure(load: ServingSettings, alive: Alive, errors: Mapping[str, str], ben
     return row
 
 
-def _run(engine: Engine, server: ServerProcess, load: ServingSettings, warm_up: bool) -> tuple[Round, int]:
+def _run(
+    engine: Engine, server: ServerProcess, load: ServingSettings, num_clients: int, warm_up: bool
+) -> tuple[Round, int]:
     """One run's figures, and how many requests failed.
 
     Raises:
@@ -128,17 +140,18 @@ def _run(engine: Engine, server: ServerProcess, load: ServingSettings, warm_up: 
     if warm_up:
         short = replace(load, request_rate=math.inf, output_length=min(_WARMUP_TOKENS, load.output_length))
         asyncio.run(generate_load(server.url, server.model, short, key))
-    records = asyncio.run(generate_load(server.url, server.model, load, key))
+    sent = run_load(server.url, server.model, load, num_clients, key)
+    records = sent.records
     figures = {each.quantity: each.summary for each in summarize_load(records, load)}
     share = count_good(records, load) / len(records)
-    return (figures, share), sum(bool(record.error) for record in records)
+    return (figures, share, sent.busy), sum(bool(record.error) for record in records)
 
 
 def _figures(rounds: Sequence[Round], failed: int) -> LoadFigures:
     """Medians over the rounds of each round's percentiles and rates."""
 
     def over(quantity: str, figure: str) -> tuple[float, ...]:
-        return tuple(getattr(figures[quantity], figure) for figures, _share in rounds)
+        return tuple(getattr(figures[quantity], figure) for figures, *_ in rounds)
 
     return LoadFigures(
         ttft_ms_p50=spread(over("TTFT", "median")),
@@ -153,6 +166,7 @@ def _figures(rounds: Sequence[Round], failed: int) -> LoadFigures:
         requests_per_s=spread(over("requests", "median")),
         output_tokens_per_s=spread(over("generated tokens", "median")),
         goodput_per_s=spread(over("goodput", "median")),
-        good_share=spread([share for _figures, share in rounds]),
+        good_share=spread([share for _figures, share, _busy in rounds]),
         failed=failed,
+        client_busy=max(busy for *_, busy in rounds),
     )

@@ -115,6 +115,8 @@ class LoadFigures:
     Attributes:
         goodput_per_s, good_share: requests that kept both limits: how many a second, and of all that were sent.
         failed: requests, over all rounds.
+        client_busy: share of the time in which the busiest client computed, in the round where that was most; near 1
+            the clients are what is measured.
     """
 
     ttft_ms_p50: Spread
@@ -131,6 +133,7 @@ class LoadFigures:
     goodput_per_s: Spread
     good_share: Spread
     failed: int
+    client_busy: float = 0.0
 
 
 @dataclass(frozen=True)

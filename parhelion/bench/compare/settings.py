@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from parhelion.bench.load_clients import default_clients
 from parhelion.errors import ConfigError
 
 BLOCK = 16
@@ -82,6 +83,7 @@ class OnlineSettings:
         rates: Poisson arrivals a second of the open loop; empty takes 0.3, 0.7 and 1.1 of what the slowest server
             reaches in the closed loop.
         ttft_limit_ms, tpot_limit_ms: a request is good if it kept both (goodput).
+        clients: processes that send the requests.
     """
 
     num_requests: int = 200
@@ -89,9 +91,10 @@ class OnlineSettings:
     rates: tuple[float, ...] = ()
     ttft_limit_ms: float = 1000.0
     tpot_limit_ms: float = 50.0
+    clients: int = field(default_factory=default_clients)
 
     def __post_init__(self) -> None:
-        for name in ("num_requests", "concurrency", "ttft_limit_ms", "tpot_limit_ms"):
+        for name in ("num_requests", "concurrency", "clients", "ttft_limit_ms", "tpot_limit_ms"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if any(not rate > 0 for rate in self.rates):
