@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ahead_tables import cold_start_table, corners_table, tune_table
 from compare_tables import compare_table
+from fault_tables import fault_table
 from gpu_speculation_table import gpu_speculation_table
 from plan_check import plan_check_table
 from tp_tables import tp_speed_table, tp_sums_table
@@ -325,6 +326,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_launchers": plain_table,
     "h100_tune": tune_table,
     "cold_start": cold_start_table,
+    "faults": fault_table,
     "plan_check": plan_check_table,
     "h100x2_tp": tp_speed_table,
     "h100x2_sums": tp_sums_table,

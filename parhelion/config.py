@@ -78,6 +78,8 @@ class EngineConfig:
         ray_address: of the Ray cluster, ``HOST:PORT``; None takes RAY_ADDRESS, or the cluster that this machine is in.
         interface: network interface through which ranks on several machines talk, under the same name on all of them,
             such as ``eth0``; None takes on each the one with the address that Ray knows the machine by.
+        heartbeat_timeout_s: a process of the engine that gives no sign of life for so many seconds, because it is
+            stopped or its machine is cut off, is ended; 0: never. Computing, compiling and waiting are no silence.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -113,6 +115,7 @@ class EngineConfig:
     executor: Executor = "auto"
     ray_address: str | None = None
     interface: str | None = None
+    heartbeat_timeout_s: float = 8.0
     compile: bool = False
     seed: int = 0
 
@@ -134,6 +137,10 @@ class EngineConfig:
             raise ConfigError(
                 f"speculate is 'ngram', which needs no draft_model, and that is {self.draft_model!r}: "
                 "leave it out, or choose draft, eagle3 or auto"
+            )
+        if self.heartbeat_timeout_s != 0 and not self.heartbeat_timeout_s >= 1:
+            raise ConfigError(
+                f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}; it must be at least 1, or 0 to wait for ever"
             )
         self._check_ranks()
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -6,15 +6,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import msgspec
 import psutil
 
+from parhelion.config import child_environment
 from parhelion.errors import EngineDeadError
 
 _STOP_SECONDS = 60.0
@@ -48,18 +50,37 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(model: str, arguments: Sequence[str] = ()) -> Iterator[ServerProcess]:
+def running_server(
+    model: str,
+    arguments: Sequence[str] = (),
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+    own_session: bool = False,
+) -> Iterator[ServerProcess]:
     """Start ``parhelion serve`` on a free port of the loopback and end it when the block ends.
 
     Args:
         model: what to serve.
         arguments: further options of the command.
+        environment: variables that differ from this process's.
+        log: where its log goes; None: to this process's standard error.
+        own_session: all that it starts is in a session of its own, by which it is found.
 
     Raises:
         EngineDeadError: it ended before it was ready.
     """
     command = [sys.executable, "-m", "parhelion.cli", "serve", model, "--port", "0", "--json", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process, _terminate_on_sigterm():
+    with (
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=child_environment(environment or {}),
+            start_new_session=own_session,
+        ) as process,
+        _terminate_on_sigterm(),
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

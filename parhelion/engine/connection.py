@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 from parhelion.config import EngineConfig, child_environment
+from parhelion.engine.heartbeats import LifeLine
 from parhelion.engine.messages import EngineFailed, FromEngine, ProcessOptions, Shutdown, ToEngine
 
 EXIT_CHECK_S = 0.5
@@ -62,7 +63,7 @@ class ProcessConnection:
 
     def __init__(self, config: EngineConfig, model_path: Path, model_name: str, replica: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parhelion-")
-        addresses = [f"ipc://{self._folder.name}/{name}" for name in ("requests", "outputs")]
+        addresses = [f"ipc://{self._folder.name}/{name}" for name in ("requests", "outputs", "life")]
         self._context = zmq.asyncio.Context()
         self._requests = self._context.socket(zmq.PUSH)
         self._requests.setsockopt(zmq.SNDHWM, 0)
@@ -70,9 +71,14 @@ class ProcessConnection:
         self._outputs = self._context.socket(zmq.PULL)
         self._outputs.setsockopt(zmq.RCVHWM, 0)
         self._outputs.bind(addresses[1])
+        # Who is silent is looked for between two messages, without waiting.
+        self._life_context = zmq.Context()
+        self._silence_s = config.heartbeat_timeout_s
+        self._life = LifeLine(self._life_context, addresses[2], self._silence_s)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        options = ProcessOptions(config, str(model_path), model_name, addresses[0], addresses[1], os.getpid(), replica)
+        requests, outputs, life = addresses
+        options = ProcessOptions(config, str(model_path), model_name, requests, outputs, life, os.getpid(), replica)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "parhelion.engine.process"],
             stdin=subprocess.PIPE,
@@ -95,6 +101,11 @@ class ProcessConnection:
         while not await self._outputs.poll(int(EXIT_CHECK_S * 1000)):
             if (status := self._process.poll()) is not None and not await self._outputs.poll(0):
                 return EngineFailed("EngineDeadError", f"the engine's process {self.pid} {how_it_ended(status)}")
+            if status is None and self._life.is_lost:
+                # It would not hear that it shall stop.
+                self._process.kill()
+                how = f"hung: it gave no sign of life for {self._silence_s:g} s, and was killed"
+                return EngineFailed("EngineDeadError", f"the engine's process {self.pid} {how}")
         message: FromEngine = self._decoder.decode(await self._outputs.recv())
         return message
 
@@ -107,4 +118,5 @@ class ProcessConnection:
                 self._process.kill()
                 await asyncio.to_thread(self._process.wait)
         self._context.destroy(linger=0)
+        self._life_context.destroy(linger=0)
         self._folder.cleanup()

@@ -12,7 +12,8 @@ class ProcessOptions(msgspec.Struct, frozen=True):
     """What the engine's process is started with.
 
     Attributes:
-        requests_address, outputs_address: ZeroMQ addresses that the front end has bound.
+        requests_address, outputs_address, life_address: ZeroMQ addresses that the front end has bound; at the last one
+            it asks for signs of life.
         parent: process id of the front end.
         replica: which of ``config.dp`` it is.
     """
@@ -22,6 +23,7 @@ class ProcessOptions(msgspec.Struct, frozen=True):
     model_name: str
     requests_address: str
     outputs_address: str
+    life_address: str
     parent: int
     replica: int = 0
 

@@ -7,7 +7,6 @@ stop or its parent is gone. It never opens a port.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -19,14 +18,16 @@ import msgspec
 import psutil
 import zmq
 
+from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
+from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import compute_on, rank_device, replica_config
 from parhelion.errors import ParhelionError
 
-PARENT_CHECK_MS = 1000
-"""How often an idle engine looks whether its parent still lives."""
+CHECK_MS = 1000
+"""How often an idle engine looks whether its ranks still live."""
 
 
 class SocketChannel:
@@ -41,14 +42,14 @@ class SocketChannel:
         self._outputs.setsockopt(zmq.SNDHWM, 0)
         self._outputs.setsockopt(zmq.LINGER, 2000)
         self._outputs.connect(options.outputs_address)
-        self._parent = options.parent
+        self._life = answer_heartbeats(self._context, options.life_address)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 
     def receive(self, block: bool, check: Callable[[], None]) -> ToEngine | None:
-        """The next message, or None (see ``Channel``)."""
-        while not self._requests.poll(PARENT_CHECK_MS if block else 0):
-            if not block or os.getppid() != self._parent:
+        """The next message, or None (see ``Channel``). Where the front end is gone, this process ends by itself."""
+        while not self._requests.poll(CHECK_MS if block else 0):
+            if not block:
                 return None
             check()
         message: ToEngine = self._decoder.decode(self._requests.recv())
@@ -69,6 +70,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessOptions)
+    # It may have hours of work for a front end that is gone, or wait for a rank.
+    end_with_parent(options.parent, options.requests_address)
     channel = SocketChannel(options)
     try:
         try:
@@ -96,9 +99,7 @@ def main() -> int:
         return 1
     finally:
         channel.close()
-        if os.getppid() != options.parent:
-            # Nobody else is left to remove the sockets' folder.
-            shutil.rmtree(Path(options.requests_address.removeprefix("ipc://")).parent, ignore_errors=True)
+        remove_what_is_left(options.parent, options.requests_address)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The road between ranks of several hosts: ZeroMQ over TCP, encrypted with CURVE, with heartbeats at both ends.
 
-ZeroMQ's own threads send and answer the heartbeats, so that a rank may compute as long as it likes. A host that is cut
-off, of which no packet says that it is gone, is noticed ``LOST_AFTER_S`` after its last sign of life at the latest.
+A host that is cut off, of which no packet says that it is gone, is noticed ``heartbeat_timeout_s`` after its last sign
+of life at the latest.
 """
 
 from __future__ import annotations
@@ -9,15 +9,8 @@ from __future__ import annotations
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from parhelion.engine.heartbeats import ask_for_heartbeats
 from parhelion.errors import ConfigError
-
-HEARTBEAT_S = 2.0
-"""How often each end asks for a sign of life."""
-
-ANSWER_S = 6.0
-"""How long it waits for one."""
-
-LOST_AFTER_S = HEARTBEAT_S + ANSWER_S
 
 
 class BoundLine:
@@ -52,8 +45,13 @@ class BoundLine:
         return frozenset(self._lost)
 
 
-def bind_line(socket: zmq.Socket[bytes], address: str) -> BoundLine:
+def bind_line(socket: zmq.Socket[bytes], address: str, timeout_s: float) -> BoundLine:
     """Let a socket listen on a free port of this address, with a key made for it.
+
+    Args:
+        socket: rank 0's.
+        address: of the interface.
+        timeout_s: how long ranks may give no sign of life.
 
     Raises:
         ConfigError: this ZeroMQ cannot encrypt.
@@ -63,22 +61,15 @@ def bind_line(socket: zmq.Socket[bytes], address: str) -> BoundLine:
     public, secret = zmq.curve_keypair()
     socket.curve_server = True
     socket.curve_publickey, socket.curve_secretkey = public, secret
-    monitor = _with_heartbeats(socket)
+    monitor = ask_for_heartbeats(socket, timeout_s)
     port = socket.bind_to_random_port(f"tcp://{address}")
     return BoundLine(f"tcp://{address}:{port}", public.decode(), monitor)
 
 
-def connect_line(socket: zmq.Socket[bytes], address: str, server_key: str) -> zmq.Socket[bytes]:
+def connect_line(socket: zmq.Socket[bytes], address: str, server_key: str, timeout_s: float) -> zmq.Socket[bytes]:
     """Connect a rank's socket; what is returned can be read once the connection has ended or rank 0 is silent."""
     socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
     socket.curve_serverkey = server_key.encode()
-    monitor = _with_heartbeats(socket)
+    monitor = ask_for_heartbeats(socket, timeout_s)
     socket.connect(address)
     return monitor
-
-
-def _with_heartbeats(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Ask for signs of life; returns a socket that tells of connections that end."""
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(1000 * HEARTBEAT_S))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(1000 * ANSWER_S))
-    return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)

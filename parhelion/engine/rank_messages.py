@@ -21,6 +21,8 @@ class RankOptions(msgspec.Struct, frozen=True):
         address: the ZeroMQ address that rank 0 has bound.
         secret: that proves to rank 0 whom it hears.
         server_key: that proves to the rank whom it talks to, and encrypts what they say; empty on one host.
+        life_address: where the rank gives signs of life; empty across hosts, where both ends ask for them on the road
+            of their messages.
         interface: of the rank's host, for collectives; None is the loopback's.
         draft_path: where rank 0 has the draft model or head; None: there is none.
         parent: process id of whoever starts the rank.
@@ -33,6 +35,7 @@ class RankOptions(msgspec.Struct, frozen=True):
     secret: str
     parent: int
     server_key: str = ""
+    life_address: str = ""
     interface: Interface | None = None
     draft_path: str | None = None
 

@@ -12,6 +12,7 @@ import msgspec
 import zmq
 
 from parhelion.distributed.interfaces import Interface
+from parhelion.engine.heartbeats import LifeLine
 from parhelion.engine.rank_line import bind_line
 from parhelion.engine.rank_messages import FromRank, Hello, Refused, ToRank
 
@@ -22,10 +23,11 @@ class RankPort:
     """Hears only who knows the secret. Any thread may use it.
 
     On one host it listens in a folder that only this user can enter. For ranks on other hosts it listens on one network
-    interface; what is said there is encrypted, and who falls silent is noticed.
+    interface; what is said there is encrypted. Who falls silent is noticed.
 
     Args:
         interface: that ranks on other hosts reach; None: all are on this one.
+        timeout_s: how long a rank may give no sign of life; 0: for ever.
 
     Attributes:
         address: of the socket.
@@ -34,7 +36,8 @@ class RankPort:
         hosts: of the ranks that have said hello.
     """
 
-    def __init__(self, interface: Interface | None = None) -> None:
+    def __init__(self, interface: Interface | None = None, timeout_s: float = 0.0) -> None:
+        self._timeout_s = timeout_s
         self.secret = secrets.token_hex(32)
         self.server_key = ""
         self.hosts: dict[int, str] = {}
@@ -48,12 +51,24 @@ class RankPort:
             self.address = f"ipc://{self._folder.name}/ranks"
             self._socket.bind(self.address)
         elif interface is not None:
-            self._line = bind_line(self._socket, interface.address)
+            self._line = bind_line(self._socket, interface.address, timeout_s)
             self.address, self.server_key = self._line.address, self._line.server_key
+        self._lives: dict[int, LifeLine] = {}
         self._peers: dict[bytes, int] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromRank)
         self._lock = threading.Lock()
+
+    def life_address(self, rank: int) -> str:
+        """Where a rank that is about to be started shall give signs of life; empty across hosts, where both ends ask
+        for them on the road of their messages.
+        """
+        if self._folder is None:
+            return ""
+        address = f"ipc://{self._folder.name}/life-{rank}"
+        with self._lock:
+            self._lives[rank] = LifeLine(self._context, address, self._timeout_s)
+        return address
 
     def send(self, message: ToRank) -> None:
         """Hand a message to all ranks that have said hello; never blocks."""
@@ -76,9 +91,11 @@ class RankPort:
         return None
 
     def lost(self) -> frozenset[int]:
-        """The ranks whose connections have ended, or that have fallen silent; on one host nobody is."""
+        """The ranks whose connections have ended, or that have fallen silent."""
         with self._lock:
-            return self._line.lost() if self._line is not None else frozenset()
+            if self._line is not None:
+                return self._line.lost()
+            return frozenset(rank for rank, life in self._lives.items() if life.is_lost)
 
     def _rank_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
         """Who a message is of; None if it is no rank's."""

@@ -7,11 +7,9 @@ that rank 0 hands it. It ends when it is told to, when anything fails, or when w
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +23,10 @@ from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
 from parhelion.engine.draft_choice import read_draft
+from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.loop import failure
+from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import rank_device, rank_threads
 from parhelion.engine.rank_line import connect_line
 from parhelion.engine.rank_messages import (
@@ -46,9 +46,8 @@ from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
 from parhelion.models.resolve import resolve_model
 
-PARENT_CHECK_S = 0.5
-"""How often a rank looks whether the process that started it still lives."""
-
+ENDING_S = 1.0
+"""How long a rank that has failed waits to see whether whoever started it has ended."""
 
 _Message = TypeVar("_Message", Join, Serve, ExecuteStep)
 
@@ -66,10 +65,13 @@ class RankChannel:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         if options.server_key:
-            monitor = connect_line(self._socket, options.address, options.server_key)
+            monitor = connect_line(
+                self._socket, options.address, options.server_key, options.config.heartbeat_timeout_s
+            )
             threading.Thread(target=_end_with_connection, args=(monitor,), daemon=True).start()
         else:
             self._socket.connect(options.address)
+            self._life = answer_heartbeats(self._context, options.life_address)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRank)
 
@@ -97,8 +99,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
-    threading.Thread(target=_end_with_parent, args=(options,), daemon=True).start()
+    end_with_parent(options.parent, options.address)
     channel = RankChannel(options)
+    ending_s = 0.0
     try:
         channel.send(Hello(options.rank, options.secret, os.uname().nodename))
         _serve(options, channel)
@@ -108,20 +111,14 @@ def main() -> int:
         channel.send(failure(error))
         if not isinstance(error, ParhelionError) and os.getppid() == options.parent:
             traceback.print_exc()
+        # It may have failed because rank 0 is ending.
+        ending_s = ENDING_S
         return 1
     finally:
         # The group is not left: NCCL would wait for rank 0, which waits for this process to end.
         channel.close()
+        remove_what_is_left(options.parent, options.address, ending_s)
     return 0
-
-
-def _end_with_parent(options: RankOptions) -> None:
-    """End this process when its parent has ended, whatever it is doing, and remove the folder that the parent left."""
-    while os.getppid() == options.parent:
-        time.sleep(PARENT_CHECK_S)
-    if options.address.startswith("ipc://"):
-        shutil.rmtree(Path(options.address.removeprefix("ipc://")).parent, ignore_errors=True)
-    os._exit(1)
 
 
 def _end_with_connection(monitor: zmq.Socket[bytes]) -> None:

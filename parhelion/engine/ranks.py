@@ -13,7 +13,6 @@ from parhelion.config import EngineConfig
 from parhelion.distributed.interfaces import LOOPBACK
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
-from parhelion.engine.rank_line import LOST_AFTER_S
 from parhelion.engine.rank_messages import (
     ExecuteStep,
     FromRank,
@@ -80,7 +79,8 @@ class RankProcesses:
         self._hosts = hosts or LocalHosts(config)
         interface = self._hosts.interface
         self._address = interface.address if interface is not None else LOOPBACK
-        self._port = RankPort(interface)
+        self._silence_s = config.heartbeat_timeout_s
+        self._port = RankPort(interface, self._silence_s)
         self._tp = config.tp
         self._is_pipeline = config.pp > 1
         self._said: dict[tuple[int, type[FromRank]], FromRank] = {}
@@ -96,7 +96,15 @@ class RankProcesses:
                 path = str(model_path.absolute())
                 draft = str(draft_path.absolute()) if draft_path is not None else None
                 options = RankOptions(
-                    config, path, rank, port.address, port.secret, 0, port.server_key, draft_path=draft
+                    config,
+                    path,
+                    rank,
+                    port.address,
+                    port.secret,
+                    0,
+                    port.server_key,
+                    life_address=port.life_address(rank),
+                    draft_path=draft,
                 )
                 self._processes[rank] = self._hosts.start(options)
         except BaseException:
@@ -181,9 +189,14 @@ class RankProcesses:
             # Its last words may have come in between.
             self._read_all()
             if rank not in self._failures:
-                ended = ended or f"is cut off: its connection ended, or it was silent for {LOST_AFTER_S:g} s"
+                ended = ended or self._silent
                 return EngineDeadError(f"{self._name(rank)} {ended}")
         return self._failed(next(iter(self._failures))) if self._failures else None
+
+    @property
+    def _silent(self) -> str:
+        """How a rank is that does not answer, in words."""
+        return f"is cut off or hangs: its connection ended, or it gave no sign of life for {self._silence_s:g} s"
 
     def check_for(self, seconds: float) -> None:
         """See whether one fails within so many seconds; see ``check``."""

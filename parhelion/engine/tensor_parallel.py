@@ -81,8 +81,7 @@ class OtherRanks:
             before = open_connections()
             with self.blamed():
                 self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
-            if device.type == "cpu" and config.pp == 1:
-                # Whoever waits for the later stages looks at all ranks meanwhile.
+            if device.type == "cpu":
                 connections = open_connections() - before
                 self._start_watcher(lambda: abort_connections(connections))
         except BaseException:
@@ -118,7 +117,7 @@ class OtherRanks:
 
     def _watch(self, give_up: Callable[[], None]) -> None:
         """End what this rank waits for if another rank is gone: NCCL does not notice, nor does gloo where a host is cut
-        off.
+        off or a process hangs.
         """
         while not self._closed.wait(CHECK_S):
             try:

@@ -82,8 +82,8 @@ def test_devices_without_a_pack_have_floors(device: str) -> None:
 def test_another_devices_pack_is_scaled() -> None:
     report = planned("qwen3-8b", "--device", "h200", "--pack", "h100", "--quantization", "fp8_per_token")
     tpot = report["layouts"][0]["tpot"]
-    # The pack is older than ``step_inputs``.
-    assert (tpot["measured"], tpot["scaled"]) == (0.0, pytest.approx(1.0, abs=1e-3))
+    # Attention and ``step_inputs`` of today were not measured there.
+    assert (tpot["measured"], tpot["scaled"]) == (0.0, pytest.approx(1.0, abs=0.04))
     here = planned("qwen3-8b", "--device", "h100", "--quantization", "fp8_per_token")
     assert tpot["ms"] < here["layouts"][0]["tpot"]["ms"]
 

@@ -117,5 +117,5 @@ def test_a_tuned_model_is_predicted_from_the_shipped_pack() -> None:
     cost = plan_layouts(steps, known.device.memory_bytes, 1, Workload()).ranked[0].tpot.cost
     # Attention sees other rows than those that it was measured with.
     assert cost.measured > 0.8 * cost.total
-    # The pack is older than ``step_inputs``, which takes a few microseconds.
-    assert cost.floor < 1e-3 * cost.total
+    # Attention and ``step_inputs`` of today were not measured there.
+    assert cost.floor < 0.04 * cost.total

@@ -139,12 +139,19 @@ def test_a_request_id_can_run_only_once_at_a_time(tiny_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_the_engine_process_ends_with_its_parent_and_removes_what_that_left(tiny_path: Path) -> None:
+def test_the_engine_process_ends_with_its_parent_whatever_it_has_to_do_and_removes_what_that_left(
+    tiny_path: Path,
+) -> None:
     script = f"""
 import asyncio
-from parhelion import AsyncEngine, EngineConfig
+from parhelion import AsyncEngine, EngineConfig, SamplingParams
 async def run():
-    engine = await AsyncEngine.from_config(EngineConfig(model={str(tiny_path)!r}, threads=1, kv_cache_memory=8 << 20))
+    config = EngineConfig(model={str(tiny_path)!r}, threads=1, kv_cache_memory=8 << 20, max_num_seqs=1)
+    engine = await AsyncEngine.from_config(config)
+    params = SamplingParams(max_tokens=400, ignore_eos=True)
+    streams = [engine.generate("go on", params) for _ in range(500)]
+    asked = [asyncio.create_task(anext(stream)) for stream in streams]
+    await asked[0]
     print(engine._connection.pid, engine._connection._folder.name, flush=True)
     await asyncio.sleep(60)
 asyncio.run(run())
@@ -155,5 +162,9 @@ asyncio.run(run())
         engine = psutil.Process(int(pid))
         assert Path(folder).exists()
         parent.kill()
-    wait_for_end([engine], 30)
+    try:
+        wait_for_end([engine], 30)
+    except AssertionError:
+        engine.kill()
+        raise
     assert not Path(folder).exists()

@@ -134,3 +134,24 @@ def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(pa
         await engine.shutdown()
 
     asyncio.run(run())
+
+
+def test_a_stage_that_is_stopped_is_ended_and_named_though_nobody_waits_for_its_steps(tiny_path: Path) -> None:
+    """The first of two stages has two ranks, and one of them waits for the other."""
+
+    async def run() -> None:
+        config = replace(config_of(tiny_path), pp=2, heartbeat_timeout_s=3)
+        engine = await AsyncEngine.from_config(config, in_process=True)
+        ranks = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
+        assert len(ranks) == 3
+        stream = engine.generate("Once upon a time", LONG)
+        await anext(stream)
+        ranks[0].suspend()
+        said = rf"rank 1 \(stage 0\) on {os.uname().nodename} \(process {ranks[0].pid}\) is cut off or hangs: "
+        with pytest.raises(EngineDeadError, match=said):
+            async for _ in stream:
+                pass
+        await asyncio.to_thread(wait_for_end, ranks, 8)
+        await engine.shutdown()
+
+    asyncio.run(run())

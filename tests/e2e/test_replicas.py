@@ -195,6 +195,29 @@ def test_a_killed_replica_fails_only_what_was_seen_of_it_and_comes_back(engine: 
     run(kill())
 
 
+def test_a_replica_that_is_stopped_is_killed_and_comes_back_and_what_was_not_seen_is_answered(
+    engine: AsyncEngine, run: Run[Any], expected: list[Tokens]
+) -> None:
+    async def stop() -> None:
+        await until(lambda: all_serve(engine))
+        hung, restarts = engine.replicas[1].process or 0, engine.replicas[1].restarts
+        streams = [engine.generate("go on", LONG) for _ in range(2)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        os.kill(hung, signal.SIGSTOP)
+        unseen = [asyncio.create_task(answer(engine, *each)) for each in zip(PROMPTS, PARAMS, strict=True)]
+        ends = await asyncio.gather(*(drained(stream) for stream in streams))
+        (error,) = [end for end in ends if isinstance(end, EngineDeadError)]
+        assert f"replica 1: the engine's process {hung} hung: it gave no sign of life for 8 s, and was killed" in str(
+            error
+        )
+        assert tokens_of(await asyncio.gather(*unseen)) == expected
+        await until(lambda: all_serve(engine))
+        assert engine.replicas[1].restarts == restarts + 1
+        assert not psutil.pid_exists(hung)
+
+    run(stop())
+
+
 async def until_they_run(engine: AsyncEngine, counts: list[int]) -> EngineStats:
     """Wait until so many requests run in each replica."""
     deadline = time.monotonic() + 30

@@ -181,6 +181,25 @@ def test_a_rank_killed_while_idle_is_noticed_before_the_next_request(tiny_path: 
     asyncio.run(run())
 
 
+def test_a_rank_that_is_stopped_in_a_step_is_ended_and_named(tiny_path: Path) -> None:
+    async def run() -> None:
+        engine = await AsyncEngine.from_config(replace(config_of(tiny_path), heartbeat_timeout_s=3), in_process=True)
+        (rank,) = ranks_of(psutil.Process())
+        stream = engine.generate("Once upon a time", LONG)
+        await anext(stream)
+        stopped = time.monotonic()
+        rank.suspend()
+        said = rf"rank 1 on {os.uname().nodename} \(process {rank.pid}\) is cut off or hangs: .* for 3 s"
+        with pytest.raises(EngineDeadError, match=said):
+            async for _ in stream:
+                pass
+        assert time.monotonic() - stopped < 15
+        await asyncio.to_thread(wait_for_end, [rank], 8)
+        await engine.shutdown()
+
+    asyncio.run(run())
+
+
 def ranks_of(process: psutil.Process) -> list[psutil.Process]:
     """The ranks that a process has started; other tests may have left it other children."""
     return [child for child in process.children() if "parhelion.engine.rank_process" in child.cmdline()]

@@ -12,11 +12,12 @@ import pytest
 import zmq
 
 from parhelion.distributed.interfaces import interface_at, interface_named, loopback
-from parhelion.engine import rank_line
 from parhelion.engine.rank_line import connect_line
 from parhelion.engine.rank_messages import FromRank, Hello, Join, Loaded, Refused, ToRank
 from parhelion.engine.rank_port import RankPort
 from parhelion.errors import ConfigError
+
+TIMEOUT_S = 0.9
 
 
 class Rank:
@@ -29,7 +30,7 @@ class Rank:
         if server_key is None:
             self.socket.connect(address)
         else:
-            self.monitor = connect_line(self.socket, address, server_key)
+            self.monitor = connect_line(self.socket, address, server_key, TIMEOUT_S)
 
     def send(self, message: FromRank) -> None:
         self.socket.send(msgspec.msgpack.encode(message))
@@ -78,10 +79,8 @@ class Cable:
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[RankPort]:
-    monkeypatch.setattr(rank_line, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(rank_line, "ANSWER_S", 0.8)
-    opened = RankPort(loopback())
+def port() -> Iterator[RankPort]:
+    opened = RankPort(loopback(), TIMEOUT_S)
     yield opened
     opened.close()
 

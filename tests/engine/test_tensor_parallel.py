@@ -62,6 +62,7 @@ def model(**changes: Any) -> ModelConfig:
             "draft_model is 'head' and pp is 3: a draft model begins and ends steps in one process so far",
         ),
         ({"dp": 0}, "dp is 0; it must be at least 1"),
+        ({"heartbeat_timeout_s": 0.5}, "heartbeat_timeout_s is 0.5; it must be at least 1, or 0 to wait for ever"),
         ({"dp": 2, "executor": "inproc"}, "executor is inproc, which runs one engine, and dp is 2"),
     ],
 )
