@@ -13,8 +13,9 @@ def have_ended(processes: Sequence[psutil.Process]) -> bool:
 
 
 def has_ended(process: psutil.Process) -> bool:
+    """With all its threads: the first one may be a zombie while others still hold what the process held."""
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return not process.is_running() or (process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
     except psutil.NoSuchProcess:
         return True  # between the two
 

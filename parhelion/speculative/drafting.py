@@ -41,6 +41,7 @@ class Drafting(Speculator):
         self._num_steps = 0
         self._needs_states = needs_states
         self._is_blind = False
+        self._is_plain = False
 
     @property
     def follows(self) -> bool:
@@ -56,15 +57,17 @@ class Drafting(Speculator):
         """See ``Guesser.begin_step``."""
         self._num_steps += num_decoding > 0
         self._is_blind = self._needs_states and self.is_resting
-        if self._num_steps % _PLAIN_EVERY >= _PLAIN_EVERY - _PLAIN_STEPS:
-            self._count = 0
+        self._is_plain = self._num_steps % _PLAIN_EVERY >= _PLAIN_EVERY - _PLAIN_STEPS
+        # What always guesses goes on following the target, as a head loses what it does not follow.
+        if not self._auto:
+            self._count = self.most
         else:
-            self._count = self._best(max(1, num_running)) if self._auto else self.most
+            self._count = 0 if self._is_plain else self._best(max(1, num_running))
 
     def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Guesser.guesses``."""
         nothing_known = self._auto and not self.pace.is_known
-        return () if self._is_blind or nothing_known else (DRAFTED,) * min(self._count, most)
+        return () if self._is_plain or self._is_blind or nothing_known else (DRAFTED,) * min(self._count, most)
 
     def forget(self, request_id: str) -> None:
         """A request is over."""

@@ -169,9 +169,7 @@ class GpuTimer:
 
     def _ask(self, item: Any, limit_s: float) -> Answer:
         """What the process answers; the problem, if it has died of the item or was killed for it."""
-        try:
-            self._worker.take([item])
-        except OSError:
+        if not self._taken(item):
             # It died between two items, of neither.
             self._worker.restart()
             self._forget()
@@ -187,6 +185,16 @@ class GpuTimer:
                 if answer.device != "works":
                     self._forget()
                 return answer
+
+    def _taken(self, item: Any) -> bool:
+        """Whether the process lives and begins with the item."""
+        if self._worker.has_ended:
+            return False
+        try:
+            self._worker.take([item])
+        except OSError:
+            return False
+        return True
 
     def _forget(self) -> None:
         """Nothing is left of what was made ready."""

@@ -90,6 +90,11 @@ class Worker(Generic[Item, Result]):
         self._process.start()
         there.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """It has died. Its pipe may take an item all the same, as long as anybody else has the other end."""
+        return not self._process.is_alive()
+
     def take(self, group: Iterable[Item]) -> None:
         """Begin with a group."""
         self._group = deque(group)
