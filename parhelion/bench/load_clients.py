@@ -8,6 +8,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 
 from parhelion.bench.serving import ClientShare, RequestRecord, ServingSettings, generate_load
 
@@ -15,6 +16,9 @@ MOST_CLIENTS = 8
 
 _READY_S = 0.2
 """From when all clients are there until the first request."""
+
+_START_TIMEOUT_S = 120.0
+"""How long clients wait for each other, which import what they need."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,19 @@ def run_load(url: str, model: str, settings: ServingSettings, num_clients: int, 
     count = min(num_clients, settings.concurrency, settings.num_requests)
     if count == 1:
         return Load(*_client(url, model, settings, ClientShare(), api_key))
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        # Each of them takes one of these, so that all have started.
-        list(pool.map(time.sleep, [_READY_S] * count))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, _meet, (context.Barrier(count),)) as pool:
+        # As many are started as there are tasks, and none takes any before all are there.
+        list(pool.map(abs, range(count)))
         start = time.perf_counter() + _READY_S
         shares = [ClientShare(number, count, start) for number in range(count)]
         done = [pool.submit(_client, url, model, settings, share, api_key) for share in shares]
         parts = [each.result() for each in done]
     return Load([record for records, _ in parts for record in records], max(busy for _, busy in parts))
+
+
+def _meet(others: Barrier) -> None:
+    others.wait(_START_TIMEOUT_S)
 
 
 def _client(

@@ -94,8 +94,8 @@ class _Chunk(msgspec.Struct):
 
 @dataclass(frozen=True)
 class ClientShare:
-    """What one of several clients sends: every so-manieth request, beginning with its own number; together they keep
-    ``concurrency``.
+    """What one of several clients sends: of as many requests as there are clients the one with its own number, again
+    and again; together they keep ``concurrency``.
 
     Attributes:
         number: of this client. num_clients: in all.

@@ -75,21 +75,10 @@ class Drafting(Speculator):
         if self.is_resting:
             self.acceptance.hope(_HOPE_WEIGHT)
 
-    def observe(
-        self,
-        num_rows: int,
-        num_tokens: int,
-        num_kept: int,
-        seconds: float,
-        drafted: tuple[int, float] | None = None,
-        ahead: bool = False,
-    ) -> None:
-        """See ``Speculator.observe``."""
-        super().observe(num_rows, num_tokens, num_kept, seconds, drafted, ahead)
-        num_guesses = num_tokens - num_rows
+    def _observe_draft(self, num_rows: int, num_guesses: int, num_tokens: int, seconds: float) -> None:
         # A step in which the draft model caught up on a prompt says nothing of the others.
-        if drafted is not None and num_guesses > 0 and drafted[0] <= 2 * num_guesses:
-            self._draft_pace.observe(num_rows, 0, drafted[1] * num_rows / num_guesses)
+        if num_tokens <= 2 * num_guesses:
+            self._draft_pace.observe(num_rows, 0, seconds * num_rows / num_guesses)
 
     def _best(self, num_rows: int) -> int:
         """The number of guesses with which most tokens a second are to be expected, as they were right so far."""

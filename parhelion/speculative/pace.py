@@ -87,31 +87,33 @@ class _Fit:
     """The straight line of least squares through what was observed lately, nowhere falling and nowhere below 0."""
 
     def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        # Sums of 1, x, y, x * x and x * y.
+        self._sums = (0.0,) * 5
 
     @property
     def is_known(self) -> bool:
-        return self._weight > 0
+        return self._sums[0] > 0
 
     def observe(self, x: float, y: float) -> None:
-        for name, value in (("_weight", 1.0), ("_x", x), ("_y", y), ("_xx", x * x), ("_xy", x * y)):
-            setattr(self, name, _LONG_MEMORY * getattr(self, name) + value)
+        one, sum_x, sum_y, sum_xx, sum_xy = (_LONG_MEMORY * each for each in self._sums)
+        self._sums = (one + 1, sum_x + x, sum_y + y, sum_xx + x * x, sum_xy + x * y)
 
     def scale(self, factor: float) -> None:
-        self._y *= factor
-        self._xy *= factor
+        one, sum_x, sum_y, sum_xx, sum_xy = self._sums
+        self._sums = (one, sum_x, factor * sum_y, sum_xx, factor * sum_xy)
 
     def seconds(self, x: float) -> float:
-        weight, determinant = self._weight, self._weight * self._xx - self._x * self._x
-        through_zero = self._xy / self._xx
+        one, sum_x, sum_y, sum_xx, sum_xy = self._sums
+        determinant = one * sum_xx - sum_x * sum_x
+        through_zero = sum_xy / sum_xx
         # Of one size alone the line goes through 0.
-        if determinant <= 1e-6 * weight * self._xx:
+        if determinant <= 1e-6 * one * sum_xx:
             return through_zero * x
-        slope = (weight * self._xy - self._x * self._y) / determinant
-        start = (self._y - slope * self._x) / weight
+        slope = (one * sum_xy - sum_x * sum_y) / determinant
+        start = (sum_y - slope * sum_x) / one
         if start < 0:
             return through_zero * x
-        return start + slope * x if slope > 0 else self._y / weight
+        return start + slope * x if slope > 0 else sum_y / one
 
 
 class _Line:

@@ -75,7 +75,8 @@ class Speculation(Speculator):
             self._rest -= 1
             if not self._rested_rows < 2 * num_decoding <= 4 * self._rested_rows:
                 self._rest, self._next_rest = 0, _REST
-        if not self.is_resting or self._asked:
+        if self._asked:
+            # If a rest begins now.
             self._rested_rows = num_decoding
         self._asked = self._pays = False
         self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0

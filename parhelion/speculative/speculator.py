@@ -79,6 +79,8 @@ class Speculator(ABC):
             ahead: it was handed over while the step before it ran.
         """
         target_s = seconds - (drafted[1] if drafted else 0.0)
+        if drafted is not None and num_tokens > num_rows:
+            self._observe_draft(num_rows, num_tokens - num_rows, *drafted)
         self.pace.observe(num_rows, num_tokens - num_rows, target_s, ahead)
         if num_tokens == num_rows or not self.pace.is_known:
             return
@@ -86,6 +88,10 @@ class Speculator(ABC):
         plain_s = min(self.pace.seconds(num_rows), target_s)
         self._plain_s = _MEMORY * self._plain_s + plain_s * num_kept / num_rows
         self._guessing_s = _MEMORY * self._guessing_s + seconds
+
+    def _observe_draft(self, num_rows: int, num_guesses: int, num_tokens: int, seconds: float) -> None:
+        """So many guesses took a draft model so many tokens and seconds."""
+        return
 
     @property
     def gain(self) -> float:

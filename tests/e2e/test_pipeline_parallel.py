@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from parhelion import LLM, AsyncEngine, SamplingParams
+from parhelion.config import EngineConfig
 from parhelion.engine import draft_choice, ranks
 from parhelion.errors import ConfigError, EngineDeadError
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
@@ -116,42 +117,36 @@ def test_a_step_that_never_comes_back_is_given_up(tiny_path: Path, monkeypatch: 
     assert have_ended(processes)
 
 
-def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(patient_path: Path) -> None:
-    """The last of three stages then fails as well, and is not blamed."""
+def strike_in_a_step(config: EngineConfig, strike: Callable[[psutil.Process], None], said: str, end_s: float) -> None:
+    """Let something happen to the first of the other ranks in the middle of an answer: the engine ends with an error
+    that begins so behind the rank's name, and all other ranks end in time.
+    """
 
     async def run() -> None:
-        engine = await AsyncEngine.from_config(replace(config_of(patient_path), tp=1, pp=3), in_process=True)
-        stages = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
-        assert len(stages) == 2
+        engine = await AsyncEngine.from_config(config, in_process=True)
+        ranks = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
+        assert len(ranks) == config.num_ranks - 1
         stream = engine.generate("Once upon a time", LONG)
         await anext(stream)
-        stages[0].kill()
-        said = rf"rank 1 \(stage 1\) on {os.uname().nodename} \(process {stages[0].pid}\) was killed by SIGKILL"
-        with pytest.raises(EngineDeadError, match=said):
+        strike(ranks[0])
+        stage = 1 // config.tp
+        name = rf"rank 1 \(stage {stage}\) on {os.uname().nodename} \(process {ranks[0].pid}\)"
+        with pytest.raises(EngineDeadError, match=f"{name} {said}"):
             async for _ in stream:
                 pass
-        await asyncio.to_thread(wait_for_end, stages, 30)
+        await asyncio.to_thread(wait_for_end, ranks, end_s)
         await engine.shutdown()
 
     asyncio.run(run())
+
+
+def test_a_stage_killed_in_a_step_ends_the_engine_with_an_error_that_names_it(patient_path: Path) -> None:
+    """The last of three stages then fails as well, and is not blamed."""
+    config = replace(config_of(patient_path), tp=1, pp=3)
+    strike_in_a_step(config, psutil.Process.kill, "was killed by SIGKILL", 30)
 
 
 def test_a_stage_that_is_stopped_is_ended_and_named_though_nobody_waits_for_its_steps(tiny_path: Path) -> None:
     """The first of two stages has two ranks, and one of them waits for the other."""
-
-    async def run() -> None:
-        config = replace(config_of(tiny_path), pp=2, heartbeat_timeout_s=3)
-        engine = await AsyncEngine.from_config(config, in_process=True)
-        ranks = sorted(ranks_of(psutil.Process()), key=lambda rank: rank.pid)
-        assert len(ranks) == 3
-        stream = engine.generate("Once upon a time", LONG)
-        await anext(stream)
-        ranks[0].suspend()
-        said = rf"rank 1 \(stage 0\) on {os.uname().nodename} \(process {ranks[0].pid}\) is cut off or hangs: "
-        with pytest.raises(EngineDeadError, match=said):
-            async for _ in stream:
-                pass
-        await asyncio.to_thread(wait_for_end, ranks, 8)
-        await engine.shutdown()
-
-    asyncio.run(run())
+    config = replace(config_of(tiny_path), pp=2, heartbeat_timeout_s=3)
+    strike_in_a_step(config, psutil.Process.suspend, "is cut off or hangs: ", 8)

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from parhelion.bench.compare.driver import RunnerError
 from parhelion.bench.compare.engines import Engine
@@ -29,13 +29,25 @@ _WARMUP_TOKENS = 8
 
 Alive = list[tuple[Engine, ServerProcess]]
 
-Round = tuple[dict[str, Summary], float, float]
-"""What one run measured, by quantity; the share of its requests that were good, and that of time in which the busiest
-client computed.
-"""
-
-BUSY = 0.8
+_BUSY = 0.8
 """Clients that compute for more of the time are what is measured, and no server."""
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What one run measured.
+
+    Attributes:
+        figures: by quantity.
+        good_share: of its requests.
+        client_busy: share of the time in which the busiest client computed.
+        failed: requests.
+    """
+
+    figures: dict[str, Summary]
+    good_share: float
+    client_busy: float
+    failed: int
 
 
 def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettings) -> None:
@@ -95,8 +107,7 @@ def _measure(
 ) -> OnlineRow:
     """All rounds of one load, server after server within each."""
     closed = math.isinf(load.request_rate)
-    rounds: dict[str, list[Round]] = {engine.name: [] for engine, _server in alive}
-    failed = dict.fromkeys(rounds, 0)
+    rounds: dict[str, list[_Round]] = {engine.name: [] for engine, _server in alive}
     problems = dict(errors)
     for number in range(bench.settings.rounds):
         what = f"{load.concurrency} in flight" if closed else f"{load.request_rate:g} requests/s"
@@ -105,31 +116,29 @@ def _measure(
             if engine.name in problems:
                 continue
             try:
-                measured, lost = _run(engine, server, load, num_clients, warm_up=number == 0)
+                measured = _run(engine, server, load, num_clients, warm_up=number == 0)
             except ParhelionError as error:
                 problems[engine.name] = str(error)
                 bench.say(f"{engine.name}: {error}")
                 continue
-            if measured[2] > BUSY:
-                bench.say(f"{engine.name}: a client computed for {measured[2]:.0%} of the time: use more of them")
+            if measured.client_busy > _BUSY:
+                busy = f"{measured.client_busy:.0%}"
+                bench.say(f"{engine.name}: a client computed for {busy} of the time: use more of them (--clients)")
             rounds[engine.name].append(measured)
-            failed[engine.name] += lost
     row = OnlineRow(
         model=bench.model.name,
         load="closed" if closed else "open",
         concurrency=load.concurrency if closed else None,
         rate=None if closed else load.request_rate,
-        engines={name: _figures(each, failed[name]) for name, each in rounds.items() if each},
+        engines={name: _figures(each) for name, each in rounds.items() if each},
         errors=problems,
     )
     bench.recorder.put_online(row)
     return row
 
 
-def _run(
-    engine: Engine, server: ServerProcess, load: ServingSettings, num_clients: int, warm_up: bool
-) -> tuple[Round, int]:
-    """One run's figures, and how many requests failed.
+def _run(engine: Engine, server: ServerProcess, load: ServingSettings, num_clients: int, warm_up: bool) -> _Round:
+    """One run.
 
     Raises:
         ParhelionError: no request succeeded.
@@ -143,15 +152,15 @@ def _run(
     sent = run_load(server.url, server.model, load, num_clients, key)
     records = sent.records
     figures = {each.quantity: each.summary for each in summarize_load(records, load)}
-    share = count_good(records, load) / len(records)
-    return (figures, share, sent.busy), sum(bool(record.error) for record in records)
+    good_share = count_good(records, load) / len(records)
+    return _Round(figures, good_share, sent.busy, sum(bool(record.error) for record in records))
 
 
-def _figures(rounds: Sequence[Round], failed: int) -> LoadFigures:
+def _figures(rounds: Sequence[_Round]) -> LoadFigures:
     """Medians over the rounds of each round's percentiles and rates."""
 
     def over(quantity: str, figure: str) -> tuple[float, ...]:
-        return tuple(getattr(figures[quantity], figure) for figures, *_ in rounds)
+        return tuple(getattr(each.figures[quantity], figure) for each in rounds)
 
     return LoadFigures(
         ttft_ms_p50=spread(over("TTFT", "median")),
@@ -166,7 +175,7 @@ def _figures(rounds: Sequence[Round], failed: int) -> LoadFigures:
         requests_per_s=spread(over("requests", "median")),
         output_tokens_per_s=spread(over("generated tokens", "median")),
         goodput_per_s=spread(over("goodput", "median")),
-        good_share=spread([share for _figures, share, _busy in rounds]),
-        failed=failed,
-        client_busy=max(busy for *_, busy in rounds),
+        good_share=spread([each.good_share for each in rounds]),
+        failed=sum(each.failed for each in rounds),
+        client_busy=max(each.client_busy for each in rounds),
     )

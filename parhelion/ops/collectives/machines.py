@@ -40,6 +40,8 @@ def why_not_first_group() -> str | None:
 
     Torch counts, for good, how often a process has shared memory, and looks for its peers by that number: those of a
     later group are new processes, which begin to count.
+
+    Source: ``StoreExchange`` in torch's ``CUDASymmetricMemoryUtils.hpp``, of which a process has one.
     """
     if not dist.is_initialized():
         return None
