@@ -104,6 +104,11 @@ class Intake:
         ]
 
     def _check_ids(self, param: str, token_ids: Sequence[int]) -> None:
+        # All at once: a loop over a long prompt takes as long as a decode step.
+        if not token_ids or (
+            set(map(type, token_ids)) == {int} and min(token_ids) >= 0 and max(token_ids) < self._info.vocab_size
+        ):
+            return
         for token_id in token_ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int):
                 raise InvalidRequestError(f"{param} must hold integer token ids, not {token_id!r}", param)

@@ -1,6 +1,7 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
-rotation, the write to the cache and attention in one, the sum over the ranks and the norm behind it, the activation
-between two products, and for a single token all that stands before and behind a product.
+rotation, the write to the cache and attention in one, with the quantization of what it makes, the sum over the ranks
+and the norm behind it, the activation between two products, and for a single token all that stands before and behind a
+product.
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ def _rope_attention(rope: RopeAndCache | FusedQkNormRope, attention: PagedAttent
     )
 
 
+def _quantized_attention(attention: FusedRopeAttention, quantize: PerToken) -> Contract:
+    return replace(attention, quant_dtype=quantize.quant_dtype)
+
+
 def _gated_products(
     gate_up: ScaledMm, silu: SiluAndMulDynamicPerTokenQuant, down: ScaledMm
 ) -> tuple[Contract, Contract] | None:
@@ -127,6 +132,7 @@ FUSED: Plan = (
 FUSED_ON_GPU: Plan = (
     *FUSED,
     *(Fusion(rope, PagedAttention, _rope_attention) for rope in (RopeAndCache, FusedQkNormRope)),
+    *(Fusion(FusedRopeAttention, quant, _quantized_attention) for quant in _PER_TOKEN),
     Fusion(AllReduce, FusedAddRmsNorm, _summed_norm),
     Fusion(AllReduce, RmsNormDynamicPerTokenQuant, _summed_quantizing_norm),
 )

@@ -8,6 +8,11 @@ import torch
 
 from parhelion.ops.contract import Contract, Launcher, Output, Tensors, as_tuple
 
+ANY_STEPS = 1.0
+"""As ``max_flips`` of codes: of sums, whose error is a share of their row's and not of their own, so that those near
+zero may be many steps away. ``relative`` bounds the codes together instead.
+"""
+
 _GRID_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
@@ -75,6 +80,10 @@ def _compare_codes(output: Output, got: torch.Tensor, want: torch.Tensor) -> Out
     steps = (ordinals(got) - ordinals(want)).abs()[finite]
     flips = float((steps == 1).double().mean()) if steps.numel() else 0.0
     worst = int(steps.max()) if steps.numel() else 0
+    if output.max_flips == ANY_STEPS:
+        if problem is None and not relative <= output.relative:
+            problem = f"is off by {relative:.3g} (relative), above {output.relative:g}"
+        return OutputError(output.name, relative, flips, problem)
     if problem is None and worst > 1:
         problem = f"has a code that is {worst} steps away"
     if problem is None and flips > output.max_flips:

@@ -7,6 +7,7 @@ from parhelion.ops.fused_rope_attention.providers import FLASH_ATTENTION, TORCH,
 from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.paged_attention.providers import InductorPagedAttention
 from parhelion.ops.provider import ReferenceProvider
+from parhelion.ops.quantize import FP8
 from parhelion.ops.registry import Op
 
 OP = Op(
@@ -17,6 +18,8 @@ OP = Op(
         FusedRopeAttention(9, 3, 64, 16, 2048, 0.125),
         FusedRopeAttention(16, 8, 128, 16, 4096, 128**-0.5, 1e-6),
         FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6),
+        FusedRopeAttention(9, 3, 64, 16, 2048, 0.125, quant_dtype=torch.int8),
+        FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6, quant_dtype=FP8),
         FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6, sliding_window=512, soft_cap=50.0),
     ),
 )

@@ -1,4 +1,6 @@
-"""``fused_rope_attention``: head norms, rotation, the write to the KV cache, and attention to what is there then."""
+"""``fused_rope_attention``: head norms, rotation, the write to the KV cache, and attention to what is there then, whose
+output may be quantized.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn
+from parhelion.ops.check import ANY_STEPS
+from parhelion.ops.contract import Contract, Output, Tensors, Traffic, randn, wide
 from parhelion.ops.fused_qk_norm_rope.contract import FusedQkNormRope
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.sample import BOUND, places, sample_rows, sampled_lens
+from parhelion.ops.quantize import per_token_quantized
 from parhelion.ops.rope_and_cache.contract import RopeAndCache, rotary_table
 
 
@@ -24,11 +28,13 @@ class FusedRopeAttention(Contract):
             [num_blocks, block_size, 2 * num_kv_heads, head_dim]: see ``RopeAndCache``.
         batch: an ``AttentionBatch``. The last of a row's ``seq_len`` tokens are the step's own, at their slots.
         cos_sin [max_position, head_dim] float32 and, with an ``epsilon``, q_weight [head_dim], k_weight [head_dim].
-    Outputs: out [M, num_heads * head_dim]; kv_cache, which is written in place. A launcher may overwrite qkv.
+    Outputs: out [M, num_heads * head_dim] or, with a ``quant_dtype``, its codes and their scales [M, 1] float32 (see
+        ``ops/quantize.py``); kv_cache, which is written in place. A launcher may overwrite qkv.
 
     Attributes:
         epsilon: of the head norms; None: there are none.
         scale, sliding_window, soft_cap: see ``PagedAttention``.
+        quant_dtype: that the output is quantized to with one scale a row; None: it is of ``dtype``.
     """
 
     num_heads: int
@@ -41,17 +47,25 @@ class FusedRopeAttention(Contract):
     sliding_window: int | None = None
     soft_cap: float | None = None
     dtype: torch.dtype = torch.bfloat16
+    quant_dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "fused_rope_attention"
     free: ClassVar[tuple[str, ...]] = ("max_position",)
-    # Queries and keys are rounded, then the weights, then the output.
-    outputs: ClassVar[tuple[Output, ...]] = (Output("out", relative=8e-3), Output("kv_cache", relative=4e-3))
     mutated: ClassVar[tuple[int, ...]] = (3,)
     instead: ClassVar[str] = "torch"
 
     def __post_init__(self) -> None:
         if self.head_dim & (self.head_dim - 1):
             raise ValueError(f"head_dim = {self.head_dim} is no power of two: rotate and attend in two calls")
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:  # type: ignore[override]  # depends on quant_dtype
+        # Queries and keys are rounded, then the weights, then the output. A step of FP8 is 1/16: of what is off by some
+        # thousandths one in twenty crosses a border, and together they are off by more than the scales.
+        out: tuple[Output, ...] = (Output("out", relative=8e-3),)
+        if self.quant_dtype is not None:
+            out = (Output("codes", relative=4e-2, scales=1, max_flips=ANY_STEPS), Output("scales", relative=8e-3))
+        return (*out, Output("kv_cache", relative=4e-3))
 
     @property
     def num_weights(self) -> int:  # type: ignore[override]
@@ -95,10 +109,18 @@ class FusedRopeAttention(Contract):
     ) -> Tensors:
         """One after the other. Reads the lengths on the host, so it cannot be captured in a graph."""
         query, kv_cache = self.rope.reference(qkv, positions, slot_mapping, kv_cache, *weights)
-        return self.attention.reference(query, kv_cache, batch), kv_cache
+        return *self.quantized(self.attention.reference(query, kv_cache, batch)), kv_cache
+
+    def quantized(self, out: torch.Tensor) -> Tensors:
+        """Attention's output as this op returns it."""
+        return (out,) if self.quant_dtype is None else per_token_quantized(wide(out), self.quant_dtype)
 
     def traffic(self, num_tokens: int) -> Traffic:
         """Of both, less the query and the step's own keys and values, which need not be written to be read again."""
         rope, attention = self.rope.traffic(num_tokens), self.attention.traffic(num_tokens)
         again = 2 * num_tokens * (self.num_heads + self.num_kv_heads) * self.head_dim * self.dtype.itemsize
-        return Traffic(rope.bytes + attention.bytes - again, rope.flops + attention.flops, attention.unit)
+        moved = rope.bytes + attention.bytes - again
+        if self.quant_dtype is not None:
+            saved = self.dtype.itemsize - self.quant_dtype.itemsize
+            moved -= num_tokens * (self.num_heads * self.head_dim * saved - 4)
+        return Traffic(moved, rope.flops + attention.flops, attention.unit)

@@ -1,8 +1,9 @@
-"""``fused_rope_attention`` for rows with a single token as one tile program.
+"""``fused_rope_attention`` for rows with a single token as one tile program, and what puts its parts together.
 
 What ``fused_qk_norm_rope`` and ``paged_attention`` do with such rows, in one launch: a program makes its own queries
 from the projection's output, and the one that comes to a row's last token stores that token's key and value. Where a
-row's keys are spread over several programs, the last of them to be done combines what all have found.
+row's keys are spread over several programs, a second launch combines what they have found. The last of them could do
+that, but a program that waits for its stores, counts itself and reads the others' takes longer than the launch.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import helion
 import helion.language as hl
 import torch
 
-from parhelion.ops.arrivals import arrived_last, forget_arrivals
 from parhelion.ops.interpreting import interpreting
 from parhelion.ops.l2_prefetch import prefetch
+from parhelion.ops.paged_attention.blocks import block_of, place_in_block
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
+from parhelion.ops.quantize import codes_of, scales_of
 from parhelion.ops.tile_dot import dot
 
 LOG2_E = 1.4426950408889634
@@ -23,6 +25,11 @@ LOG2_E = 1.4426950408889634
 def dims(size: int) -> torch.Tensor:
     """0 to ``size``; the interpreter wants all that it is given together to be of one type."""
     return hl.arange(size, dtype=torch.int64) if interpreting() else hl.arange(size)
+
+
+def inside(number: int, size: int) -> int:
+    """A number that may be beyond a dimension where its loads are masked: the interpreter looks there all the same."""
+    return min(number, size - 1) if interpreting() else number
 
 
 def exponents(scores: torch.Tensor, scale: float, soft_cap: float | None) -> torch.Tensor:
@@ -44,12 +51,8 @@ def rope_attention_decode(
     k_weight: torch.Tensor | None,
     block_table: torch.Tensor,
     seq_lens: torch.Tensor,
-    out: torch.Tensor,
     parts: torch.Tensor,
-    flat_out: torch.Tensor,
-    flat_parts: torch.Tensor,
     lse: torch.Tensor,
-    arrivals: torch.Tensor | None,
     epsilon: float,
     block_size: hl.constexpr,
     scale: hl.constexpr,
@@ -59,7 +62,6 @@ def rope_attention_decode(
     programmatic: hl.constexpr,
     ahead: hl.constexpr,
     prefetched: hl.constexpr,
-    combine_block: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Split s of row r, which is token r.
@@ -69,19 +71,14 @@ def rope_attention_decode(
 
     Args:
         flat_qkv: qkv with whole heads, [M, num_heads + 2 * num_kv_heads, head_dim].
-        kv_cache: [slots * 2 * num_kv_heads, head_dim].
+        kv_cache: [slots * 2 * num_kv_heads * head_dim].
         q_weight, k_weight: None: heads are not normalized.
-        out: [M, num_kv_heads, group, head_dim].
-        parts: float32, what a split has found, [M, splits, num_kv_heads, group, head_dim]; out, unless ``is_split``.
-        flat_out, flat_parts: the same as [M, num_kv_heads, group * head_dim] and [M, splits, num_kv_heads, group *
-            head_dim].
+        parts: what a split has found, [M, splits, num_kv_heads, group, head_dim], in float32 if ``is_split``.
         lse: float32 [M, splits, num_kv_heads, group], the base-2 logarithms of the sums; written if ``is_split``.
-        arrivals: a counter for each row and key head; see ``ops/arrivals.py``. None unless ``is_split``.
         ahead: of a split's keys, how many are read, with their values, before it waits for its predecessor; a power of
             two, or 0. What earlier steps left in the cache changes no more.
         prefetched: how many of the keys behind those, with their values, it asks for meanwhile, so that they are in the
             L2 cache by then; a power of two, or 0, which it must be unless ``programmatic``.
-        combine_block: splits that are combined at a time, a power of two.
         kv_tile: keys of a tile; None leaves it to the config.
     """
     num_rows, num_splits, num_kv_heads, group = lse.size()
@@ -89,7 +86,6 @@ def rope_attention_decode(
     group = hl.specialize(group)
     half = hl.specialize(qkv.size(3))
     keys = hl.register_block_size(128) if kv_tile is None else kv_tile
-    width = hl.specialize(flat_out.size(2))
     # A group's heads are the rows of the dot products, which have at least 16.
     for tile_r, tile_k, tile_s, tile_g, tile_d in hl.tile(
         [num_rows, num_kv_heads, num_splits, group, half],
@@ -108,27 +104,37 @@ def rope_attention_decode(
         first = seq_len * 0
         if window is not None:
             first = torch.maximum(seq_len - window, first)
-        share = (seq_len - first + num_splits * 16 - 1) // (num_splits * 16) * 16
-        begin = first + split * share
+        # Of 32 bits, as the lengths are: a processor's registers are what limits its programs.
+        share = ((seq_len - first + num_splits * 16 - 1) // (num_splits * 16) * 16).to(torch.int32)
+        begin = (first + split * share).to(torch.int32)
         end = torch.maximum(torch.minimum(begin + share, seq_len), begin)
         # The row's own token comes from qkv, whoever stores it and when.
         owns = (end == seq_len) & (begin < seq_len)
         old_end = torch.where(owns, end - 1, end)
+        # Places in the cache, in elements: of a token's key of this head, and of its value behind it.
+        per_token = 2 * num_kv_heads * (2 * half)
+        values = num_kv_heads * (2 * half)
+        own_head = kv_head * (2 * half)
         if ahead > 0:
             early = begin + hl.arange(ahead)
-            early_block = hl.load(block_table, [row, early // block_size], extra_mask=early < old_end).to(torch.int64)
-            early_place = (early_block * block_size + early % block_size) * (2 * num_kv_heads) + kv_head
-            early_key = hl.load(kv_cache, [early_place, dim], extra_mask=(early < old_end)[:, None])
-            early_value = hl.load(kv_cache, [early_place + num_kv_heads, dim], extra_mask=(early < old_end)[:, None])
+            is_early = early < old_end
+            early_block = hl.load(block_table, [row, block_of(early, block_size)], extra_mask=is_early).to(torch.int64)
+            early_at = early_block * (block_size * per_token) + (
+                place_in_block(early, block_size) * per_token + own_head
+            )
+            early_place = early_at[:, None] + dim[None, :]
+            early_key = hl.load(kv_cache, [early_place], extra_mask=is_early[:, None])
+            early_value = hl.load(kv_cache, [early_place + values], extra_mask=is_early[:, None])
         if prefetched > 0:
             soon = begin + ahead + hl.arange(prefetched)
-            soon_block = hl.load(block_table, [row, soon // block_size], extra_mask=soon < old_end).to(torch.int64)
-            soon_place = (soon_block * block_size + soon % block_size) * (2 * num_kv_heads) + kv_head
+            soon_block = hl.load(block_table, [row, block_of(soon, block_size)], extra_mask=soon < old_end)
+            soon_at = soon_block.to(torch.int64) * (block_size * per_token)
+            soon_at = soon_at + (place_in_block(soon, block_size) * per_token + own_head)
             # Of keys that there are not, those of block 0 are asked for, which there always is.
             # A line has 64 elements of two bytes.
-            offsets = soon_place[:, None] * (2 * half) + (hl.arange(half // 32) * 64)[None, :]
+            offsets = soon_at[:, None] + (hl.arange(half // 32) * 64)[None, :]
             prefetch(kv_cache, offsets)
-            prefetch(kv_cache, offsets + num_kv_heads * 2 * half)
+            prefetch(kv_cache, offsets + values)
         wait_for_predecessor(programmatic)
         heads = kv_head * group + tile_g.index
         key_head = num_kv_heads * group + kv_head
@@ -165,15 +171,17 @@ def rope_attention_decode(
         # The blocks of the next tile are found while this one is computed: Triton gives loads by way of a load that is
         # made in the same iteration only half of the pipeline.
         tokens = later + hl.arange(keys)
-        block = hl.load(block_table, [row, tokens // block_size], extra_mask=tokens < old_end)
+        block = hl.load(block_table, [row, block_of(tokens, block_size)], extra_mask=tokens < old_end)
         for tile_t in hl.tile(later, old_end, block_size=keys):
             token = tile_t.begin + hl.arange(keys)
             is_old = token < old_end
-            old = (block.to(torch.int64) * block_size + token % block_size) * (2 * num_kv_heads) + kv_head
-            old_key = hl.load(kv_cache, [old, dim], extra_mask=is_old[:, None])
+            at = block.to(torch.int64) * (block_size * per_token)
+            at = at + (place_in_block(token, block_size) * per_token + own_head)
+            old = at[:, None] + dim[None, :]
+            old_key = hl.load(kv_cache, [old], extra_mask=is_old[:, None])
             scores = exponents(dot(query, old_key.transpose(0, 1)), scale, soft_cap)
             scores = torch.where(is_old[None, :], scores, float("-inf"))
-            old_value = hl.load(kv_cache, [old + num_kv_heads, dim], extra_mask=is_old[:, None])
+            old_value = hl.load(kv_cache, [old + values], extra_mask=is_old[:, None])
             new_m = torch.maximum(m, torch.amax(scores, -1))
             p = torch.exp2(scores - new_m[:, None])
             alpha = torch.exp2(m - new_m)
@@ -181,13 +189,13 @@ def rope_attention_decode(
             acc = dot(p.to(old_value.dtype), old_value, acc * alpha[:, None])
             m = new_m
             after = tile_t.end + hl.arange(keys)
-            block = hl.load(block_table, [row, after // block_size], extra_mask=after < old_end)
+            block = hl.load(block_table, [row, block_of(after, block_size)], extra_mask=after < old_end)
         # Behind the loop: before it, Helion would have its loads wait for the store, one after the other.
         if owns & (slot >= 0):
             # Slots are int64, and so is all that follows from them: a cache may have more than 2^31 elements.
-            place = slot * (2 * num_kv_heads) + kv_head
-            hl.store(kv_cache, [place, dim], key)
-            hl.store(kv_cache, [place + num_kv_heads, dim], value)
+            place = slot * per_token + own_head + dim
+            hl.store(kv_cache, [place], key)
+            hl.store(kv_cache, [place + values], value)
         product = torch.sum(query.to(torch.float32) * key.to(torch.float32)[None, :], -1)
         own = torch.where(owns, exponents(product, scale, soft_cap), float("-inf"))
         last_m = torch.maximum(m, own)
@@ -197,29 +205,53 @@ def rope_attention_decode(
         weight = own_p.to(qkv.dtype).to(torch.float32)
         mean = (acc * old_p[:, None] + weight[:, None] * value.to(torch.float32)[None, :]) / sums[:, None]
         result = torch.where((sums == 0)[:, None], 0.0, mean)
+        parts[row, split, kv_head, tile_g, :] = result.to(parts.dtype)
         if is_split:
-            parts[row, split, kv_head, tile_g, :] = result
             lse[row, split, kv_head, tile_g] = torch.where(sums == 0, float("-inf"), last_m + torch.log2(sums))
-            counter = row * num_kv_heads + kv_head
-            if arrived_last(arrivals, counter, num_splits):
-                element = dims(helion.next_power_of_2(width))
-                is_element = element < width
-                total_m = hl.full([helion.next_power_of_2(width)], -3.0e38, dtype=torch.float32)
-                total_l = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
-                total = hl.zeros([helion.next_power_of_2(width)], dtype=torch.float32)
-                for tile_p in hl.tile(num_splits, block_size=combine_block):
-                    place_of_log = [row, tile_p, kv_head, element // (2 * half)]
-                    logs = hl.load(lse, place_of_log, extra_mask=is_element[None, :])
-                    logs = torch.where((tile_p.index < num_splits)[:, None], logs, float("-inf"))
-                    found = hl.load(flat_parts, [row, tile_p, kv_head, element], extra_mask=is_element[None, :])
-                    part_m = torch.maximum(total_m, torch.amax(logs, 0))
-                    weights = torch.exp2(logs - part_m[None, :])
-                    kept = torch.exp2(total_m - part_m)
-                    total_l = total_l * kept + torch.sum(weights, 0)
-                    total = total * kept + torch.sum(found * weights, 0)
-                    total_m = part_m
-                combined = torch.where(total_l == 0, 0.0, total / total_l).to(flat_out.dtype)
-                hl.store(flat_out, [row, kv_head, element], combined, extra_mask=is_element)
-                forget_arrivals(arrivals, counter)
-        else:
-            out[row, kv_head, tile_g, :] = result.to(out.dtype)
+
+
+@helion.kernel(static_shapes=False)
+def combine_and_quantize(
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    most_splits: hl.constexpr,
+    together: hl.constexpr,
+    programmatic: hl.constexpr,
+) -> None:
+    """What the splits of each row have found, weighted by their sums and quantized; a program takes a row.
+
+    parts [M, splits, num_heads, head_dim] float32, lse [M, splits, num_heads], codes [M, num_heads, head_dim],
+    scales [M]. There are at most ``most_splits``, of which ``together`` are added up at a time; powers of two.
+    """
+    num_rows, num_splits, num_heads, head_dim = parts.size()
+    num_heads = hl.specialize(num_heads)
+    head_dim = hl.specialize(head_dim)
+    for tile_r in hl.tile(num_rows, block_size=1):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
+        row = tile_r.begin
+        head = dims(helion.next_power_of_2(num_heads))
+        dim = dims(head_dim)
+        is_head = head < num_heads
+        split = dims(most_splits)
+        logs = hl.load(lse, [row, split, head], extra_mask=(split < num_splits)[:, None] & is_head[None, :])
+        logs = torch.where((split < num_splits)[:, None], logs, float("-inf"))
+        highest = torch.clamp(torch.amax(logs, 0), min=-3.0e38)
+        total_weight = hl.zeros([helion.next_power_of_2(num_heads)], dtype=torch.float32)
+        total = hl.zeros([helion.next_power_of_2(num_heads), head_dim], dtype=torch.float32)
+        for tile_s in hl.tile(num_splits, block_size=together):
+            for number in range(together):
+                part = tile_s.begin + number
+                is_part = is_head & (part < num_splits)
+                part = inside(part, num_splits)
+                log = hl.load(lse, [row, part, head], extra_mask=is_part)
+                weight = torch.where(is_part, torch.exp2(log - highest), 0.0)
+                found = hl.load(parts, [row, part, head, dim], extra_mask=is_part[:, None])
+                total_weight = total_weight + weight
+                total = total + found * weight[:, None]
+        values = torch.where((total_weight == 0)[:, None], 0.0, total / total_weight[:, None])
+        scale = scales_of(torch.amax(torch.amax(torch.abs(values), -1), -1), codes.dtype)
+        hl.store(codes, [row, head, dim], codes_of(values, 1.0 / scale, codes.dtype), extra_mask=is_head[:, None])
+        scales[row] = scale

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.contract import Tensors
+from parhelion.ops.dynamic_per_token_quant import DynamicPerTokenQuant
+from parhelion.ops.dynamic_per_token_scaled_fp8_quant.contract import DynamicPerTokenScaledFp8Quant
+from parhelion.ops.dynamic_per_token_scaled_fp8_quant.launch import launch as launch_quant
+from parhelion.ops.dynamic_per_token_scaled_int8_quant.contract import DynamicPerTokenScaledInt8Quant
 from parhelion.ops.fused_qk_norm_rope.contract import FusedQkNormRope
 from parhelion.ops.fused_qk_norm_rope.launch import launch as launch_norm_rope
 from parhelion.ops.fused_rope_attention.contract import FusedRopeAttention
@@ -19,10 +23,12 @@ from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.launch import build_inputs as build_attention_inputs
+from parhelion.ops.paged_attention.launch import combine
 from parhelion.ops.paged_attention.launch import launch as launch_attention
 from parhelion.ops.paged_attention.launch import timed_inputs as timed_attention_inputs
 from parhelion.ops.paged_attention.launch import timed_programs as timed_attention_programs
 from parhelion.ops.paged_attention.tiling import (
+    MOST_SPLITS,
     PROMPT_CHOICES,
     AttentionConfig,
     num_splits,
@@ -30,6 +36,7 @@ from parhelion.ops.paged_attention.tiling import (
     varied,
 )
 from parhelion.ops.rope_and_cache.launch import launch as launch_rope
+from parhelion.ops.row_config import row_config
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,30 @@ Config = RopeAttentionConfig
 AHEAD = ((32, 0), (64, 0), (0, 64), (64, 64))
 """Keys that are worth reading before waiting, and how many behind them are worth asking for."""
 
+TOGETHER = 4
+"""Splits that are added up at a time, so many loads of a row's in flight together."""
+
+_QUANT: Mapping[torch.dtype, type[DynamicPerTokenQuant]] = {
+    contract.quant_dtype: contract for contract in (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
+}
+
+_FEW_ROWS = 2
+"""Up to here half as many programs as usual: each reads keys and values of 16 tokens at least."""
+
 _MANY_ROWS = 64
 """From here on a program takes all keys of its row, and a processor has several programs at a time: the quickest are
-those with few warps, which seldom wait for one another, and with a short pipeline, of which more fit.
+those with few warps, which seldom wait for one another.
 """
 
 
 def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> RopeAttentionConfig:
-    """Untuned."""
+    """Untuned. A short pipeline: more programs fit on a processor, and most of their keys are in flight anyway."""
     usual = _with_rope(contract, bucket, untuned(contract.attention, target))
-    return replace(usual, decode_warps=2, decode_stages=2) if target.wide_mma and bucket >= _MANY_ROWS else usual
+    if bucket <= _FEW_ROWS:
+        usual = replace(usual, programs=usual.programs // 2)
+    if not target.wide_mma:
+        return usual
+    return replace(usual, decode_stages=2, decode_warps=2 if bucket >= _MANY_ROWS else usual.decode_warps)
 
 
 def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> list[RopeAttentionConfig]:
@@ -73,6 +94,8 @@ def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) ->
     usual = default_config(contract, bucket, target)
     if bucket > MOST_DECODES:
         return varied(usual, PROMPT_CHOICES)
+    # What is found there is launched among others: where launches overlap, it is sought as it will run.
+    sought = replace(usual, programmatic=True, ahead=64) if target.programmatic else usual
     tokens = usual.decode_tokens
     choices: dict[str, tuple[Any, ...]] = {
         "programs": (64, 128, 256, 512),
@@ -81,7 +104,7 @@ def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) ->
         "heads_first": (False, True),
         "decode_tokens": (max(16, tokens // 2), tokens),
     }
-    return varied(usual, choices)
+    return list(dict.fromkeys([usual, *varied(sought, choices)]))
 
 
 def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
@@ -115,20 +138,19 @@ def launch(
 ) -> Tensors:
     """See ``FusedRopeAttention``."""
     num_tokens, num_rows = qkv.shape[0], batch.seq_lens.shape[0]
+    inputs = (qkv, positions, slot_mapping, kv_cache)
     if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
-        return _decode(
-            contract, run, config, qkv, positions, slot_mapping, kv_cache, batch, cos_sin, *weights
-        ), kv_cache
+        return *_decode(contract, run, config, *inputs, batch, cos_sin, *weights), kv_cache
     heads = KernelConfig(
         (config.rope_heads,), ((1, 0, 2),), num_warps=config.rope_warps, programmatic=config.programmatic
     )
     rope = contract.rope
-    inputs = (qkv, positions, slot_mapping, kv_cache, cos_sin, *weights)
     if isinstance(rope, FusedQkNormRope):
-        query, _ = launch_norm_rope(rope, run, heads, *inputs)
+        query, _ = launch_norm_rope(rope, run, heads, *inputs, cos_sin, *weights)
     else:
-        query, _ = launch_rope(rope, run, heads, *inputs)
-    return launch_attention(contract.attention, run, config, query, kv_cache, batch), kv_cache
+        query, _ = launch_rope(rope, run, heads, *inputs, cos_sin, *weights)
+    out = launch_attention(contract.attention, run, config, query, kv_cache, batch)
+    return *_quantized(contract, run, config, out), kv_cache
 
 
 def _as_own(
@@ -155,15 +177,15 @@ def _decode(
     cos_sin: torch.Tensor,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> Tensors:
     c = contract
     num_tokens, half = qkv.shape[0], c.head_dim // 2
     group = c.num_heads // c.num_kv_heads
-    out = qkv.new_empty((num_tokens, c.num_heads * c.head_dim))
     splits = num_splits(c.attention, num_tokens, batch.max_seq_len, config.programs)
-    lse = torch.empty((num_tokens, splits, c.num_kv_heads, group), dtype=torch.float32, device=qkv.device)
     is_split = splits > 1
-    parts = lse.new_empty((num_tokens, splits, c.num_heads * c.head_dim)) if is_split else out[:, None]
+    heads = (num_tokens, splits, c.num_heads)
+    lse = torch.empty(heads, dtype=torch.float32, device=qkv.device)
+    parts = torch.empty((*heads, c.head_dim), dtype=lse.dtype if is_split else c.dtype, device=qkv.device)
     run(
         "fused_rope_attention.rope_attention_decode",
         _decode_config(config),
@@ -171,18 +193,14 @@ def _decode(
         qkv.unflatten(1, (-1, c.head_dim)),
         positions,
         slot_mapping,
-        kv_cache.view(-1, c.head_dim),
+        kv_cache.view(-1),
         cos_sin.view(-1, 2, half),
         None if q_weight is None else q_weight.view(2, -1),
         None if k_weight is None else k_weight.view(2, -1),
         batch.block_table,
         batch.seq_lens,
-        out.view(num_tokens, c.num_kv_heads, group, -1),
         parts.view(num_tokens, splits, c.num_kv_heads, group, -1),
-        out.view(num_tokens, c.num_kv_heads, -1),
-        parts.view(num_tokens, splits, c.num_kv_heads, -1),
-        lse,
-        arrival_counters(qkv.device, num_tokens * c.num_kv_heads) if is_split else None,
+        lse.view(num_tokens, splits, c.num_kv_heads, group),
         0.0 if c.epsilon is None else c.epsilon,
         c.block_size,
         c.scale,
@@ -192,10 +210,41 @@ def _decode(
         config.programmatic,
         config.ahead,
         config.prefetched if config.programmatic else 0,
-        2 * config.decode_warps,
         None,
     )
-    return out
+    if not is_split:
+        return _quantized(c, run, config, parts.view(num_tokens, -1))
+    if c.quant_dtype is None:
+        out = qkv.new_empty((num_tokens, c.num_heads * c.head_dim))
+        combine(c.attention, run, config, parts, lse, batch, out, mixed=False)
+        return (out,)
+    codes = torch.empty((num_tokens, c.num_heads * c.head_dim), dtype=c.quant_dtype, device=qkv.device)
+    scales = torch.empty((num_tokens, 1), dtype=torch.float32, device=qkv.device)
+    run(
+        "fused_rope_attention.combine_and_quantize",
+        KernelConfig(num_warps=_row_config(c, num_tokens).num_warps),
+        parts,
+        lse,
+        codes.view(num_tokens, c.num_heads, -1),
+        scales.squeeze(1),
+        MOST_SPLITS,
+        TOGETHER,
+        config.programmatic,
+    )
+    return codes, scales
+
+
+def _quantized(contract: FusedRopeAttention, run: Runner, config: RopeAttentionConfig, out: torch.Tensor) -> Tensors:
+    """Attention's output [M, num_heads * head_dim] as the op returns it."""
+    if contract.quant_dtype is None:
+        return (out,)
+    quant = _QUANT[contract.quant_dtype](out.shape[1], contract.dtype)
+    rows = replace(_row_config(contract, out.shape[0]), programmatic=config.programmatic)
+    return launch_quant(quant, run, rows, out)
+
+
+def _row_config(contract: FusedRopeAttention, num_tokens: int) -> KernelConfig:
+    return row_config(contract.num_heads * contract.head_dim, num_tokens)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -205,7 +254,12 @@ def _decode_config(config: RopeAttentionConfig) -> KernelConfig:
 
 
 def _with_rope(contract: FusedRopeAttention, bucket: int, attention: AttentionConfig) -> RopeAttentionConfig:
-    heads = heads_config(contract.num_heads + 2 * contract.num_kv_heads, contract.head_dim, bucket)
+    num_heads = contract.num_heads + 2 * contract.num_kv_heads
+    heads = heads_config(num_heads, contract.head_dim, bucket)
+    rope_heads, rope_warps = heads.block_sizes[0], heads.num_warps
+    if bucket > MOST_DECODES and 32 <= 1 << (num_heads - 1).bit_length() <= 64 and contract.head_dim <= 128:
+        # A program takes a token whole: that many of them are on their way at a time.
+        rope_heads, rope_warps = 1 << (num_heads - 1).bit_length(), 4
     names = AttentionConfig.__dataclass_fields__
     made = RopeAttentionConfig(**{name: getattr(attention, name) for name in names})
-    return replace(made, rope_heads=heads.block_sizes[0], rope_warps=heads.num_warps)
+    return replace(made, rope_heads=rope_heads, rope_warps=rope_warps)

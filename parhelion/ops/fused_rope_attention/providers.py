@@ -48,7 +48,7 @@ class TwoHalves(BaseProvider):
             *weights: torch.Tensor,
         ) -> Tensors:
             query, kv_cache = rope(qkv, positions, slot_mapping, kv_cache, *weights)
-            return attention(query, kv_cache, batch), kv_cache
+            return *contract.quantized(attention(query, kv_cache, batch)), kv_cache
 
         return launch
 

@@ -12,6 +12,7 @@ import helion.language as hl
 import torch
 
 from parhelion.ops.interpreting import interpreting
+from parhelion.ops.paged_attention.blocks import block_of, place_in_block
 from parhelion.ops.programmatic import start_successor, wait_for_predecessor
 from parhelion.ops.tile_dot import dot
 
@@ -159,16 +160,6 @@ def seen(key: torch.Tensor, position: torch.Tensor, window: int | None) -> torch
     """Which keys [n] the queries at these positions [m] see, [m, n]."""
     is_seen = key[None, :] <= position[:, None]
     return is_seen if window is None else is_seen & (key[None, :] > position[:, None] - window)
-
-
-def block_of(token: torch.Tensor, block_size: int) -> torch.Tensor:
-    """The number of a token's block among its row's. Division of what may be negative takes five instructions."""
-    return token >> (block_size.bit_length() - 1) if block_size & (block_size - 1) == 0 else token // block_size
-
-
-def place_in_block(token: torch.Tensor, block_size: int) -> torch.Tensor:
-    """A token's place in its block."""
-    return token & (block_size - 1) if block_size & (block_size - 1) == 0 else token % block_size
 
 
 def elements(heads: torch.Tensor, dim: torch.Tensor, head_dim: int) -> torch.Tensor:

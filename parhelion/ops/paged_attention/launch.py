@@ -135,16 +135,31 @@ def decode(
         None,
     )
     if splits > 1:
-        run(
-            "paged_attention.paged_attention_combine",
-            combine_config(c),
-            parts,
-            lse.flatten(2),
-            batch.query_start_loc,
-            out.view(-1, c.num_heads, c.head_dim),
-            mixed,
-            config.programmatic,
-        )
+        combine(c, run, config, parts, lse.flatten(2), batch, out, mixed)
+
+
+def combine(
+    contract: PagedAttention,
+    run: Runner,
+    config: AttentionConfig,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    batch: AttentionBatch,
+    out: torch.Tensor,
+    mixed: bool,
+) -> None:
+    """What the splits of rows with a single token have found (see ``paged_attention_combine``), put together in out."""
+    c = contract
+    run(
+        "paged_attention.paged_attention_combine",
+        combine_config(c),
+        parts,
+        lse,
+        batch.query_start_loc,
+        out.view(-1, c.num_heads, c.head_dim),
+        mixed,
+        config.programmatic,
+    )
 
 
 def varlen(

@@ -34,6 +34,7 @@ PROMPT_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "varlen_tokens": (32, 64),
     "varlen_warps": (4, 8),
     "varlen_stages": (2, 3),
+    "varlen_rows": (64, 128),
 }
 """Of the program for prompts, what is worth trying."""
 

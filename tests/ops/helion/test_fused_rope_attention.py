@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.check import check
 from parhelion.ops.contract import randn
 from parhelion.ops.fused_rope_attention import OP, FusedRopeAttention
@@ -20,6 +19,7 @@ from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.helion_provider import interpret
 from parhelion.ops.launching import launch_module
 from parhelion.ops.paged_attention.sample import places, sample_rows
+from parhelion.ops.quantize import FP8
 from parhelion.ops.rope_and_cache.contract import rotary_table
 from tests.ops.helion.awkward import generator
 
@@ -35,7 +35,10 @@ VARIANTS = (
     replace(SMALL, num_heads=6, dtype=torch.bfloat16),
     replace(SMALL, sliding_window=20),
     replace(SMALL, sliding_window=1, soft_cap=2.0, block_size=32),
+    replace(SMALL, quant_dtype=FP8),
+    replace(SMALL, num_heads=6, quant_dtype=torch.int8),
 )
+QUANTIZED = VARIANTS[-2:]
 
 
 def poisoned(contract: FusedRopeAttention, query_lens: list[int], seq_lens: list[int]) -> tuple[Any, ...]:
@@ -68,35 +71,46 @@ def test_decode_rows_agree_with_the_reference(contract: FusedRopeAttention, seq_
 
 
 @pytest.mark.parametrize(("query_lens", "seq_lens"), [([1, 1, 33, 5], [40, 7, 33, 70]), ([3], [60])], ids=str)
-@pytest.mark.parametrize("contract", VARIANTS[:3], ids=str)
+@pytest.mark.parametrize("contract", [*VARIANTS[:3], *QUANTIZED], ids=str)
 def test_mixed_rows_agree_with_the_reference(contract: FusedRopeAttention, query_lens: list[int], seq_lens: list[int]):
     assert_agrees(contract, poisoned(contract, query_lens, seq_lens))
 
 
 @pytest.mark.parametrize("ahead", [0, 32, 64])
 @pytest.mark.parametrize("programs", [1, 64])
-@pytest.mark.parametrize("contract", [SMALL, VARIANTS[2], VARIANTS[4]], ids=str)
+@pytest.mark.parametrize("contract", [SMALL, VARIANTS[2], VARIANTS[4], *QUANTIZED], ids=str)
 def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, programs: int, ahead: int):
     usual = launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90"))
     config = replace(usual, programs=programs, ahead=ahead)
 
     def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
-        return interpret(kernel, config, *arguments[:-1], 16)
+        tiles = (16,) if kernel.endswith("rope_attention_decode") else arguments[-1:]
+        return interpret(kernel, config, *arguments[:-1], *tiles)
 
     inputs = poisoned(contract, [1, 1, 1, 1], [127, 5, 64, 65])
     assert_agrees(contract, inputs, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x))
-    assert not arrival_counters(CPU, 1).any()
 
 
-def test_it_is_one_launch_where_every_row_has_one_token_and_its_halves_elsewhere():
+def launched(contract: FusedRopeAttention, query_lens: list[int], programs: int) -> list[str]:
     kernels: list[str] = []
 
     def run(kernel: str, config: Any, *arguments: Any) -> None:
         kernels.append(kernel.rpartition(".")[2])
 
-    config = launch_module(SMALL.name).default_config(SMALL, 4, gemm_target("sm_90"))
-    launch(SMALL, run, config, *poisoned(SMALL, [1, 1], [70, 5]))
-    assert kernels == ["rope_attention_decode"]
-    kernels.clear()
-    launch(SMALL, run, config, *poisoned(SMALL, [2, 1], [70, 5]))
-    assert kernels[:2] == ["fused_qk_norm_rope", "paged_attention_varlen"]
+    usual = launch_module(SMALL.name).default_config(contract, 4, gemm_target("sm_90"))
+    launch(contract, run, replace(usual, programs=programs), *poisoned(contract, query_lens, [70, 5]))
+    return kernels
+
+
+def test_it_is_one_launch_where_every_row_has_one_token_and_its_halves_elsewhere():
+    assert launched(SMALL, [1, 1], programs=1) == ["rope_attention_decode"]
+    assert launched(SMALL, [1, 1], programs=64) == ["rope_attention_decode", "paged_attention_combine"]
+    assert launched(SMALL, [2, 1], programs=64)[:2] == ["fused_qk_norm_rope", "paged_attention_varlen"]
+
+
+def test_what_puts_parts_together_quantizes_and_else_that_is_a_launch():
+    contract = replace(SMALL, quant_dtype=FP8)
+    quant = "dynamic_per_token_scaled_quant"
+    assert launched(contract, [1, 1], programs=64) == ["rope_attention_decode", "combine_and_quantize"]
+    assert launched(contract, [1, 1], programs=1) == ["rope_attention_decode", quant]
+    assert launched(contract, [2, 1], programs=64)[-1] == quant
