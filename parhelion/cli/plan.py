@@ -148,6 +148,9 @@ def _assumptions(size: ModelSize, times: KnownTimes, fabric: Fabric, gpus: int) 
 
     device, inside, between = times.device, fabric.inside, fabric.between
     found = [*times.notes, f"{device.name}: {device.source}"]
+    if size.head_quantization.is_quantized:
+        beside = ", beside the embedding's table" if size.tied else ""
+        found.append(f"the output head is in {size.head_quantization.name} whatever the layers are in{beside}")
     if gpus > 1:
         found.append(
             f"links at {LINK_FRACTION:.0%}: {inside.name} {inside.bandwidth / 1e9:g} GB/s one way ({inside.source}), "
