@@ -22,6 +22,7 @@ from ahead_tables import cold_start_table, corners_table, tune_table
 from compare_tables import compare_table
 from fault_tables import fault_table
 from gpu_speculation_table import gpu_speculation_table
+from lm_head_table import lm_head_table
 from plan_check import plan_check_table
 from tp_tables import tp_speed_table, tp_sums_table
 
@@ -328,6 +329,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "cold_start": cold_start_table,
     "faults": fault_table,
     "plan_check": plan_check_table,
+    "lm_head_accuracy": lm_head_table,
     "h100x2_tp": tp_speed_table,
     "h100x2_sums": tp_sums_table,
     "h200x2_tp": tp_speed_table,

@@ -37,6 +37,9 @@ class EngineConfig:
             config.json will do then.
         quantization: quantize the linear layers of an unquantized checkpoint while loading it, weights by channel and
             activations by token: ``fp8`` or ``int8``. None takes the checkpoint as it is.
+        lm_head_quantization: quantize the output head (lm_head) while loading it, whatever the other layers are in:
+            ``fp8`` or ``int8`` codes with a scale for each entry of the vocabulary. An embedding that is the same table
+            stays as it is, beside them. None leaves the head unquantized, as checkpoints have it.
         kernels: providers to use, by hand, as ``op=provider``; ``parhelion doctor`` lists them.
         pack: what was tuned and built ahead of time, on a GPU: ``auto`` takes the known pack that fits the device best,
             ``off`` none; else a pack's name or path (``parhelion pack ls``).
@@ -91,6 +94,7 @@ class EngineConfig:
     dtype: DType = "auto"
     load_format: LoadFormat = "auto"
     quantization: Quantization | None = None
+    lm_head_quantization: Quantization | None = None
     kernels: tuple[str, ...] = ()
     pack: str = "auto"
     fusion: FusionPlan = "auto"
@@ -129,6 +133,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out")
         if self.kv_cache_fraction is not None and not 0.0 < self.kv_cache_fraction <= 0.95:
             raise ConfigError(f"kv_cache_fraction is {self.kv_cache_fraction}; it must lie in (0, 0.95]")
+        head = self.lm_head_quantization
+        if head is not None and head not in get_args(Quantization):
+            known = " or ".join(get_args(Quantization))
+            raise ConfigError(f"lm_head_quantization is {head!r}; it must be {known}, or left out")
         if self.speculate not in get_args(Speculate):
             raise ConfigError(f"speculate is {self.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
         if self.speculate in ("draft", "eagle3") and self.draft_model is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parhelion.cli.output import count_bar, print_json, print_note, stdout
+from parhelion.config import Quantization
 from parhelion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ def build(
     quantization: Annotated[
         list[str] | None,
         typer.Option(help="Of this quantization scheme; may be repeated. Default: unquantized; --check: all."),
+    ] = None,
+    lm_head_quantization: Annotated[
+        Quantization | None,
+        typer.Option(help="Of a model's output head, as serve takes it. Default: unquantized."),
     ] = None,
     tp: Annotated[
         str | None, typer.Option(help="Of a model: for one of so many ranks; several with commas. Default: 1.")
@@ -76,6 +81,11 @@ def build(
             )
         if tp is not None:
             raise ConfigError("--check builds what one rank alone calls: leave --tp out")
+        if lm_head_quantization is not None:
+            raise ConfigError(
+                "--check builds every kind of program once, and a quantized output head has those of quantized layers: "
+                "leave --lm-head-quantization out"
+            )
         _check(model, quantization, targets, quick, jobs, output, expect, write_expected, json_)
         return
     if source is None:
@@ -86,7 +96,7 @@ def build(
         )
     from parhelion.cli.build_packs import build_packs
 
-    build_packs(source, targets, quantization or [], tp, output, jobs, json_)
+    build_packs(source, targets, quantization or [], lm_head_quantization, tp, output, jobs, json_)
 
 
 def _check(

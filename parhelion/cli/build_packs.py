@@ -14,6 +14,7 @@ from parhelion.cli.tune import ranks
 from parhelion.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
+    from parhelion.config import Quantization
     from parhelion.packs.format import Pack
     from parhelion.tuning.build_pack import BuiltPack
     from parhelion.tuning.build_rows import Failure
@@ -48,6 +49,7 @@ def build_packs(
     source: str,
     targets: list[str],
     quantizations: list[str],
+    lm_head_quantization: Quantization | None,
     tp: str | None,
     output: Path | None,
     jobs: int | None,
@@ -65,6 +67,8 @@ def build_packs(
     pack = None if _is_model(source) else _open(source)
     if pack is not None and quantizations:
         raise ConfigError(f"pack {pack.name} has the quantizations that it has: leave --quantization out")
+    if pack is not None and lm_head_quantization is not None:
+        raise ConfigError(f"pack {pack.name} has the output heads that it has: leave --lm-head-quantization out")
     if pack is not None and tp is not None:
         raise ConfigError(f"pack {pack.name} has the rows that it has: leave --tp out")
     sizes = ranks(tp or "1")
@@ -76,8 +80,8 @@ def build_packs(
         raise ConfigError(f"{output} is one file and there are {len(targets)} targets: name a folder")
     written = []
     for target in [target_named(name) for name in targets]:
-        wanted = _untuned(source, quantizations, sizes, target) if pack is None else pack
-        command = _command(source, target, quantizations, sizes)
+        wanted = _untuned(source, quantizations, lm_head_quantization, sizes, target) if pack is None else pack
+        command = _command(source, target, quantizations, lm_head_quantization, sizes)
         written.append(_write(wanted, target, output or user_packs(), command, jobs))
     if json_:
         print_json(written)
@@ -136,11 +140,17 @@ def _open(source: str) -> Pack:
         raise PackError(f"{error}; models that can be built for are {models}") from None
 
 
-def _untuned(model: str, quantizations: list[str], sizes: tuple[int, ...], target: Target) -> Pack:
+def _untuned(
+    model: str,
+    quantizations: list[str],
+    lm_head_quantization: Quantization | None,
+    sizes: tuple[int, ...],
+    target: Target,
+) -> Pack:
     """What a model needs on a target, as a pack without binaries."""
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.format import ModelEntry
-    from parhelion.quantization import UNQUANTIZED
+    from parhelion.quantization import UNQUANTIZED, choose_head_scheme
     from parhelion.tuning.build_pack import untuned_pack
     from parhelion.tuning.model_calls import check_ranks
     from parhelion.tuning.model_contracts import scheme, served_contracts
@@ -150,19 +160,29 @@ def _untuned(model: str, quantizations: list[str], sizes: tuple[int, ...], targe
     contracts, models, shape = {}, [], model_shape(model)
     for each, tp in product(schemes, sizes):
         check_ranks(shape, each, tp)
-        called = served_contracts(shape, each, gemm_target(target.name), tp=tp)
+        head = choose_head_scheme(lm_head_quantization)
+        called = served_contracts(shape, each, gemm_target(target.name), tp=tp, head_quantization=head)
         contracts.update(dict.fromkeys(called))
-        models.append(ModelEntry(model, each.name, tuple(contract.key() for contract in called), tp))
+        keys = tuple(contract.key() for contract in called)
+        models.append(ModelEntry(model, each.name, keys, tp, lm_head_quantization))
+    heads = () if lm_head_quantization is None else (f"head_{lm_head_quantization}",)
     ranked = () if sizes == (1,) else (f"tp{'-'.join(map(str, sizes))}",)
-    name = "-".join((model, *(each.name for each in schemes), *ranked, target.name))
+    name = "-".join((model, *(each.name for each in schemes), *heads, *ranked, target.name))
     return untuned_pack(name, list(contracts), models, target)
 
 
-def _command(source: str, target: Target, quantizations: list[str], sizes: tuple[int, ...]) -> str:
+def _command(
+    source: str,
+    target: Target,
+    quantizations: list[str],
+    lm_head_quantization: Quantization | None,
+    sizes: tuple[int, ...],
+) -> str:
     """The command that makes the pack again, without folders of this machine."""
     words = ["parhelion", "build", Path(source).name, "--target", target.name]
     for name in quantizations:
         words += ["--quantization", name]
+    words += [] if lm_head_quantization is None else ["--lm-head-quantization", lm_head_quantization]
     words += [] if sizes == (1,) else ["--tp", ",".join(map(str, sizes))]
     return shlex.join(words)
 

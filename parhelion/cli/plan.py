@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parhelion.cli.output import print_json, print_note, stdout
+from parhelion.config import Quantization
 from parhelion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def plan(
     ] = "h100",
     quantization: Annotated[
         str | None, typer.Option(help="The scheme's name, such as fp8_per_token. Default: the checkpoint's own.")
+    ] = None,
+    lm_head_quantization: Annotated[
+        Quantization | None, typer.Option(help="Of the output head, as serve takes it. Default: unquantized.")
     ] = None,
     draft_model: Annotated[
         str | None,
@@ -82,7 +86,7 @@ def plan(
     )
     times = known_times(device, pack, untuned)
     fabric = Fabric(times.device.link, network_of(network), gpus_per_node)
-    tuned = tuned_model(model, quantization)
+    tuned = tuned_model(model, quantization, lm_head_quantization=lm_head_quantization)
     size = model_size(tuned, model)
     size = size if draft_model is None else with_draft(size, draft_model)
     report = _report(model, tuned, size, times, fabric, workload, gpus, (tp, pp), top)
@@ -144,6 +148,9 @@ def _assumptions(size: ModelSize, times: KnownTimes, fabric: Fabric, gpus: int) 
 
     device, inside, between = times.device, fabric.inside, fabric.between
     found = [*times.notes, f"{device.name}: {device.source}"]
+    if size.head_quantization.is_quantized:
+        beside = ", beside the embedding's table" if size.tied else ""
+        found.append(f"the output head is in {size.head_quantization.name} whatever the layers are in{beside}")
     if gpus > 1:
         found.append(
             f"links at {LINK_FRACTION:.0%}: {inside.name} {inside.bandwidth / 1e9:g} GB/s one way ({inside.source}), "

@@ -29,6 +29,7 @@ from parhelion.quantization import UNQUANTIZED
 from parhelion.tuning.model_calls import (
     TunedModel,
     edge_contracts,
+    head_ways,
     layer_contracts,
     layer_ways,
     shared_under,
@@ -55,6 +56,7 @@ def model_size(model: TunedModel, name: str) -> ModelSize:
         vocab_size=shape.vocab_size,
         tied=shape.name not in UNTIED if listed else read_model_config(Path(name)).tie_word_embeddings,
         quantization=model.quantization,
+        head_quantization=model.head_quantization,
     )
 
 
@@ -99,14 +101,16 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
 
     def calls(tp: int) -> RankCalls:
         shard = replace(model, tp=tp)
-        of_tokens, of_requests = edge_contracts(shard)
+        heads = head_ways(shard, target)
+        of_tokens, of_requests = edge_contracts(shard, target=target)
         # Of several ranks each takes the likeliest of its part of the vocabulary, and then of the ranks' likeliest.
         of_all = (TopKTopPSampling, Argmax) if tp > 1 else TopKTopPSampling
         whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
-        of_requests = [each for each in of_requests if each not in whole]
+        of_requests = [each for each in of_requests if each not in (*whole, *heads[0])]
         blocks = tuple(layer_ways(shard, target))
         shared = tuple(shared_under(shard, target, plan) for plan in ON_GPU) if tp > 1 else ()
-        return RankCalls(_ways(shard, target), blocks, tuple(of_tokens), tuple(of_requests), shared)
+        ways = _ways(shard, target)
+        return RankCalls(ways, blocks, tuple(of_tokens), tuple(of_requests), shared, tuple(heads))
 
     return calls
 

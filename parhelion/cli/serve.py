@@ -62,6 +62,7 @@ class Banner:
     linear_provider: str
     device: str
     quantization: str
+    lm_head_quantization: str
     kernels: list[str]
     kernel_notes: list[str]
     pack: str
@@ -96,6 +97,7 @@ def describe(ready: ReadyInfo) -> Banner:
         linear_provider=info.linear_provider,
         device=info.device,
         quantization=info.quantization,
+        lm_head_quantization=info.lm_head_quantization,
         kernels=info.kernels,
         kernel_notes=info.kernel_notes,
         pack=info.pack,
@@ -140,7 +142,8 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "
         f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
         f"  device     {each_of}{banner.device}, {banner.threads} threads",
-        f"  linear     {banner.quantization}; kernels: {', '.join(banner.kernels)}",
+        f"  linear     {banner.quantization}, output head {banner.lm_head_quantization}; "
+        f"kernels: {', '.join(banner.kernels)}",
         *([f"  pack       {banner.pack}"] if banner.pack else []),
         *(f"  note       {note}" for note in banner.kernel_notes),
         f"  KV cache   {banner.kv_cache_blocks} blocks of {banner.kv_cache_block_size} tokens = "

@@ -12,6 +12,7 @@ import typer
 from parhelion.cli.bench import integers
 from parhelion.cli.output import print_json, print_note, stdout
 from parhelion.cli.tune_view import progress_view
+from parhelion.config import Quantization
 from parhelion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A listed model, or a folder with a config.json.")],
     quantization: Annotated[
         str | None, typer.Option(help="The scheme's name, such as fp8_per_token. Default: the checkpoint's own.")
+    ] = None,
+    lm_head_quantization: Annotated[
+        Quantization | None, typer.Option(help="Of the output head, as serve takes it. Default: unquantized.")
     ] = None,
     device: Annotated[str, typer.Option(help="cuda or cuda:N.")] = "cuda",
     budget: Annotated[str, typer.Option(help="How long it may take: 90s, 10m, 1h30m.")] = "10m",
@@ -66,13 +70,14 @@ def tune(
         raise ConfigError(f"--effort is {effort!r}; the efforts are {', '.join(EFFORTS)}")
     if target is not None and not dry_run:
         raise ConfigError("--target belongs to --dry-run: what is tuned is the GPU that is here")
-    wanted = [tuned_model(model, quantization, each) for each in ranks(tp)]
+    wanted = [tuned_model(model, quantization, each, lm_head_quantization) for each in ranks(tp)]
     names = tuple(name.strip() for name in ops.split(",") if name.strip())
     sizes = integers("--m", m) if m else ()
     if dry_run:
         _show_plans(wanted, target or "sm_90", names, sizes, effort, json_)
         return
-    command = _command(model, wanted[0].quantization.name, budget, names, effort, seed_pack or [], m, tp)
+    scheme = wanted[0].quantization.name
+    command = _command(model, scheme, lm_head_quantization, budget, names, effort, seed_pack or [], m, tp)
     result, path = _tune(wanted, _gpu(device), names, sizes, effort, seed_pack or [], budget_s, output, command)
     _report(result, path, json_)
     if result.interrupted:
@@ -161,6 +166,7 @@ def _tune(
 def _command(
     model: str,
     quantization: str,
+    lm_head_quantization: str | None,
     budget: str,
     ops: tuple[str, ...],
     effort: str,
@@ -169,7 +175,9 @@ def _command(
     tp: str,
 ) -> str:
     """The command that tunes again, without folders of this machine."""
-    words = ["parhelion", "tune", Path(model).name, "--quantization", quantization, "--budget", budget]
+    words = ["parhelion", "tune", Path(model).name, "--quantization", quantization]
+    words += [] if lm_head_quantization is None else ["--lm-head-quantization", lm_head_quantization]
+    words += ["--budget", budget]
     words += ["--ops", ",".join(ops)] if ops else []
     words += ["--effort", effort]
     for name in seed_packs:
@@ -208,7 +216,8 @@ def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
     from parhelion.packs.format import NEVER_SERVE
     from parhelion.tuning.plan import COMPILING_SIZES
 
-    model = f"{plan.model.name} ({plan.model.quantization.name})"
+    head = plan.model.lm_head_quantization
+    model = f"{plan.model.name} ({plan.model.quantization.name}{f', lm_head {head}' if head is not None else ''})"
     model += f", a rank of {plan.model.tp}," if plan.model.tp > 1 else ""
     table = Table(title=f"{found.num_rows} rows to tune for {model} on {plan.target.name}, effort {effort}")
     for heading in ("contract", "M up to"):

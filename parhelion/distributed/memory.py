@@ -60,8 +60,7 @@ def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, m
         max_seqs: that run at once.
     """
     shard = replace(model.shard(layout.tp), num_layers=model.num_layers // layout.pp)
-    num_tables = 2 if layout.pp == 1 and not model.tied else 1
-    weights = shard.num_layers * shard.layer_bytes + num_tables * shard.table_bytes
+    weights = shard.num_layers * shard.layer_bytes + _table_bytes(shard, layout.pp)
     kv_bytes = shard.kv_bytes_per_token
     if model.draft is not None:
         draft = shared_or_whole(model.draft, layout.tp)
@@ -83,6 +82,13 @@ def why_no_room(memory: RankMemory, seq_len: int) -> str | None:
         f"{_gib(memory.activations + memory.graphs)} GiB of activations and graphs leave room for {memory.kv_tokens} "
         f"tokens of KV cache, and a request has {seq_len}"
     )
+
+
+def _table_bytes(shard: ModelSize, pp: int) -> int:
+    """Embedding and output head, which are on one rank unless there are stages."""
+    if pp > 1:
+        return max(shard.table_bytes, shard.head_bytes)
+    return shard.table_bytes + (0 if shard.shares_table else shard.head_bytes)
 
 
 def _gib(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from parhelion.quantization import QuantScheme
+from parhelion.quantization import UNQUANTIZED, QuantScheme
 
 ELEMENT = 2
 """Bytes of an element of activations, keys, values and unquantized weights (bfloat16)."""
@@ -17,6 +17,7 @@ class ModelSize:
     Attributes:
         tied: embedding and output head are one table.
         quantization: of its linear layers.
+        head_quantization: of its output head.
         draft: a model or a head that guesses for this one, on the same ranks; None: there is none.
     """
 
@@ -30,6 +31,7 @@ class ModelSize:
     vocab_size: int
     tied: bool
     quantization: QuantScheme
+    head_quantization: QuantScheme = UNQUANTIZED
     draft: ModelSize | None = None
 
     def shard(self, tp: int) -> ModelSize:
@@ -65,13 +67,23 @@ class ModelSize:
 
     @property
     def table_bytes(self) -> int:
-        """The embedding's or the output head's table, which no scheme quantizes."""
+        """The embedding's table, which no scheme quantizes."""
         return ELEMENT * self.vocab_size * self.hidden_size
+
+    @property
+    def head_bytes(self) -> int:
+        """What the output head reads: a table, or codes and scales."""
+        return _linear_bytes(self.vocab_size, self.hidden_size, self.head_quantization)
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether embedding and output head are one table in memory as well: codes are beside it."""
+        return self.tied and not self.head_quantization.is_quantized
 
     @property
     def weight_bytes(self) -> int:
         """All of them."""
-        return self.num_layers * self.layer_bytes + (1 if self.tied else 2) * self.table_bytes
+        return self.num_layers * self.layer_bytes + self.table_bytes + (0 if self.shares_table else self.head_bytes)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -67,6 +67,7 @@ class RankCalls:
         behind: what sees one token a request, which is counted as if all of it stood behind them.
         shared: what all layers call together with other ranks, with counts, under each set of fusions: of each such
             contract ``ways`` has the part that a rank does by itself, and the rest is a sum over the ranks.
+        head: the ways to compute the output head, which sees one token a request too.
     """
 
     ways: tuple[Counter[Contract], ...]
@@ -74,6 +75,7 @@ class RankCalls:
     before: tuple[Contract, ...]
     behind: tuple[Contract, ...]
     shared: tuple[Counter[Contract], ...] = ()
+    head: tuple[Way, ...] = ((),)
 
 
 CallsOf = Callable[[int], RankCalls]
@@ -201,6 +203,7 @@ class StepModel:
             layers=self._layers(calls, rows, reduce_us),
             before=self._cost(dict.fromkeys(calls.before, 1), rows) + Cost(links=reduce_us),
             behind=self._cost(dict.fromkeys(calls.behind, 1), sampled)
+            + self._cost(Counter(self._quickest(calls.head, sampled)), sampled)
             + Cost(links=self.fabric.all_gather_us(likeliest, layout.tp)),
             hand_overs=Cost(links=sent),
             pp=layout.pp,
@@ -219,6 +222,10 @@ class StepModel:
                 apart = self._cost(Counter(own_parts([contract])), rows) + Cost(links=reduce_us)
                 cost += (Cost(links=together_us) + apart.times(-1)).times(count)
         return cost
+
+    def _quickest(self, ways: tuple[Way, ...], rows: StepRows) -> Way:
+        """The way that a server takes: the first, or another that is known to be quicker."""
+        return ways[quickest(ways, rows.num_tokens, _TimesOf(self.times, rows))]
 
     def _cost(self, counts: Mapping[Contract, int], rows: StepRows) -> Cost:
         return summed(self._one(contract, rows).times(count) for contract, count in counts.items())

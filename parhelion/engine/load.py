@@ -39,7 +39,7 @@ from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory
 from parhelion.platform.device import device_name
 from parhelion.platform.memory import peak_resident_memory
-from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_scheme
+from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_head_scheme, choose_scheme
 from parhelion.scheduler import SchedulerConfig
 
 Progress = Callable[[int, int], None]
@@ -203,6 +203,7 @@ def _load_engine(
         linear_provider=model.linear_provider,
         device=device_name(device),
         quantization=model.scheme.name,
+        lm_head_quantization=model.head_scheme.name,
         kernels=sorted(f"{name}={provider}" for name, them in resolver.chosen.items() for provider in them),
         kernel_notes=resolver.all_notes(),
         pack=resolver.pack_name,
@@ -261,7 +262,7 @@ def load_draft(
         return None, 0
     group = _draft_group(chosen, target)
     length = config.max_model_len or target.model.config.max_position
-    options = replace(config, quantization=None, compile=False, max_model_len=length)
+    options = replace(config, quantization=None, lm_head_quantization=None, compile=False, max_model_len=length)
     with torch.inference_mode():
         draft: DecoderModel | Eagle3Head
         if chosen.head is None:
@@ -342,7 +343,7 @@ def _build(
             f"pass at most {found.max_position}"
         )
     options = _build_options(config, found, scheme, arithmetic, resolver, group, keep_tables)
-    options = replace(options, stage=stage_of(found, scheme, config.pp, stage))
+    options = replace(options, stage=stage_of(found, scheme, options.head_scheme, config.pp, stage))
     return model_class(found.architecture)(found, weights, options)
 
 
@@ -359,6 +360,7 @@ def _build_options(
         dtype=arithmetic.dtype,
         storage_dtype=arithmetic.storage_dtype,
         scheme=scheme,
+        head_scheme=choose_head_scheme(config.lm_head_quantization),
         plans=plans(arithmetic.fusion, resolver.device),
         resolver=resolver,
         block_size=config.block_size,

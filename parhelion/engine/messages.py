@@ -174,6 +174,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         compute_dtype: of the arithmetic.
         device: what the device calls itself.
         quantization: the scheme of the linear layers.
+        lm_head_quantization: the scheme of the output head.
         linear_provider: who multiplies in the linear layers.
         kernels: ``op=provider`` for every op in use.
         kernel_notes: providers and packs that were passed over, and why.
@@ -204,6 +205,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     linear_provider: str
     device: str
     quantization: str
+    lm_head_quantization: str
     kernels: list[str]
     kernel_notes: list[str]
     pack: str

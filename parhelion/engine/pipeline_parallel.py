@@ -15,7 +15,7 @@ from parhelion.distributed.stages import Stage, divide_layers
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.models.config import ModelConfig
-from parhelion.quantization import QuantScheme
+from parhelion.quantization import UNQUANTIZED, QuantScheme
 from parhelion.scheduler import StepPlan
 
 
@@ -67,19 +67,19 @@ class _StepElsewhere:
         return self._others.result_of(self._step)
 
 
-def stage_of(model: ModelConfig, scheme: QuantScheme, pp: int, number: int) -> Stage:
+def stage_of(model: ModelConfig, scheme: QuantScheme, head_scheme: QuantScheme, pp: int, number: int) -> Stage:
     """A stage of a model that is divided into ``pp`` by the bytes of weights that a step reads: those of the layers,
     and for the last stage those of the output head.
 
     Raises:
         ConfigError: there are more stages than layers.
     """
-    size = size_of(model, scheme)
-    return divide_layers(model.num_layers, pp, size.table_bytes / size.layer_bytes)[number]
+    size = size_of(model, scheme, head_scheme)
+    return divide_layers(model.num_layers, pp, size.head_bytes / size.layer_bytes)[number]
 
 
-def size_of(model: ModelConfig, scheme: QuantScheme) -> ModelSize:
-    """A model's dimensions, in a quantization."""
+def size_of(model: ModelConfig, scheme: QuantScheme, head_scheme: QuantScheme = UNQUANTIZED) -> ModelSize:
+    """A model's dimensions, in a quantization of its layers and one of its output head."""
     return ModelSize(
         model.architecture,
         model.num_layers,
@@ -91,4 +91,5 @@ def size_of(model: ModelConfig, scheme: QuantScheme) -> ModelSize:
         model.vocab_size,
         model.tie_word_embeddings,
         scheme,
+        head_scheme,
     )

@@ -1,4 +1,4 @@
-"""The logits of every position of a text, for comparing models: a prompt through a model, with a cache of its own."""
+"""What a model makes of every position of a text, for comparing: a prompt through it, with a cache of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from parhelion.ops.paged_attention.cpu_batch import plan_cpu_attention
 
 
 def prompt_logits(model: DecoderModel, token_ids: Sequence[int], block_size: int) -> torch.Tensor:
-    """Logits after each token, [len(token_ids), vocab_size] float32 on the model's device.
+    """Logits after each token, [len(token_ids), vocab_size] float32 on the model's device; see ``prompt_states``."""
+    with torch.inference_mode():
+        return model.compute_logits(prompt_states(model, token_ids, block_size)).float()
+
+
+def prompt_states(model: DecoderModel, token_ids: Sequence[int], block_size: int) -> torch.Tensor:
+    """What the output head is given after each token, [len(token_ids), hidden_size] in the activations' dtype.
 
     Args:
         model: with its weights.
@@ -40,5 +46,4 @@ def prompt_logits(model: DecoderModel, token_ids: Sequence[int], block_size: int
     )
     ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
     with torch.inference_mode():
-        hidden = model.forward(StepBatch(ids, positions, positions, attention), kv_cache)
-        return model.compute_logits(hidden).float()
+        return model.forward(StepBatch(ids, positions, positions, attention), kv_cache)

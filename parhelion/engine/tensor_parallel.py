@@ -32,7 +32,7 @@ from parhelion.engine.worker import Worker
 from parhelion.errors import ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
-from parhelion.quantization import QuantScheme, choose_scheme
+from parhelion.quantization import QuantScheme, choose_head_scheme, choose_scheme
 from parhelion.scheduler import StepPlan
 
 
@@ -60,7 +60,7 @@ class OtherRanks:
         scheme = choose_scheme(model.quantization, config.quantization)
         check_tp(model, scheme, config.tp)
         # Refuses more stages than layers before a process is started.
-        stage_of(model, scheme, config.pp, 0)
+        stage_of(model, scheme, choose_head_scheme(config.lm_head_quantization), config.pp, 0)
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
         self._releaser: Releaser | None = None

@@ -12,8 +12,8 @@ from parhelion.ops.registry import own_parts
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.ways import Times, Way, quickest
 
-RESIDUAL = 1
-"""Where in a layer's values the tensor stands whose rows are its tokens."""
+RESIDUAL = "residual"
+"""The value of a layer whose rows are its tokens."""
 
 
 class Alternatives:
@@ -22,18 +22,20 @@ class Alternatives:
     Args:
         ways: at least one.
         choices: of each bucket of M, which of them runs.
+        rows: where in the values the tensor stands that has M rows.
 
     Attributes:
         num_values: as of ``Program``.
     """
 
-    def __init__(self, ways: Sequence[Program], choices: Sequence[int]) -> None:
+    def __init__(self, ways: Sequence[Program], choices: Sequence[int], rows: int) -> None:
         self.num_values = max(way.num_values for way in ways)
+        self._rows = rows
         self._chosen = tuple(ways[choice] for choice in choices)
 
     def __call__(self, values: list[Any]) -> None:
         """Run on values; see ``Program``."""
-        self._chosen[bucket_index(values[RESIDUAL].shape[0])](values)
+        self._chosen[bucket_index(values[self._rows].shape[0])](values)
 
 
 class LayerPrograms:
@@ -51,7 +53,7 @@ class LayerPrograms:
         self._choices: dict[tuple[Contract, ...], list[int]] = {}
 
     def program(
-        self, calls: Sequence[Call], names: Sequence[str], alike: Sequence[Call] | None = None
+        self, calls: Sequence[Call], names: Sequence[str], alike: Sequence[Call] | None = None, rows: str = RESIDUAL
     ) -> Program | Alternatives:
         """A layer's calls, covered.
 
@@ -59,13 +61,14 @@ class LayerPrograms:
             names: as of ``Program``.
             alike: the layer whose ways are compared. A model's first layer differs from the others in one call, and
                 nobody measures it: it is computed as they are. None for the layer itself.
+            rows: name of the value that has M rows.
         """
         choices = self._chosen(calls if alike is None else alike)
         used = sorted({0, *choices})
         programs = [Program(cover(calls, self._plans[number]), self._resolver, names) for number in used]
         if len(programs) == 1:
             return programs[0]
-        return Alternatives(programs, [used.index(choice) for choice in choices])
+        return Alternatives(programs, [used.index(choice) for choice in choices], names.index(rows))
 
     def _chosen(self, calls: Sequence[Call]) -> list[int]:
         """Which plan covers such a layer at each bucket of M."""

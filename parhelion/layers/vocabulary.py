@@ -5,18 +5,20 @@ Rows are divided evenly; where the vocabulary is no multiple of the ranks, the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from parhelion.distributed.group import Group
+from parhelion.layers.alternatives import LayerPrograms
 from parhelion.layers.decoder_layer import sum_over_ranks
 from parhelion.layers.linear import linear_calls
-from parhelion.layers.program import Program
+from parhelion.layers.program import PLAIN, Call, Plan, Program
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.resolve import Resolver
-from parhelion.quantization import UNQUANTIZED, LinearWeights
+from parhelion.quantization import LinearWeights
 
 
 def rows_per_rank(vocab_size: int, group: Group) -> int:
@@ -57,28 +59,44 @@ class VocabularyEmbedding:
         return summed
 
 
+def head_calls(weights: LinearWeights, dtype: torch.dtype) -> list[Call]:
+    """What computes ``logits`` [M, rows per rank] of ``hidden`` [M, hidden_size], both of ``dtype``."""
+    return linear_calls("hidden", "logits", weights, dtype)
+
+
 class VocabularyHead:
     """Logits of hidden states.
 
     Args:
-        table: [rows per rank, hidden_size], this rank's, on the device in the activations' dtype.
+        weights: [rows per rank, hidden_size], this rank's, on the device; plain ones in the activations' dtype.
+        dtype: of the activations.
         vocab_size: without padding.
         group: the ranks.
         resolver: finds the providers.
+        plans: as a model's layers have them: of a quantized head too one may be quicker where there is one token.
 
     Attributes:
         group: see above.
     """
 
-    def __init__(self, table: torch.Tensor, vocab_size: int, group: Group, resolver: Resolver) -> None:
-        weights = LinearWeights(table, None, None, UNQUANTIZED)
-        self._product = Program(linear_calls("hidden", "logits", weights, table.dtype), resolver, ("hidden", "logits"))
+    def __init__(
+        self,
+        weights: LinearWeights,
+        dtype: torch.dtype,
+        vocab_size: int,
+        group: Group,
+        resolver: Resolver,
+        plans: Sequence[Plan] = (PLAIN,),
+    ) -> None:
+        programs = LayerPrograms(plans, resolver)
+        self._product = programs.program(head_calls(weights, dtype), ("hidden", "logits"), rows="hidden")
+        rows = len(weights.weight)
         self._vocab_size = vocab_size
         self.group = group
-        self._first = len(table) * group.rank
-        self._num_real = min(max(vocab_size - self._first, 0), len(table))
-        self._best_of_own = resolver.launcher(Argmax(len(table), table.dtype)) if group.size > 1 else None
-        self._best_of_ranks = resolver.launcher(Argmax(group.size, table.dtype)) if group.size > 1 else None
+        self._first = rows * group.rank
+        self._num_real = min(max(vocab_size - self._first, 0), rows)
+        self._best_of_own = resolver.launcher(Argmax(rows, dtype)) if group.size > 1 else None
+        self._best_of_ranks = resolver.launcher(Argmax(group.size, dtype)) if group.size > 1 else None
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
@@ -104,7 +122,8 @@ class VocabularyHead:
         return ids.long().gather(1, best[:, None])[:, 0]
 
     def _own(self, hidden: torch.Tensor) -> torch.Tensor:
-        values: list[Any] = [hidden, None]
+        values: list[Any] = [None] * self._product.num_values
+        values[0] = hidden
         self._product(values)
         logits: torch.Tensor = values[1]
         return logits

@@ -30,7 +30,7 @@ from parhelion.models.weights import Weights
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.registry import COLLECTIVES
 from parhelion.ops.resolve import Resolver
-from parhelion.quantization import LinearWeights, QuantScheme, Section, load_linear
+from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme, Section, load_linear, weights_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class BuildOptions:
         dtype: of activations, norms and the KV cache.
         storage_dtype: of the embedding's table.
         scheme: how linear layers are quantized, those that it ignores excepted.
+        head_scheme: how the output head is quantized.
         plans: the fusions, or several sets of which at each size of M the quickest serves, as far as a pack knows.
         resolver: finds the providers; its device is the model's.
         block_size: tokens of a KV block.
@@ -59,6 +60,7 @@ class BuildOptions:
     resolver: Resolver
     block_size: int
     max_model_len: int
+    head_scheme: QuantScheme = UNQUANTIZED
     compile_one_token: bool = False
     keep_tables: bool = False
     group: Group = ALONE
@@ -199,6 +201,7 @@ class DecoderModel:
         group: the ranks that share each layer; all of them must make the same calls.
         dtype: of the activations.
         scheme: of the linear layers.
+        head_scheme: of the output head.
         launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
         tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept; of
@@ -236,6 +239,7 @@ class DecoderModel:
         summing = sum_over_ranks(config.hidden_size, options.group.size, options.dtype)
         self._sum_of_states = Program(summing, resolver, ("hidden",)) if summing else None
         self.scheme = options.scheme
+        self.head_scheme = options.head_scheme
         contracts = [call.contract for call in cover(calls, options.plans[0])]
         self.launches_per_layer = len(contracts)
         last_product = next(contract for contract in reversed(contracts) if contract.name not in COLLECTIVES)
@@ -252,8 +256,11 @@ class DecoderModel:
         if stage.is_last:
             head = table if tied else loader.table("lm_head")
             assert head is not None
-            vocab_size = self.config.vocab_size
-            self._lm_head = VocabularyHead(head.to(device, options.dtype), vocab_size, group, options.resolver)
+            name = "model.embed_tokens" if tied else "lm_head"
+            # A table that is the embedding's too stays as it is: codes of it come beside it.
+            weights = weights_of(name, head.to(device), options.head_scheme, options.dtype)
+            vocab_size, plans = self.config.vocab_size, options.plans
+            self._lm_head = VocabularyHead(weights, options.dtype, vocab_size, group, options.resolver, plans)
         if stage.is_first:
             assert table is not None
             stored = table.to(device, options.storage_dtype)

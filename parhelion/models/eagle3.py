@@ -29,7 +29,7 @@ from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Launcher
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
-from parhelion.quantization import UNQUANTIZED, LinearWeights
+from parhelion.quantization import UNQUANTIZED, LinearWeights, weights_of
 
 _FIRST_VALUES = (*STEP_VALUES, "normed")
 
@@ -43,8 +43,9 @@ class Eagle3Head:
     Args:
         config: dimensions, whole.
         weights: tensors by the names of either format: the first layer is ``midlayer`` or ``layers.0``.
-        options: how to put it together, as for the target. A head is never quantized, nor compiled for one token. Its
-            group may be the target's, or each of the target's ranks alone with the whole head.
+        options: how to put it together, as for the target. A head is never quantized, its projection to the vocabulary
+            included, nor compiled for one token. Its group may be the target's, or each of the target's ranks alone
+            with the whole head.
         target_embedding: [vocab_size, hidden_size], shared where the head has no table of its own or an equal one; of
             several ranks each has its rows.
         target_head: [vocab_size, hidden_size], shared where the head has none of its own; likewise.
@@ -236,8 +237,8 @@ def _lm_head(
         table, group = loader.table("lm_head", config.draft_vocab_size), options.group
     else:
         table, group = _shared(target, config, target_group, "lm_head.weight"), target_group
-    table = table.to(options.device, options.dtype)
-    return VocabularyHead(table, config.draft_vocab_size, group, options.resolver)
+    own = weights_of("lm_head", table.to(options.device), UNQUANTIZED, options.dtype)
+    return VocabularyHead(own, options.dtype, config.draft_vocab_size, group, options.resolver)
 
 
 def _shared(target: torch.Tensor | None, config: Eagle3Config, group: Group, name: str) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from parhelion.config import Quantization
+
 FORMAT_VERSION = 1
 
 NEVER_SERVE = ("inductor", "cutlass")
@@ -203,17 +205,27 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         quantization: the scheme's name.
         contracts: the keys of the contracts that it calls.
         tp: ranks that share each layer; the contracts are then those that one of them calls by itself.
+        lm_head_quantization: of its output head, as an engine is told; None if that is not quantized.
     """
 
     name: str
     quantization: str
     contracts: tuple[str, ...]
     tp: int = 1
+    lm_head_quantization: Quantization | None = None
 
     @property
     def title(self) -> str:
-        """For people: the model, its scheme and, if there are several, its ranks."""
-        return f"{self.name} {self.quantization}" + (f" tp {self.tp}" if self.tp > 1 else "")
+        """For people: the model, its scheme, that of its output head if it is quantized and, if there are several, its
+        ranks.
+        """
+        head = f" lm_head {self.lm_head_quantization}" if self.lm_head_quantization is not None else ""
+        return f"{self.name} {self.quantization}{head}" + (f" tp {self.tp}" if self.tp > 1 else "")
+
+    @property
+    def identity(self) -> tuple[str, str, str | None, int]:
+        """All but the contracts: a pack has one entry of each."""
+        return self.name, self.quantization, self.lm_head_quantization, self.tp
 
 
 class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

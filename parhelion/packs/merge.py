@@ -167,12 +167,11 @@ def _identity(binary: Binary) -> bytes:
 
 
 def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
-    united: dict[tuple[str, str, int], ModelEntry] = {}
+    united: dict[tuple[str, str, str | None, int], ModelEntry] = {}
     for model in models:
-        key = model.name, model.quantization, model.tp
-        before = united.get(key)
+        before = united.get(model.identity)
         contracts = dict.fromkeys((*(before.contracts if before else ()), *model.contracts))
-        united[key] = msgspec.structs.replace(model, contracts=tuple(contracts))
+        united[model.identity] = msgspec.structs.replace(model, contracts=tuple(contracts))
     return tuple(united.values())
 
 

@@ -1,7 +1,7 @@
 """How quantized weights are stored, made and read: schemes, codes with their scales, and the layers built of them."""
 
 from parhelion.quantization.codes import quantize_per_block, quantize_per_channel
-from parhelion.quantization.linear_weights import LinearWeights, Weights, dequantize, load_linear
+from parhelion.quantization.linear_weights import LinearWeights, Weights, dequantize, load_linear, weights_of
 from parhelion.quantization.scheme import (
     FP8_BLOCK,
     FP8_PER_TOKEN,
@@ -9,6 +9,8 @@ from parhelion.quantization.scheme import (
     UNQUANTIZED,
     ActivationQuant,
     QuantScheme,
+    RequestedQuantization,
+    choose_head_scheme,
     choose_scheme,
 )
 from parhelion.quantization.section import Section
@@ -21,11 +23,14 @@ __all__ = [
     "ActivationQuant",
     "LinearWeights",
     "QuantScheme",
+    "RequestedQuantization",
     "Section",
     "Weights",
+    "choose_head_scheme",
     "choose_scheme",
     "dequantize",
     "load_linear",
     "quantize_per_block",
     "quantize_per_channel",
+    "weights_of",
 ]

@@ -100,6 +100,24 @@ def load_linear(
     return LinearWeights(_cat(codes), _cat(scales), stacked_bias, own)
 
 
+def weights_of(name: str, weight: torch.Tensor, scheme: QuantScheme, dtype: torch.dtype) -> LinearWeights:
+    """A layer of a weight that has been read already, such as a table that two layers share.
+
+    Args:
+        name: the layer's, for messages.
+        weight: [N, K], of floats, where the parameters shall lie.
+        scheme: with scales made here, or ``UNQUANTIZED``.
+        dtype: the engine's, of a plain weight.
+
+    Raises:
+        CheckpointError: the weight is no plain one, or holds what cannot be quantized.
+    """
+    weight = _checked_plain(name, weight, UNQUANTIZED)
+    if not scheme.is_quantized:
+        return LinearWeights(weight.to(dtype), None, None, scheme)
+    return LinearWeights(*_made(name, weight, scheme), None, scheme)
+
+
 def dequantize(linear: LinearWeights) -> torch.Tensor:
     """The weight that a layer stands for, [N, K] float32."""
     values = linear.weight.float()
@@ -134,15 +152,7 @@ class _Part:
 
     def plain(self, scheme: QuantScheme) -> torch.Tensor:
         """The float weight, [rows, in_features] or the section of it."""
-        return self._checked_plain(self._weight(self.section), scheme)
-
-    def _checked_plain(self, weight: torch.Tensor, scheme: QuantScheme) -> torch.Tensor:
-        if weight.dtype not in _PLAIN_DTYPES:
-            raise CheckpointError(
-                f"{self.name}.weight is stored as {_name(weight.dtype)}, but {self._says(scheme)} a plain weight: "
-                "config.json and the weights do not belong together; fetch both again"
-            )
-        return weight
+        return _checked_plain(self.name, self._weight(self.section), scheme)
 
     def stored(self, scheme: QuantScheme) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales as the checkpoint has them, of the section."""
@@ -151,7 +161,7 @@ class _Part:
         if codes.dtype != scheme.weight_dtype or not self.weights.has(scale_name):
             raise CheckpointError(
                 f"{self.name} is stored as {_name(codes.dtype)}, and {scale_name} is "
-                f"{'there' if self.weights.has(scale_name) else 'missing'}, but {self._says(scheme)} codes in "
+                f"{'there' if self.weights.has(scale_name) else 'missing'}, but {_says(scheme)} codes in "
                 f"{_name(scheme.weight_dtype)} with scales: fetch config.json and the weights again"
             )
         section = self._scale_section(scheme)
@@ -162,19 +172,10 @@ class _Part:
 
     def made(self, scheme: QuantScheme) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales made of the float weight; those of a section are the whole weight's."""
-        assert scheme.weight_dtype is not None  # only quantized schemes come here
         assert scheme.block is None or self.section is None  # blocks may not end where sections do
         columns = self.section if self.section is not None and self.section.dim else None
-        weight = self._checked_plain(self._weight(None if columns else self.section), UNQUANTIZED)
-        if scheme.block is None:
-            codes, scales = quantize_per_channel(weight, scheme.weight_dtype)
-        else:
-            codes, scales = quantize_per_block(weight, scheme.block, scheme.weight_dtype)
-        if not bool(scales.isfinite().all()):
-            raise CheckpointError(
-                f"{self.name}.weight holds values that are not finite, which cannot be quantized: fetch the weights "
-                "again, or load them without quantization"
-            )
+        weight = _checked_plain(self.name, self._weight(None if columns else self.section), UNQUANTIZED)
+        codes, scales = _made(self.name, weight, scheme)
         return (codes if columns is None else columns.of(codes)), scales
 
     def _weight(self, section: Section | None) -> torch.Tensor:
@@ -196,8 +197,33 @@ class _Part:
             return (-(-self.rows // scheme.block), -(-self.in_features // scheme.block))
         return (1,) if scheme.scale_per_tensor else (self.rows, 1)
 
-    def _says(self, scheme: QuantScheme) -> str:
-        return f"the configuration ({scheme.name}) implies"
+
+def _made(name: str, weight: torch.Tensor, scheme: QuantScheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of a plain weight."""
+    assert scheme.weight_dtype is not None  # only quantized schemes come here
+    if scheme.block is None:
+        codes, scales = quantize_per_channel(weight, scheme.weight_dtype)
+    else:
+        codes, scales = quantize_per_block(weight, scheme.block, scheme.weight_dtype)
+    if not bool(scales.isfinite().all()):
+        raise CheckpointError(
+            f"{name}.weight holds values that are not finite, which cannot be quantized: fetch the weights again, or "
+            "load them without quantization"
+        )
+    return codes, scales
+
+
+def _checked_plain(name: str, weight: torch.Tensor, scheme: QuantScheme) -> torch.Tensor:
+    if weight.dtype not in _PLAIN_DTYPES:
+        raise CheckpointError(
+            f"{name}.weight is stored as {_name(weight.dtype)}, but {_says(scheme)} a plain weight: config.json and "
+            "the weights do not belong together; fetch both again"
+        )
+    return weight
+
+
+def _says(scheme: QuantScheme) -> str:
+    return f"the configuration ({scheme.name}) implies"
 
 
 def _common_scheme(scheme: QuantScheme, names: tuple[str, ...]) -> QuantScheme:

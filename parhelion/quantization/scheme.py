@@ -88,6 +88,8 @@ INT8_PER_TOKEN = QuantScheme("int8_per_token", torch.int8, "int8_per_token", Non
 
 _ON_REQUEST = {"fp8": FP8_PER_TOKEN, "int8": INT8_PER_TOKEN}
 
+_HEAD_ON_REQUEST = {name: replace(scheme, ignored=(), source="load") for name, scheme in _ON_REQUEST.items()}
+
 
 def choose_scheme(stored: QuantScheme | None, requested: RequestedQuantization | None) -> QuantScheme:
     """The scheme to load a model in.
@@ -111,3 +113,12 @@ def choose_scheme(stored: QuantScheme | None, requested: RequestedQuantization |
         f"quantization is {requested}, but the checkpoint's weights are already quantized ({held.name}): leave "
         "quantization out, or take the unquantized model"
     )
+
+
+def choose_head_scheme(requested: RequestedQuantization | None) -> QuantScheme:
+    """The scheme of the output head, which checkpoints of all formats keep unquantized.
+
+    Args:
+        requested: what the user asks for; None leaves it as it is.
+    """
+    return UNQUANTIZED if requested is None else _HEAD_ON_REQUEST[requested]

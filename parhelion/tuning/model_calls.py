@@ -16,6 +16,7 @@ from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.fusions import ON_GPU
 from parhelion.layers.program import Plan, cover
+from parhelion.layers.vocabulary import head_calls
 from parhelion.models.checkpoint import read_model_config
 from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
@@ -24,7 +25,13 @@ from parhelion.ops.linear import Linear
 from parhelion.ops.registry import needs_other_ranks, own_parts
 from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.weight_only_mm import WeightOnlyMm
-from parhelion.quantization import UNQUANTIZED, LinearWeights, QuantScheme
+from parhelion.quantization import (
+    UNQUANTIZED,
+    LinearWeights,
+    QuantScheme,
+    RequestedQuantization,
+    choose_head_scheme,
+)
 from parhelion.tuning.model_contracts import BLOCK_SIZE, MAX_POSITION, samplers, scheme
 from parhelion.tuning.model_shapes import ModelShape, model_shape
 
@@ -54,6 +61,7 @@ class TunedModel:
         windows: of each block, how many tokens back a query sees; empty if all see all.
         out_bias, mlp_bias: the attention's output projection, and the feed-forward's two, add a bias.
         tp: ranks that share each layer; what is tuned is what one of them calls by itself.
+        lm_head_quantization: of its output head, as an engine is told.
     """
 
     shape: ModelShape
@@ -64,6 +72,7 @@ class TunedModel:
     out_bias: bool = False
     mlp_bias: bool = False
     tp: int = 1
+    lm_head_quantization: RequestedQuantization | None = None
 
     @property
     def name(self) -> str:
@@ -74,8 +83,18 @@ class TunedModel:
         """The dimensions that one rank computes with."""
         return self.shape.shard(self.tp)
 
+    @property
+    def head_quantization(self) -> QuantScheme:
+        """The scheme of its output head."""
+        return choose_head_scheme(self.lm_head_quantization)
 
-def tuned_model(model: str, quantization: str | None = None, tp: int = 1) -> TunedModel:
+
+def tuned_model(
+    model: str,
+    quantization: str | None = None,
+    tp: int = 1,
+    lm_head_quantization: RequestedQuantization | None = None,
+) -> TunedModel:
     """A listed model by name, or one by its folder or ``.gguf`` file, of which only the config is read.
 
     Layers that a checkpoint's scheme leaves unquantized are counted as quantized.
@@ -83,6 +102,7 @@ def tuned_model(model: str, quantization: str | None = None, tp: int = 1) -> Tun
     Args:
         quantization: a scheme's name; None is the checkpoint's own, and none for a listed model.
         tp: ranks that share each layer.
+        lm_head_quantization: of the output head, which no checkpoint quantizes.
 
     Raises:
         ConfigError: there is no such model or scheme, they do not fit each other, the checkpoint is quantized
@@ -90,6 +110,7 @@ def tuned_model(model: str, quantization: str | None = None, tp: int = 1) -> Tun
         CheckpointError: the config cannot be read.
     """
     found = _from_config(Path(model)) if Path(model).exists() else _listed(model)
+    found = replace(found, lm_head_quantization=lm_head_quantization)
     if quantization is None:
         return _of_ranks(found, tp)
     asked = scheme(quantization)
@@ -127,9 +148,10 @@ def layer_contracts(
 
 def alternative_contracts(model: TunedModel, target: GemmTarget) -> Counter[Contract]:
     """What only other plans than the first call, which a step calls instead of something else."""
-    usual, found = layer_contracts(model, target), Counter[Contract]()
-    for plan in ON_GPU[1:]:
-        counts = layer_contracts(model, target, plan=plan)
+    heads = head_ways(model, target)
+    usual, found = {*layer_contracts(model, target), *heads[0]}, Counter[Contract]()
+    for plan, head in zip(ON_GPU[1:], heads[1:], strict=True):
+        counts = layer_contracts(model, target, plan=plan) + Counter(head)
         found |= Counter({contract: count for contract, count in counts.items() if contract not in usual})
     return found
 
@@ -169,15 +191,28 @@ def shared_under(
     return Counter({contract: count for contract, count in counts.items() if needs_other_ranks(contract)})
 
 
-def edge_contracts(model: TunedModel, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Contract], list[Contract]]:
+def head_ways(
+    model: TunedModel, target: GemmTarget | None = None, dtype: torch.dtype = torch.bfloat16
+) -> list[list[Contract]]:
+    """What the output head calls under each of the plans. ``target`` None is any that has 8-bit floats."""
+    scheme, shape = model.head_quantization, model.rank_shape
+    widens = scheme.weight_dtype == torch.float8_e4m3fn and target is not None and not target.float8
+    head = _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED if widens else scheme, False)
+    ways = [[call.contract for call in cover(head_calls(head, dtype), plan)] for plan in ON_GPU]
+    return [[_weight_only(each) for each in way] for way in ways] if widens else ways
+
+
+def edge_contracts(
+    model: TunedModel, dtype: torch.dtype = torch.bfloat16, target: GemmTarget | None = None
+) -> tuple[list[Contract], list[Contract]]:
     """What sees every token, before the blocks, and what sees one token a request: the output head and the samplers
     behind them, and before them what looks up the inputs of steps that have no other tokens.
 
-    Which of the samplers a step calls depends on its requests; all are counted.
+    Which of the samplers a step calls depends on its requests; all are counted. Of the ways to compute the output head
+    it is the first.
     """
     shape, rank = model.shape, model.rank_shape
-    head = Linear(shape.hidden_size, rank.vocab_size, dtype)
-    of_requests = [head, *samplers(shape, model.tp, dtype), StepInputs(BLOCK_SIZE)]
+    of_requests = [*head_ways(model, target, dtype)[0], *samplers(shape, model.tp, dtype), StepInputs(BLOCK_SIZE)]
     return [Embedding(rank.vocab_size, shape.hidden_size, dtype)], of_requests
 
 

@@ -10,8 +10,8 @@ import torch
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, layer_calls
 from parhelion.layers.fusions import FUSED, ON_GPU
-from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, cover
+from parhelion.layers.vocabulary import head_calls
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
@@ -52,31 +52,41 @@ def scheme(name: str) -> QuantScheme:
     raise ConfigError(f"there is no quantization {name!r}; there are {known}")
 
 
-def contracts_of(shape: ModelShape, quantization: QuantScheme, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:
+def contracts_of(
+    shape: ModelShape,
+    quantization: QuantScheme,
+    dtype: torch.dtype = torch.bfloat16,
+    head_quantization: QuantScheme = UNQUANTIZED,
+) -> list[Contract]:
     """The contracts that a model calls, each once: the first layer's, a later layer's, embedding and output head.
 
     The layers themselves are asked, with parameters that have shapes and no values.
     """
     found: dict[Contract, None] = {Embedding(shape.vocab_size, shape.hidden_size, dtype): None}
-    for is_first in (True, False):
-        calls = _layer(shape, quantization, dtype, is_first)
+    head = head_calls(_linear(shape.vocab_size, shape.hidden_size, head_quantization, False), dtype)
+    for calls in (*(_layer(shape, quantization, dtype, is_first) for is_first in (True, False)), head):
         for plan in (PLAIN, FUSED, *ON_GPU):
             found.update(dict.fromkeys(call.contract for call in cover(calls, plan)))
+    # What is called instead on a GPU without 8-bit floats.
     if quantization.weight_dtype == torch.float8_e4m3fn and quantization.block is None:
-        # What layers call instead on a GPU without 8-bit floats.
         found.update(dict.fromkeys(WeightOnlyMm(k, n, dtype) for n, k in shape.projections))
-    head = linear_calls("hidden", "logits", _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED, False), dtype)
-    found.update(dict.fromkeys(call.contract for call in head))
+    if head_quantization.weight_dtype == torch.float8_e4m3fn:
+        found[WeightOnlyMm(shape.hidden_size, shape.vocab_size, dtype)] = None
     return list(found)
 
 
 def served_contracts(
-    shape: ModelShape, quantization: QuantScheme, target: GemmTarget, dtype: torch.dtype = torch.bfloat16, tp: int = 1
+    shape: ModelShape,
+    quantization: QuantScheme,
+    target: GemmTarget,
+    dtype: torch.dtype = torch.bfloat16,
+    tp: int = 1,
+    head_quantization: QuantScheme = UNQUANTIZED,
 ) -> list[Contract]:
     """What an engine calls that serves the model on a target: layers, embedding, output head, samplers and what looks
     up a step's inputs. Of several ranks it is what each of them calls by itself.
     """
-    found = contracts_of(shape.shard(tp), quantization, dtype)
+    found = contracts_of(shape.shard(tp), quantization, dtype, head_quantization)
     if target.float8:
         found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
     return [*found, *samplers(shape, tp, dtype), StepInputs(BLOCK_SIZE)]

@@ -103,10 +103,12 @@ def make_plan(
     """
     buckets = tuple(sorted({bucket_of(size) for size in sizes})) or BUCKETS
     few = tuple(bucket for bucket in buckets if bucket <= MOST_SAMPLED)
-    of_tokens, of_requests = edge_contracts(model)
+    of_tokens, of_requests = edge_contracts(model, target=target)
     counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in of_tokens]
-    counts += [(contract, count, buckets) for contract, count in layer_contracts(model, target).items()]
-    counts += [(each, 1, few) for each in of_requests]
+    in_layers = layer_contracts(model, target)
+    # A quantized head may quantize what it is given as layers do.
+    counts += [(contract, count + of_requests.count(contract), buckets) for contract, count in in_layers.items()]
+    counts += [(each, 1, few) for each in of_requests if each not in in_layers]
     alternatives = alternative_contracts(model, target)
     for contract, count in alternatives.items():
         most = 1 if contract.name in ONE_TOKEN_OPS else MOST_ALTERNATIVE

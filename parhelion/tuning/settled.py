@@ -1,7 +1,9 @@
-"""Rows that a pack has already of fewer ranks: they stay as they are, and so stay the times of blocks with them.
+"""Rows that a pack has already of fewer ranks, or of another output head: they stay as they are, and so stay the times
+of blocks with them.
 
-What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike. Chosen anew in the
-steps of another one it would be another row, and what was measured of whole blocks with the one before would be void.
+What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike; and what is not of
+the head, one that is quantized and one that is not. Chosen anew in other steps it would be another row, and what was
+measured of whole blocks with the one before would be void.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import msgspec
 
 from parhelion.ops.launching import launch_module
 from parhelion.ops.source_hash import source_hash
-from parhelion.packs.format import NEVER_SERVE, Candidate, Pack
+from parhelion.packs.format import NEVER_SERVE, Candidate, ModelEntry, Pack
 from parhelion.platform.measure import Summary
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.model_calls import TunedModel
@@ -21,15 +23,15 @@ from parhelion.tuning.row_state import RowState
 
 
 def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) -> list[RowState]:
-    """Those of the rows that the pack has of the same model on fewer ranks, with the sources that are here. They are
-    told who serves them.
+    """Those of the rows that the pack has of the same model on fewer ranks, or with a head that is not quantized, with
+    the sources that are here. They are told who serves them.
     """
     if before is None:
         return []
     called = {
         key
         for entry in before.models
-        if (entry.name, entry.quantization) == (model.name, model.quantization.name) and entry.tp < model.tp
+        if (entry.name, entry.quantization) == (model.name, model.quantization.name) and _is_before(entry, model)
         for key in entry.contracts
     }
     best = {
@@ -45,6 +47,13 @@ def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) ->
             row.met((outcome.provider, outcome.config), outcome, 0.0, is_final=True)
             found.append(row)
     return found
+
+
+def _is_before(entry: ModelEntry, model: TunedModel) -> bool:
+    """Whether what an entry shares with the model, the entry decides."""
+    same_head = entry.lm_head_quantization == model.lm_head_quantization
+    plain_head = entry.lm_head_quantization is None
+    return entry.tp < model.tp if same_head else plain_head and entry.tp <= model.tp
 
 
 def _outcome(row: RowState, candidate: Candidate) -> Outcome | None:

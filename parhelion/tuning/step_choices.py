@@ -75,14 +75,21 @@ class StepChoices:
         self._elapsed = elapsed
         self._measured: list[_Measured] = []
 
-    def choose(self, rows: Sequence[RowState], deadline_s: float) -> list[str]:
+    def choose(self, open_rows: Sequence[RowState], beside: Sequence[RowState], deadline_s: float) -> list[str]:
         """Choose for all rows, bucket by bucket, until a time on the clock. Returns what went wrong, in words.
 
         Several ways to compute a block are tuned where any may be the quickest; what serves a row is what was chosen
         for the one that is.
+
+        Args:
+            open_rows: may be served by whoever is best.
+            beside: those of which that is settled. Where blocks call no others, their times are known.
         """
         notes: list[str] = []
-        buckets = sorted({row.bucket for row in rows})
+        in_blocks = set().union(*self._called)
+        rows = [*open_rows, *beside]
+        known = {row.bucket for row in beside} - {row.bucket for row in open_rows if row.contract in in_blocks}
+        buckets = sorted({row.bucket for row in rows} - known)
         for number, bucket in enumerate(buckets):
             here = {row.contract: row for row in rows if row.bucket == bucket and row.fastest is not None}
             few = [(row, shortlist(row)) for row in here.values()]

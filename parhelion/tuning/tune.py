@@ -115,7 +115,8 @@ def tune(
     progress: Callable[[TuneProgress], None] = lambda progress: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
-    """Tune the rows of a plan and write the pack. Rows that the pack has of fewer ranks stay as they are.
+    """Tune the rows of a plan and write the pack. Rows that the pack has of fewer ranks, or of the same model with an
+    output head that is not quantized, stay as they are.
 
     An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
     from the journal.
@@ -262,7 +263,8 @@ class _Session:
         self._covered = 0
         self._notes = [*plan.notes, *journal.notes]
         if beside:
-            self._notes.append(f"{len(beside)} rows stay as the pack has them of fewer ranks")
+            whose = "" if plan.model.lm_head_quantization is None else ", or of a head that is not quantized"
+            self._notes.append(f"{len(beside)} rows stay as the pack has them of fewer ranks{whose}")
 
     def run(self, timer: Timer, step_tuner: StepTuner | None) -> TuneResult:
         """Until all is done, the budget is spent, or the user interrupts."""
@@ -309,7 +311,7 @@ class _Session:
             self._choices = StepChoices(
                 step_tuner, self._plan.model, self._plan.target, self._programs, self._journal, self._elapsed
             )
-            self._notes += self._choices.choose([*self._rows, *self._beside], budget_s * (1 - COMPARING_SHARE))
+            self._notes += self._choices.choose(self._rows, self._beside, budget_s * (1 - COMPARING_SHARE))
         self._begin("compiling providers")
         passes.deadline_s = budget_s
         passes.compare()
@@ -354,9 +356,13 @@ def _ledger(journal: Journal) -> Ledger:
 
 def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str) -> PackFacts:
     """What a pack says of itself whose rows are of these contracts of a model."""
+    return PackFacts(fingerprint, command, _now(), (entry_of(model, contracts),))
+
+
+def entry_of(model: TunedModel, contracts: Iterable[Contract]) -> ModelEntry:
+    """A model as a pack names it, with these of its contracts."""
     keys = tuple(dict.fromkeys(contract.key() for contract in contracts))
-    entry = ModelEntry(model.name, model.quantization.name, keys, model.tp)
-    return PackFacts(fingerprint, command, _now(), (entry,))
+    return ModelEntry(model.name, model.quantization.name, keys, model.tp, model.lm_head_quantization)
 
 
 def _now() -> str:

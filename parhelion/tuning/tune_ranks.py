@@ -24,7 +24,7 @@ from parhelion.tuning.programs import Program
 from parhelion.tuning.rank_timing import RankJob, time_on_ranks
 from parhelion.tuning.row_state import RowState
 from parhelion.tuning.target import Target
-from parhelion.tuning.tune import TuneOptions, TuneResult, facts_of
+from parhelion.tuning.tune import TuneOptions, TuneResult, entry_of, facts_of
 from parhelion.tuning.tuned_pack import read_before, tuned_pack, write
 
 LIMIT_S = 300.0
@@ -128,8 +128,8 @@ def ranks_here(first: torch.device, count: int) -> list[torch.device]:
 
 def _known(pack: Pack, model: TunedModel) -> list[Contract]:
     """The contracts that the pack names for the model already."""
-    title = (model.name, model.quantization.name, model.tp)
-    keys = [key for each in pack.models if (each.name, each.quantization, each.tp) == title for key in each.contracts]
+    own = entry_of(model, ()).identity
+    keys = [key for each in pack.models if each.identity == own for key in each.contracts]
     return [contract_of_key(key) for key in keys]
 
 

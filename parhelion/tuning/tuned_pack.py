@@ -98,7 +98,7 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
     files = {file for row in kept for each in (row.best, *row.runners_up) for file in each.binaries}
     binaries = {each.file: each for each in before.pack.binaries if each.file in files}
     binaries |= {each.file: each for each in new.pack.binaries}
-    models = {(each.name, each.quantization, each.tp): each for each in (*before.pack.models, *new.pack.models)}
+    models = {each.identity: each for each in (*before.pack.models, *new.pack.models)}
     pack = msgspec.structs.replace(
         new.pack,
         rows=tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens))),

@@ -90,6 +90,21 @@ def test_a_pack_of_several_numbers_of_ranks_names_them(tmp_path: Path, monkeypat
     assert "9 heads are no multiple of tp 2; tp may be 1, 3" in refused.output
 
 
+def test_a_pack_of_a_quantized_head_names_it_and_has_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    head = ("--lm-head-quantization", "int8")
+    result = packs(monkeypatch, "smollm2-135m", "--target", "sm_90", *head, "-o", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "smollm2-135m-unquantized-head_int8-sm_90.zip"
+    pack = read_pack(path).pack
+    assert pack.command == "parhelion build smollm2-135m --target sm_90 --lm-head-quantization int8"
+    assert [model.title for model in pack.models] == ["smollm2-135m unquantized lm_head int8"]
+    contracts = {contract_of_key(row.contract) for row in pack.rows}
+    of_heads = {c.name for c in contracts if getattr(c, "out_features", 0) == 49152}
+    assert of_heads == {"scaled_mm", "weight_only_mv"}
+    assert "leave --lm-head-quantization out" in packs(monkeypatch, str(path), *head).output
+    assert "leave --lm-head-quantization out" in packs(monkeypatch, "--check", *head).output
+
+
 def test_a_pack_is_built_anew_for_its_own_target_or_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = str(tmp_path / "first.zip")
     assert packs(monkeypatch, "smollm2-135m", "--target", "sm_90", "-o", first).exit_code == 0

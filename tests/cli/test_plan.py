@@ -123,6 +123,18 @@ def test_a_draft_model_and_a_head_take_memory_and_leave_pipelines_out(tmp_path: 
     assert "is a head for another model than qwen3-8b" in refused("qwen3-8b", *FOR_A_HEAD, str(other))
 
 
+def test_a_quantized_head_takes_less_memory_and_less_time() -> None:
+    plain, head = (
+        planned("qwen3-8b", "--quantization", "fp8_per_token", *more)
+        for more in ((), ("--lm-head-quantization", "fp8"))
+    )
+    said = "the output head is in fp8_per_token whatever the layers are in"
+    assert (said in plain["assumptions"], said in head["assumptions"]) == (False, True)
+    plain, head = plain["layouts"][0], head["layouts"][0]
+    assert plain["memory"]["weights"] - head["memory"]["weights"] == 151936 * (4096 - 4)
+    assert head["tpot"]["ms"] < plain["tpot"]["ms"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -19,6 +19,7 @@ from parhelion.cli.tune_view import progress_line, progress_table
 from parhelion.errors import ConfigError
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.packs.store import read_pack
 from parhelion.platform import device as devices
 from parhelion.platform.measure import summarize
@@ -106,6 +107,20 @@ def test_several_numbers_of_ranks_go_into_one_pack(timer: FakeTimer, tmp_path: P
     # The qkv, out, gate_up and down of one rank and of two, and the likeliest of all, of a part, and of the parts.
     assert (len(alone), len(shared), len(alone | shared)) == (5, 7, 11)
     assert "2 rows stay as the pack has them of fewer ranks" in result.output
+
+
+def test_a_quantized_head_is_tuned_beside_what_is_there(timer: FakeTimer, tmp_path: Path):
+    assert invoke(*ARGUMENTS, "--effort", "quick").exit_code == 0
+    result = invoke(*ARGUMENTS, "--effort", "quick", "--lm-head-quantization", "fp8")
+    assert result.exit_code == 0, result.output
+    assert "10 rows stay as the pack has them of fewer ranks, or of a head that is not quantized" in result.output
+    pack = read_pack(tmp_path / "packs" / "nvidia-h100-80gb-hbm3").pack
+    assert "--quantization fp8_per_token --lm-head-quantization fp8 --budget" in pack.command
+    assert [model.lm_head_quantization for model in pack.models] == [None, "fp8"]
+    (new,) = set(pack.models[1].contracts) - set(pack.models[0].contracts)
+    assert new == ScaledMm(1024, 151936).key()
+    dry = invoke(*ARGUMENTS, "--dry-run", "--lm-head-quantization", "fp8")
+    assert "qwen3-0.6b (fp8_per_token, lm_head fp8)" in dry.output
 
 
 def test_interrupted_it_writes_what_it_knows_and_says_how_to_go_on(timer: FakeTimer, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.memory import rank_memory, why_no_room
 from parhelion.distributed.model_size import HeadSize, ModelSize
-from parhelion.quantization import FP8_BLOCK, UNQUANTIZED
+from parhelion.quantization import FP8_BLOCK, UNQUANTIZED, choose_head_scheme
 from tests.distributed.sample import QWEN3_8B, qwen3_8b
 
 GIB = 1 << 30
@@ -22,6 +22,17 @@ def weights(model: ModelSize, layout: Layout) -> int:
 def test_an_unquantized_model_holds_two_bytes_a_parameter() -> None:
     # Qwen3-8B has 8,190,735,360 parameters (its model card: 8.2B).
     assert weights(QWEN3_8B, Layout(1)) == pytest.approx(2 * 8_190_735_360, rel=1e-4)
+
+
+def test_a_quantized_head_is_half_a_table_and_beside_the_embedding_even_if_that_is_tied() -> None:
+    table, codes = 2 * 151936 * 4096, 151936 * (4096 + 4)
+    heads = [replace(QWEN3_8B, tied=tied, head_quantization=choose_head_scheme("fp8")) for tied in (False, True)]
+    assert [weights(each, Layout(1)) for each in heads] == [weights(QWEN3_8B, Layout(1)) - table + codes] * 2
+    assert [each.weight_bytes - each.num_layers * each.layer_bytes for each in heads] == [table + codes] * 2
+    halves = [weights(each, Layout(2)) for each in (QWEN3_8B, heads[0])]
+    assert halves[0] - halves[1] == (table - codes) // 2
+    # The first stage has the embedding as it was.
+    assert weights(heads[0], Layout(1, 2)) == weights(QWEN3_8B, Layout(1, 2))
 
 
 def test_a_tied_table_is_held_once() -> None:

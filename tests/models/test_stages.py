@@ -53,7 +53,11 @@ class Chain:
         return self.stages[-1].compute_logits(hidden)
 
 
-@pytest.mark.parametrize("options", [{}, {"load_format": "dummy"}, {"quantization": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"load_format": "dummy"}, {"quantization": "int8"}, {"lm_head_quantization": "fp8"}],
+    ids=str,
+)
 @pytest.mark.parametrize("model", [UNTIED, TIED, WINDOWS], ids=lambda model: model.name)
 def test_stages_compute_what_the_whole_model_computes(
     model: TinyModel, options: dict[str, object], tmp_path: Path

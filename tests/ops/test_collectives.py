@@ -23,6 +23,7 @@ from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
+from parhelion.quantization import UNQUANTIZED, choose_head_scheme, weights_of
 
 CPU = torch.device("cpu")
 if sys.argv[1] == "first":
@@ -48,12 +49,15 @@ table = torch.tensor([[0.0, 1.0], [2.0, 2.0], [-1.0, 0.0], [0.5, 0.5], [2.0, 2.0
 own = table[3 * group.rank : 3 * group.rank + 3].clone()
 ids = torch.tensor([4, 0, 2, 3, 1])
 assert torch.equal(VocabularyEmbedding(own, torch.float32, group, resolver)(ids), table[ids])
-head = VocabularyHead(own, 5, group, resolver)
 hidden = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0]])
-torch.testing.assert_close(head(hidden), hidden @ table[:5].t())
-# Of equal logits the first; and where all real ones are negative, not the padding's 0.
-assert head.likeliest(hidden).tolist() == [1, 2, 0]
-assert head.likeliest(torch.tensor([[-1.0, -1.0]])).tolist() == [2]
+# Of each of these rows codes stand for all there is.
+for scheme in (UNQUANTIZED, choose_head_scheme("fp8"), choose_head_scheme("int8")):
+    weights = weights_of("lm_head", own, scheme, torch.float32)
+    head = VocabularyHead(weights, torch.float32, 5, group, resolver)
+    torch.testing.assert_close(head(hidden), hidden @ table[:5].t())
+    # Of equal logits the first; and where all real ones are negative, not the padding's 0.
+    assert head.likeliest(hidden).tolist() == [1, 2, 0]
+    assert head.likeliest(torch.tensor([[-1.0, -1.0]])).tolist() == [2]
 values = torch.tensor([7 + group.rank])
 assert group.from_first(values).item() == 7
 

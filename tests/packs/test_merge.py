@@ -181,12 +181,16 @@ def test_models_are_united_and_costs_added(stored: Stored) -> None:
     )
     b = stored(
         "b.zip",
-        models=(ModelEntry("m", "none", ("y", "w")),),
+        models=(ModelEntry("m", "none", ("y", "w")), ModelEntry("m", "none", ("h",), 2, "fp8")),
         ledger=Ledger(tune_s=10.0, num_timed=20),
         versions={"torch": "2.13"},
     )
     merged, _ = merge([a, b], "both")
-    assert merged.models == (ModelEntry("m", "none", ("x", "y", "w")), ModelEntry("m", "fp8", ("z",)))
+    assert [(each.title, each.contracts) for each in merged.models] == [
+        ("m none", ("x", "y", "w")),
+        ("m fp8", ("z",)),
+        ("m none lm_head fp8 tp 2", ("h",)),
+    ]
     assert merged.ledger == Ledger(tune_s=11.0, num_timed=22, launch_us=3.0)
     assert merged.versions == {"torch": "2.13", "helion": "1.5"}
     assert merged.created_at == "2025-02-01T00:00:00Z"

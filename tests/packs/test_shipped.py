@@ -52,7 +52,7 @@ def test_nothing_is_wrong_with_it(stored: StoredPack) -> None:
 
 def contracts_of(stored: StoredPack, entry: ModelEntry) -> list[Contract]:
     """What a step of the model calls."""
-    model = tuned_model(entry.name, entry.quantization, entry.tp)
+    model = tuned_model(entry.name, entry.quantization, entry.tp, entry.lm_head_quantization)
     of_tokens, of_requests = edge_contracts(model)
     return [*of_tokens, *layer_contracts(model, gemm_target(stored.pack.fingerprint.target)), *of_requests]
 

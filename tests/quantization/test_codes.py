@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from parhelion.quantization import codes as codes_module
 from parhelion.quantization import quantize_per_block, quantize_per_channel
 from parhelion.quantization.codes import expand_block_scales
 from tests.quantization.memory_weights import normal
@@ -41,6 +42,17 @@ def test_channels_use_the_whole_range_and_the_nearest_codes(dtype: torch.dtype, 
     scaled = weight.double() / scales.double()
     # Scaling in float32 may move a value past the middle between two codes by its rounding: 2**-22 of 448 at most.
     assert ((codes.double() - scaled).abs() - nearest_distance(scaled, dtype)).max() < 2e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_weight_is_quantized_in_parts_to_the_same_codes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    weight = normal(11, 16).bfloat16()
+    whole = quantize_per_channel(weight, dtype)
+    for most in (1, 48):
+        monkeypatch.setattr(codes_module, "_MOST_ELEMENTS", most)
+        codes, scales = quantize_per_channel(weight, dtype)
+        assert torch.equal(codes.view(torch.uint8), whole[0].view(torch.uint8))
+        assert torch.equal(scales, whole[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

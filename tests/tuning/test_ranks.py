@@ -16,7 +16,7 @@ from parhelion.engine.device_sampling import DeviceSampler
 from parhelion.engine.device_state import DeviceState
 from parhelion.errors import ConfigError
 from parhelion.layers.alternatives import Alternatives
-from parhelion.layers.fusions import ON_GPU
+from parhelion.layers.fusions import ON_GPU, SINGLE_TOKEN
 from parhelion.layers.program import Program
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.decoder import BuildOptions, DecoderModel
@@ -25,14 +25,23 @@ from parhelion.models.weights import DummyWeights
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.linear import Linear
 from parhelion.ops.registry import needs_other_ranks, own_parts
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.scaled_mm import ScaledMm
-from parhelion.quantization import FP8_PER_TOKEN, UNQUANTIZED, QuantScheme
+from parhelion.ops.weight_only_mv import WeightOnlyMv
+from parhelion.quantization import (
+    FP8_PER_TOKEN,
+    UNQUANTIZED,
+    QuantScheme,
+    RequestedQuantization,
+    choose_head_scheme,
+)
 from parhelion.tuning.layer_stack import LayerStack
 from parhelion.tuning.model_calls import (
     TunedModel,
     edge_contracts,
+    head_ways,
     layer_contracts,
     layer_ways,
     left_to_ranks,
@@ -84,7 +93,9 @@ class Recorder(Resolver):
         return super().bind(contract, *weights)
 
 
-def rank_of(folder: Path, tp: int, scheme: QuantScheme, plan: int) -> tuple[Recorder, DecoderModel]:
+def rank_of(
+    folder: Path, tp: int, scheme: QuantScheme, plan: int, head: RequestedQuantization | None = None
+) -> tuple[Recorder, DecoderModel]:
     """The last rank's part of the model, as a GPU would build it."""
     resolver = Recorder()
     weights = DummyWeights(0, False, scheme, CPU, torch.bfloat16)
@@ -96,6 +107,7 @@ def rank_of(folder: Path, tp: int, scheme: QuantScheme, plan: int) -> tuple[Reco
         resolver=resolver,
         block_size=BLOCK_SIZE,
         max_model_len=MAX_POSITION,
+        head_scheme=choose_head_scheme(head),
         group=Group(tp - 1, tp),
     )
     return resolver, Qwen3ForCausalLM(read_model_config(folder), weights, options)
@@ -122,6 +134,23 @@ def test_the_contracts_are_those_of_a_real_ranks_programs(folder: Path, tp: int,
     assert set(own_parts(resolver.asked)) == planned
 
 
+@pytest.mark.parametrize("plan", range(len(ON_GPU)))
+@pytest.mark.parametrize("head", ["fp8", "int8"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_quantized_head_calls_what_is_planned_for_it(folder: Path, tp: int, head: RequestedQuantization, plan: int):
+    resolver, _ = rank_of(folder, tp, UNQUANTIZED, plan, head)
+    tuned = tuned_model(str(folder), None, tp, head)
+    way = head_ways(tuned, SM_90)[plan]
+    assert [each.name for each in way][-1] == ("weight_only_mv" if ON_GPU[plan] is SINGLE_TOKEN else "scaled_mm")
+    products = {each for each in resolver.asked if isinstance(each, ScaledMm | WeightOnlyMv)}
+    assert products == {each for each in way if isinstance(each, ScaledMm | WeightOnlyMv)}
+    assert set(way) <= resolver.asked
+    # And what a pack is built with has all of it.
+    built = served_contracts(tuned.shape, UNQUANTIZED, SM_90, tp=tp, head_quantization=tuned.head_quantization)
+    assert set(way) <= set(built)
+    assert not any(isinstance(each, Linear) and each.out_features == tuned.rank_shape.vocab_size for each in built)
+
+
 def test_the_blocks_that_are_measured_are_those_that_a_server_looks_up(folder: Path):
     looked_up = []
 
@@ -144,7 +173,8 @@ def test_the_blocks_that_are_measured_are_those_that_a_server_looks_up(folder: P
     weights = DummyWeights(0, False, FP8_PER_TOKEN, CPU, torch.bfloat16)
     model = Qwen3ForCausalLM(read_model_config(folder), weights, options)
     assert not any(isinstance(layer, Alternatives) for layer in model._layers)
-    assert set(looked_up) == set(map(tuple, layer_ways(tuned_model(str(folder), "fp8_per_token", 2), SM_90)))
+    tuned = tuned_model(str(folder), "fp8_per_token", 2)
+    assert set(looked_up) == {tuple(way) for way in (*layer_ways(tuned, SM_90), *head_ways(tuned, SM_90))}
 
 
 def test_a_block_of_the_tuner_has_a_ranks_shapes_and_adds_nothing_up(folder: Path):

@@ -22,8 +22,9 @@ from parhelion.packs.match import Chosen, match
 from parhelion.packs.store import read_pack
 from parhelion.packs.verify import verify
 from parhelion.tuning.build_rows import untuned_config
+from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Request
-from parhelion.tuning.model_calls import layer_ways, tuned_model
+from parhelion.tuning.model_calls import head_ways, layer_ways, tuned_model
 from parhelion.tuning.plan import PlannedRow, make_plan
 from parhelion.tuning.programs import plain
 from parhelion.tuning.step_choices import STEP_S
@@ -154,6 +155,37 @@ def test_rows_that_fewer_ranks_share_stay_as_they_are_and_so_do_the_times_of_the
     assert chosen_ways(WAYS, served(tmp_path))[0] == FUSED
     # One rank again: its rows are its own to choose.
     assert World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(effort="quick").notes == ()
+
+
+def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Path):
+    steps = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
+    alone = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(step_tuner=steps, effort="quick").pack
+    assert alone is not None
+    model = tuned_model("qwen3-0.6b", "fp8_per_token", lm_head_quantization="fp8")
+    plan = make_plan(model, SM_90, refused, sizes=(1,))
+    # What serves was the slowest of all if it were asked for again.
+    serving = [row.best.config for row in alone.rows]
+    again = World(
+        tmp_path,
+        plan.rows,
+        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
+        model=model,
+    )
+    blocks = Blocks({})
+    both = again.tune(step_tuner=blocks, effort="quick")
+    assert both.pack is not None
+    assert blocks.jobs == []
+    assert (both.pack.blocks, len(alone.blocks)) == (alone.blocks, 3)
+    assert [each.title for each in both.pack.models] == [
+        "qwen3-0.6b fp8_per_token",
+        "qwen3-0.6b fp8_per_token lm_head fp8",
+    ]
+    rows, before = ({row.contract: row for row in pack.rows} for pack in (both.pack, alone))
+    assert all(rows[contract] == row for contract, row in before.items())
+    new = {contract_of_key(key) for key in rows.keys() - before.keys()}
+    assert {each for way in head_ways(model, SM_90) for each in way} == new
+    assert any(note.endswith("fewer ranks, or of a head that is not quantized") for note in both.notes)
+    assert verify(read_pack(tmp_path / "tuned")) == []
 
 
 def test_without_times_of_blocks_the_sums_decide(tmp_path: Path):

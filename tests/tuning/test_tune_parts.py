@@ -19,14 +19,18 @@ from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import BUCKETS
+from parhelion.ops.linear import Linear
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.ops.scaled_mm_blockwise import ScaledMmBlockwise
+from parhelion.ops.weight_only_mm import WeightOnlyMm
+from parhelion.ops.weight_only_mv import WeightOnlyMv
 from parhelion.platform.measure import summarize
+from parhelion.quantization import RequestedQuantization
 from parhelion.tuning.compile_ahead import CompileAhead
 from parhelion.tuning.estimate import COMPILE_S, estimate
 from parhelion.tuning.jobs import Outcome, Request, no_more
-from parhelion.tuning.model_calls import NUM_LAYERS, layer_contracts, tuned_model
+from parhelion.tuning.model_calls import NUM_LAYERS, head_ways, layer_contracts, tuned_model
 from parhelion.tuning.model_contracts import contracts_of
 from parhelion.tuning.model_shapes import MODEL_SHAPES
 from parhelion.tuning.neighbours import neighbours
@@ -92,6 +96,35 @@ def test_a_plan_has_all_buckets_but_the_head_no_more_than_there_are_requests():
     assert sizes["argmax"] == sizes["step_inputs"] == [bucket for bucket in BUCKETS if bucket <= MOST_SAMPLED]
     some = make_plan(tuned_model("qwen3-0.6b"), SM_90, refuses, ops=("rms_norm",), sizes=(1, 5, 8, 10**6))
     assert [(row.contract.name, row.bucket) for row in some.rows] == [("rms_norm", size) for size in (1, 8, 8192)]
+
+
+@pytest.mark.parametrize("head", ["fp8", "int8"])
+def test_a_quantized_head_has_rows_for_both_ways_to_multiply(head: RequestedQuantization):
+    usual = make_plan(tuned_model("qwen3-1.7b", "fp8_per_token"), SM_90, refuses)
+    model = tuned_model("qwen3-1.7b", "fp8_per_token", lm_head_quantization=head)
+    plan = make_plan(model, SM_90, refuses)
+    assert len({(row.contract, row.bucket) for row in plan.rows}) == len(plan.rows)
+    few = [bucket for bucket in BUCKETS if bucket <= MOST_SAMPLED]
+    new = {row.contract for row in plan.rows} - {row.contract for row in usual.rows}
+    rows = {each: [row for row in plan.rows if row.contract == each] for each in new}
+    product, alone = (each(2048, 151936, model.head_quantization.weight_dtype) for each in (ScaledMm, WeightOnlyMv))
+    assert [row.bucket for row in rows.pop(product)] == few
+    assert [(row.bucket, row.is_alternative) for row in rows.pop(alone)] == [(1, True)]
+    # The layers of this model quantize rows as wide to FP8, once each; who does that to int8 is new.
+    (quantize,) = [each for each in head_ways(model, SM_90)[0] if each != product]
+    assert list(rows) == ([] if head == "fp8" else [quantize])
+    counts = {row.weight for row in plan.rows if row.contract == quantize}
+    assert counts == ({NUM_LAYERS["qwen3-1.7b"] + 1} if head == "fp8" else {1})
+    plain = Linear(2048, 151936)
+    assert plain in {row.contract for row in usual.rows}
+    assert plain not in {row.contract for row in plan.rows}
+
+
+def test_a_head_of_fp8_is_not_quantized_further_where_there_are_no_8_bit_floats():
+    sm_80 = gemm_target("sm_80")
+    fp8, int8 = (make_plan(tuned_model("qwen3-8b", None, 1, head), sm_80, refuses).rows for head in ("fp8", "int8"))
+    assert {row.contract for row in fp8 if "_mm" in row.contract.name} == {WeightOnlyMm(4096, 151936)}
+    assert {row.contract for row in int8 if "_mm" in row.contract.name} == {ScaledMm(4096, 151936, torch.int8)}
 
 
 def test_those_who_compile_at_their_first_call_are_measured_at_a_few_sizes_and_are_no_rivals():

@@ -13,7 +13,7 @@ from parhelion.tuning.report.payback import paybacks
 def pack_source(pack: Pack) -> Source:
     """The pack as a source."""
     mark = pack.fingerprint
-    models = [f"{model.name} ({model.quantization})" for model in pack.models]
+    models = [model.title for model in pack.models]
     notes = [f"tuned for {', '.join(models)}"] if models else []
     if mark.bandwidth:
         notes.append(f"copies at {mark.bandwidth / 1e12:.3f} TB/s")
