@@ -42,6 +42,7 @@ from parhelion.ops.top_k_top_p_sampling.state import (
     next_phase,
     phase_of,
     top_of,
+    wants_all_above,
 )
 
 
@@ -59,6 +60,11 @@ def values_of(keys: torch.Tensor) -> torch.Tensor:
 def divisor_of(heat: torch.Tensor) -> torch.Tensor:
     """Of a row's logits; greedy rows, whose temperature is 0, are left as they are."""
     return torch.where(heat == 0, 1.0, heat)
+
+
+def fixed(weight: torch.Tensor, by_count: torch.Tensor) -> torch.Tensor:
+    """Counts as they are and masses, none of which is above 1, in units of 2**-40: int64 sums of both are exact."""
+    return (weight * torch.where(by_count == 1, 1.0, 2.0**40)).to(torch.int64)
 
 
 def mass_of(x: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
@@ -127,6 +133,7 @@ def resolve(
     picked: torch.Tensor,
     values: torch.Tensor,
     places: torch.Tensor,
+    cursors: torch.Tensor,
     state: torch.Tensor,
     ids: torch.Tensor,
     width: hl.constexpr,
@@ -162,6 +169,7 @@ def resolve(
         peak = torch.where(unit < num_units, hl.load(peaks, [row, unit], extra_mask=unit < num_units), -float("inf"))
         k = top_k[row]
         p = top_p[row]
+        cursors[row] = 0
         wants_k = (k > 0) & (k < vocab_size)
         wants_p = p < 1
         least = top + torch.log(min_p[row])
@@ -354,14 +362,61 @@ def narrow(
 
 
 @helion.kernel(static_shapes=False)
+def collect(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    state: torch.Tensor,
+    collected: torch.Tensor,
+    cursors: torch.Tensor,
+    parts: hl.constexpr,
+    span: hl.constexpr,
+    lanes: hl.constexpr,
+    most: hl.constexpr,
+    programmatic: hl.constexpr,
+) -> None:
+    """The x of each row that is searched in [LOW, HIGH), or from LOW on if a nucleus of all of those is wanted.
+
+    Args:
+        collected: [M, most] float32, to be written, in any order.
+        cursors: [M] int32, how many there are; 0 before. If there are more than ``most`` the others are left out.
+        span: tokens of a program, ``lanes`` at a time, of which it is a multiple.
+    """
+    num_tokens, vocab_size = logits.size()
+    vocab_size = hl.specialize(vocab_size)
+    for row, part in hl.grid([num_tokens, parts]):
+        start_successor(programmatic)
+        wait_for_predecessor(programmatic)
+        phase = phase_of(state, row)
+        if is_searched(phase):
+            divisor = divisor_of(temperature[row])
+            low = low_of(state, row)
+            high = torch.where(
+                wants_all_above(phase, goal_of(state, row), top_p[row]), float("inf"), high_of(state, row)
+            )
+            for step in hl.tile(span // lanes, block_size=1):
+                token = part * span + step.begin * lanes + hl.arange(lanes)
+                x = hl.load(logits, [row, token], extra_mask=token < vocab_size) / divisor
+                is_inside = (token < vocab_size) & (x >= low) & (x < high)
+                count = torch.sum(is_inside.to(torch.int32), 0, dtype=torch.int32)
+                place = hl.atomic_add(cursors, [row], count) + torch.cumsum(is_inside.to(torch.int32), 0) - 1
+                hl.store(collected, [row, place], x, extra_mask=is_inside & (place < most))
+
+
+@helion.kernel(static_shapes=False)
 def settle(
     logits: torch.Tensor,
     temperature: torch.Tensor,
     top_p: torch.Tensor,
     state: torch.Tensor,
+    collected: torch.Tensor,
+    cursors: torch.Tensor,
+    most: hl.constexpr,
     programmatic: hl.constexpr,
 ) -> None:
-    """The bound of each row that is still searched, exactly."""
+    """The bound of each row that is still searched, exactly: among what is collected of it, or among all if that is
+    more than there was room for. Masses are added up as integers: what is collected comes in any order.
+    """
     num_tokens, vocab_size = logits.size()
     vocab_size = hl.specialize(vocab_size)
     for row in hl.grid(num_tokens):
@@ -372,47 +427,58 @@ def settle(
             divisor = divisor_of(temperature[row])
             p = top_p[row]
             top = top_of(state, row)
-            by_count = is_counted(phase).to(torch.int32)
             goal = goal_of(state, row)
+            num_collected = cursors[row]
+            is_whole = num_collected > most
+            num_collected = torch.where(is_whole, 0, num_collected)
+            num_others = torch.where(is_whole, vocab_size, 0)
+            by_count = is_counted(phase).to(torch.int32)
+            counts_all = is_whole | wants_all_above(phase, goal, p)
+            beyond = torch.where(counts_all, 0, fixed(beyond_of(state, row), by_count))
             # Of 64 bits, so that differences fit.
             low = keys_of(low_of(state, row)).to(torch.int64)
             high = keys_of(high_of(state, row)).to(torch.int64)
             for _search in hl.tile(torch.where((by_count == 1) & (p < 1), 2, 1), block_size=1):
-                within = hl.zeros([], dtype=torch.float32)
-                for tile_v in hl.tile(torch.where(goal < 0, vocab_size, 0)):
-                    x = logits[row, tile_v] / divisor
-                    is_kept = (keys_of(x) >= low.to(torch.int32)) & (tile_v.index < vocab_size)
-                    within = within + torch.sum(torch.where(is_kept, mass_of(x, top), 0.0), -1)
-                goal = torch.where(goal < 0, -goal * within, goal)
+                # A nucleus of what the lowest key keeps: its mass comes first.
+                of_what = torch.where(goal < 0, 1, 0)
+                within = hl.zeros([], dtype=torch.int64)
+                for tile_c in hl.tile(num_collected * of_what):
+                    x = torch.where(tile_c.index < num_collected, collected[row, tile_c], -float("inf"))
+                    is_kept = keys_of(x) >= low.to(torch.int32)
+                    within = within + torch.sum(torch.where(is_kept, fixed(mass_of(x, top), by_count), 0), 0)
+                for tile_v in hl.tile(num_others * of_what):
+                    x = torch.where(tile_v.index < vocab_size, logits[row, tile_v] / divisor, -float("inf"))
+                    is_kept = keys_of(x) >= low.to(torch.int32)
+                    within = within + torch.sum(torch.where(is_kept, fixed(mass_of(x, top), by_count), 0), 0)
+                share = torch.where(goal < 0, -goal * within.to(torch.float32), fixed(goal, by_count).to(torch.float32))
+                share = torch.maximum(share, share * 0 + 1.0)
                 num_passes = by_count * 0
                 for power in hl.static_range(17):
                     num_passes = num_passes + (high - low > 4**power).to(torch.int32)
                 for _pass in hl.tile(num_passes, block_size=1):
-                    step = torch.maximum((high - low) // 4, low * 0 + 1)
-                    pivot1 = (low + step).to(torch.int32)
-                    pivot2 = (low + 2 * step).to(torch.int32)
-                    pivot3 = (low + 3 * step).to(torch.int32)
-                    first = hl.zeros([], dtype=torch.float32)
-                    second = hl.zeros([], dtype=torch.float32)
-                    third = hl.zeros([], dtype=torch.float32)
-                    for tile_v in hl.tile(vocab_size):
-                        x = logits[row, tile_v] / divisor
-                        key = keys_of(x)
-                        tally = torch.where(by_count == 1, 1.0, mass_of(x, top))
-                        tally = torch.where(tile_v.index < vocab_size, tally, 0.0)
-                        first = first + torch.sum(torch.where(key >= pivot1, tally, 0.0), -1)
-                        second = second + torch.sum(torch.where(key >= pivot2, tally, 0.0), -1)
-                        third = third + torch.sum(torch.where(key >= pivot3, tally, 0.0), -1)
-                    reached = (
-                        (first >= goal).to(torch.int64)
-                        + (second >= goal).to(torch.int64)
-                        + (third >= goal).to(torch.int64)
-                    )
-                    low = low + reached * step
-                    high = torch.where(reached == 3, high, torch.minimum(high, low + step))
+                    step = (high - low + 3) // 4
+                    pivot = torch.minimum(low + step * hl.arange(4), high - 1).to(torch.int32)
+                    tally = hl.zeros([4], dtype=torch.int64) + beyond
+                    for tile_c in hl.tile(num_collected):
+                        x = torch.where(tile_c.index < num_collected, collected[row, tile_c], -float("inf"))
+                        weight = torch.where(by_count == 1, 1.0, mass_of(x, top))
+                        is_from = keys_of(x)[None, :] >= pivot[:, None]
+                        tally = tally + torch.sum(torch.where(is_from, fixed(weight, by_count)[None, :], 0), 1)
+                    for tile_v in hl.tile(num_others):
+                        x = torch.where(tile_v.index < vocab_size, logits[row, tile_v] / divisor, -float("inf"))
+                        weight = torch.where(by_count == 1, 1.0, mass_of(x, top))
+                        is_from = keys_of(x)[None, :] >= pivot[:, None]
+                        tally = tally + torch.sum(torch.where(is_from, fixed(weight, by_count)[None, :], 0), 1)
+                    # The lowest reaches the goal, or the search would have ended.
+                    reached = torch.sum((tally.to(torch.float32) >= share).to(torch.float32), 0).to(torch.int64)
+                    reached = torch.maximum(reached, reached * 0 + 1)
+                    new_low = torch.minimum(low + (reached - 1) * step, high - 1)
+                    high = torch.where(reached == 4, high, torch.minimum(high, low + reached * step))
+                    low = new_low
                 # Where the k-th largest is known, the nucleus of what it leaves comes next.
                 goal = goal * 0 - torch.maximum(p, p * 0 + 1e-30)
                 high = keys_of(top).to(torch.int64) + 1
+                beyond = beyond * 0
                 by_count = by_count * 0
             leave_known(state, row, torch.maximum(values_of(low.to(torch.int32)), least_of(state, row)))
 

@@ -24,7 +24,10 @@ _STATE = 8
 _LANES, _PASS_WARPS = 512, 8
 """Of a pass: tokens that a program takes at a time, two a thread."""
 
-_TILINGS = {"settle": (4096, 4096)}
+_MOST_COLLECTED = 16384
+"""Tokens of a row that are left to search when passes are done; 64 KiB a row."""
+
+_TILINGS = {"settle": (2048,) * 4}
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class SamplingConfig:
     row_warps: int = 16
     most: int = 512
     gathered: int = 128
-    pivots: int = 16
-    rounds: int = 6
+    pivots: int = 8
+    rounds: int = 2
     programmatic: bool = False
 
 
@@ -60,7 +63,7 @@ def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) 
     """Untuned, the same on all targets: some 150 programs for a single row, and all at once in later passes."""
     if bucket == 1:
         return SamplingConfig(units=32, span=32)
-    return SamplingConfig(units=128, span=288) if bucket <= _FEW_ROWS else SamplingConfig(units=256, span=1200)
+    return SamplingConfig(units=128, span=256) if bucket <= _FEW_ROWS else SamplingConfig(units=256, span=1280)
 
 
 def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[SamplingConfig]:
@@ -74,7 +77,6 @@ def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> l
         *(replace(usual, gathered=each) for each in (64, 256)),
         *(replace(usual, span=each) for each in spans),
         replace(usual, row_warps=8),
-        replace(usual, pivots=8, rounds=8),
     ]
 
 
@@ -115,6 +117,7 @@ def launch(
     peaks, masses, classes = floats(num_units), floats(num_units), floats(slices * num_classes)
     tops, floors, values, state = floats(slices), floats(slices), floats(config.most), floats(_STATE)
     places, picked = (torch.empty_like(values, dtype=torch.int32) for _ in range(2))
+    cursors = torch.empty((num_tokens,), dtype=torch.int32, device=device)
     ids = torch.empty((num_tokens,), dtype=torch.int64, device=device)
     programmatic = config.programmatic
 
@@ -138,6 +141,7 @@ def launch(
         picked,
         values,
         places,
+        cursors,
         state,
         ids,
         UNIT,
@@ -167,10 +171,17 @@ def launch(
             config.pivots,
             _LANES,
         )
-    start("settle", config.row_warps, top_p, state)
+    collected = floats(_MOST_COLLECTED)
+    start("collect", 16, top_p, state, collected, cursors, parts, span, _common(span, 4096), _MOST_COLLECTED)
+    start("settle", config.row_warps, top_p, state, collected, cursors, _MOST_COLLECTED)
     weighed = (uniform, masses, tops, state, arrivals, ids, UNIT, slices, all_units, parts, config.span)
     start("weigh", config.row_warps, *weighed)
     return ids
+
+
+def _common(span: int, most: int) -> int:
+    """The largest power of two that divides a number, ``most`` at most."""
+    return min(span & -span, most)
 
 
 def _power_of_two(size: int) -> int:

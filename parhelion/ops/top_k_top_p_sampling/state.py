@@ -37,6 +37,11 @@ def is_counted(phase: torch.Tensor) -> torch.Tensor:
     return phase == _BY_COUNT
 
 
+def wants_all_above(phase: torch.Tensor, goal: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Whether what is searched includes a nucleus of all tokens from the bound of top-k on."""
+    return (phase == _BY_COUNT) & (top_p < 1) | (goal < 0)
+
+
 def has_bound(phase: torch.Tensor) -> torch.Tensor:
     """Rather than keep all."""
     return phase == _KNOWN
