@@ -27,7 +27,7 @@ _LANES, _PASS_WARPS = 512, 8
 _MOST_COLLECTED = 16384
 """Tokens of a row that are left to search when passes are done; 64 KiB a row."""
 
-_TILINGS = {"settle": (2048,) * 4}
+_TILINGS = {"sampling_search.settle": (2048,) * 4}
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,23 @@ def launch(
 
     def start(program: str, warps: int, *arguments: object) -> None:
         tiling = KernelConfig(_TILINGS.get(program, ()), num_warps=warps, programmatic=programmatic)
-        run(f"top_k_top_p_sampling.{program}", tiling, logits, temperature, *arguments, programmatic)
+        run(program, tiling, logits, temperature, *arguments, programmatic)
 
-    start("scan", max(1, min(8, units // 16)), peaks, masses, classes, tops, floors, UNIT, slices, units, num_classes)
     start(
-        "resolve",
+        "top_k_top_p_sampling.scan",
+        max(1, min(8, units // 16)),
+        peaks,
+        masses,
+        classes,
+        tops,
+        floors,
+        UNIT,
+        slices,
+        units,
+        num_classes,
+    )
+    start(
+        "top_k_top_p_sampling.resolve",
         config.row_warps,
         top_k,
         top_p,
@@ -158,7 +170,7 @@ def launch(
     span = config.span * UNIT
     for _ in range(config.rounds):
         start(
-            "narrow",
+            "sampling_search.narrow",
             _PASS_WARPS,
             top_p,
             state,
@@ -172,10 +184,21 @@ def launch(
             _LANES,
         )
     collected = floats(_MOST_COLLECTED)
-    start("collect", 16, top_p, state, collected, cursors, parts, span, _common(span, 4096), _MOST_COLLECTED)
-    start("settle", config.row_warps, top_p, state, collected, cursors, _MOST_COLLECTED)
+    start(
+        "sampling_search.collect",
+        16,
+        top_p,
+        state,
+        collected,
+        cursors,
+        parts,
+        span,
+        _common(span, 4096),
+        _MOST_COLLECTED,
+    )
+    start("sampling_search.settle", config.row_warps, top_p, state, collected, cursors, _MOST_COLLECTED)
     weighed = (uniform, masses, tops, state, arrivals, ids, UNIT, slices, all_units, parts, config.span)
-    start("weigh", config.row_warps, *weighed)
+    start("sampling_search.weigh", config.row_warps, *weighed)
     return ids
 
 
