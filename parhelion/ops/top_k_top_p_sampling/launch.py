@@ -1,28 +1,83 @@
-"""How ``top_k_top_p_sampling`` is launched."""
+"""How ``top_k_top_p_sampling`` is launched: two programs that most rows need, then those that finish the others."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 
+from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner, build_sizes
 from parhelion.ops.top_k_top_p_sampling.contract import TopKTopPSampling
 
-Config = KernelConfig
+UNIT = 32
+"""As in the tile programs."""
 
-NUM_LOOPS = 6
-"""Over the vocabulary."""
+_MOST_CLASSES = 512
+"""Of a row, or a little more: rows that keep half as many tokens are resolved from them."""
+
+_STATE = 8
+"""Numbers of a row's record; see ``state.py``."""
+
+_LANES, _PASS_WARPS = 512, 8
+"""Of a pass: tokens that a program takes at a time, two a thread."""
+
+_MOST_COLLECTED = 16384
+"""Tokens of a row that are left to search when passes are done; 64 KiB a row."""
+
+_TILINGS = {"sampling_search.settle": (2048,) * 4}
 
 
-def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> KernelConfig:
-    """Untuned, the same on all targets: 16 warps hide the latency of the cache."""
-    return _config(8192, 16)
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Attributes:
+    units: of 32 tokens that a program of the first pass holds in registers; a power of two.
+    row_warps: of the programs that take a row.
+    most: tokens of a row that are compared each with each; a power of two. Rows that keep more than half as many are
+        searched in passes.
+    gathered: units that are read at once to find those tokens; a power of two.
+    span: units that a program takes in a later pass; a multiple of 16.
+    pivots: at which a pass divides what is left; a power of two.
+    rounds: passes, before what is left is searched by one program a row.
+    programmatic: see ``ops/programmatic.py``.
+    """
+
+    units: int
+    span: int
+    row_warps: int = 16
+    most: int = 512
+    gathered: int = 128
+    pivots: int = 8
+    rounds: int = 2
+    programmatic: bool = False
 
 
-def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[KernelConfig]:
+Config = SamplingConfig
+
+_FEW_ROWS = 16
+
+
+def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> SamplingConfig:
+    """Untuned, the same on all targets: some 150 programs for a single row, and all at once in later passes."""
+    if bucket == 1:
+        return SamplingConfig(units=32, span=32)
+    return SamplingConfig(units=128, span=256) if bucket <= _FEW_ROWS else SamplingConfig(units=256, span=1280)
+
+
+def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[SamplingConfig]:
     """What is worth trying."""
-    return [default_config(contract, bucket, target), _config(4096, 16), _config(4096, 8), _config(8192, 8)]
+    usual = default_config(contract, bucket, target)
+    units = (usual.units // 2, usual.units * 2) if bucket <= _FEW_ROWS else (64, 128)
+    spans = (usual.span // 32 * 16, usual.span * 2)
+    return [
+        usual,
+        *(replace(usual, units=each) for each in units),
+        *(replace(usual, gathered=each) for each in (64, 256)),
+        *(replace(usual, span=each) for each in spans),
+        replace(usual, row_warps=8),
+    ]
 
 
 def build_inputs(contract: TopKTopPSampling, bucket: int) -> list[tuple[torch.Tensor, ...]]:
@@ -39,7 +94,7 @@ def build_inputs(contract: TopKTopPSampling, bucket: int) -> list[tuple[torch.Te
 def launch(
     contract: TopKTopPSampling,
     run: Runner,
-    config: KernelConfig,
+    config: SamplingConfig,
     logits: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
@@ -48,11 +103,110 @@ def launch(
     uniform: torch.Tensor,
 ) -> torch.Tensor:
     """See ``TopKTopPSampling``."""
-    ids = torch.empty((logits.shape[0],), dtype=torch.int64, device=logits.device)
-    kernel = "top_k_top_p_sampling.top_k_top_p_sampling"
-    run(kernel, config, logits, temperature, top_k, top_p, min_p, uniform, ids, config.programmatic)
+    num_tokens, device = logits.shape[0], logits.device
+    num_units = -(-contract.vocab_size // UNIT)
+    all_units = _power_of_two(num_units)
+    units = min(config.units, all_units)
+    slices = -(-num_units // units)
+    num_classes = min(UNIT, max(1, _power_of_two(_MOST_CLASSES // slices)))
+    parts = -(-num_units // config.span)
+
+    def floats(size: int) -> torch.Tensor:
+        return torch.empty((num_tokens, size), dtype=torch.float32, device=device)
+
+    peaks, masses, classes = floats(num_units), floats(num_units), floats(slices * num_classes)
+    tops, floors, values, state = floats(slices), floats(slices), floats(config.most), floats(_STATE)
+    places, picked = (torch.empty_like(values, dtype=torch.int32) for _ in range(2))
+    cursors = torch.empty((num_tokens,), dtype=torch.int32, device=device)
+    ids = torch.empty((num_tokens,), dtype=torch.int64, device=device)
+    programmatic = config.programmatic
+
+    def start(program: str, warps: int, *arguments: object) -> None:
+        tiling = KernelConfig(_TILINGS.get(program, ()), num_warps=warps, programmatic=programmatic)
+        run(program, tiling, logits, temperature, *arguments, programmatic)
+
+    start(
+        "top_k_top_p_sampling.scan",
+        max(1, min(8, units // 16)),
+        peaks,
+        masses,
+        classes,
+        tops,
+        floors,
+        UNIT,
+        slices,
+        units,
+        num_classes,
+    )
+    start(
+        "top_k_top_p_sampling.resolve",
+        config.row_warps,
+        top_k,
+        top_p,
+        min_p,
+        uniform,
+        peaks,
+        masses,
+        classes,
+        tops,
+        floors,
+        picked,
+        values,
+        places,
+        cursors,
+        state,
+        ids,
+        UNIT,
+        slices,
+        _power_of_two(slices),
+        all_units,
+        _power_of_two(slices * num_classes),
+        num_classes,
+        config.most,
+        config.gathered,
+    )
+    arrivals = arrival_counters(device, num_tokens)
+    tallies, ends = floats(parts * config.pivots), floats(parts * 2)
+    span = config.span * UNIT
+    for _ in range(config.rounds):
+        start(
+            "sampling_search.narrow",
+            _PASS_WARPS,
+            top_p,
+            state,
+            tallies,
+            ends,
+            arrivals,
+            parts,
+            _power_of_two(parts),
+            span,
+            config.pivots,
+            _LANES,
+        )
+    collected = floats(_MOST_COLLECTED)
+    start(
+        "sampling_search.collect",
+        16,
+        top_p,
+        state,
+        collected,
+        cursors,
+        parts,
+        span,
+        _common(span, 4096),
+        _MOST_COLLECTED,
+    )
+    start("sampling_search.settle", config.row_warps, top_p, state, collected, cursors, _MOST_COLLECTED)
+    weighed = (uniform, masses, tops, state, arrivals, ids, UNIT, slices, all_units, parts, config.span)
+    start("sampling_search.weigh", config.row_warps, *weighed)
     return ids
 
 
-def _config(elements: int, num_warps: int) -> KernelConfig:
-    return KernelConfig(block_sizes=(elements,) * NUM_LOOPS, num_warps=num_warps)
+def _common(span: int, most: int) -> int:
+    """The largest power of two that divides a number, ``most`` at most."""
+    return min(span & -span, most)
+
+
+def _power_of_two(size: int) -> int:
+    """The least that is not below ``size``."""
+    return 1 << (size - 1).bit_length()
