@@ -59,10 +59,10 @@ def test_a_shared_tile_program_concerns_all_that_launch_it(copy: Path, tmp_path:
     assert changed(copy, "gemm/helion_kernel.py", "2.0**120", "2.0**121", tmp_path) == gemms
 
 
-def test_one_tile_program_serves_two_types_of_codes(copy: Path, tmp_path: Path) -> None:
+def test_one_tile_program_serves_two_types_of_codes_and_attention(copy: Path, tmp_path: Path) -> None:
     file = "dynamic_per_token_scaled_fp8_quant/helion_kernel.py"
     twins = {"dynamic_per_token_scaled_fp8_quant", "dynamic_per_token_scaled_int8_quant"}
-    assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == twins
+    assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == {*twins, "fused_rope_attention"}
 
 
 def test_a_program_that_is_named_by_a_formatted_string_counts(copy: Path, tmp_path: Path) -> None:
