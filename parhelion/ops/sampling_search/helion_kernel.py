@@ -269,6 +269,7 @@ def weigh(
     all_units: hl.constexpr,
     parts: hl.constexpr,
     span: hl.constexpr,
+    tile: hl.constexpr,
     programmatic: hl.constexpr,
 ) -> None:
     """The tokens of rows whose bound is known, or that have none."""
@@ -283,7 +284,7 @@ def weigh(
             divisor = divisor_of(temperature[row])
             bound = torch.where(has_bound(phase), low_of(state, row), -float("inf"))
             top = top_of(state, row)
-            for tile_u in hl.tile(torch.where(has_bound(phase), span, 0), block_size=64):
+            for tile_u in hl.tile(torch.where(has_bound(phase), span, 0), block_size=tile):
                 unit = part * span + tile_u.index
                 index = unit[:, None] * width + hl.arange(width)[None, :]
                 is_there = (index < vocab_size) & (tile_u.index < span)[:, None]

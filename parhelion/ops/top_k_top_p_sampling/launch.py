@@ -24,6 +24,9 @@ _STATE = 8
 _LANES, _PASS_WARPS = 512, 8
 """Of a pass: tokens that a program takes at a time, two a thread."""
 
+_MOST_LANES, _MOST_WEIGHED = 2048, 256
+"""Tokens that are collected, and units that are weighed, at a time."""
+
 _MOST_COLLECTED = 16384
 """Tokens of a row that are left to search when passes are done; 64 KiB a row."""
 
@@ -38,14 +41,14 @@ class SamplingConfig:
     most: tokens of a row that are compared each with each; a power of two. Rows that keep more than half as many are
         searched in passes.
     gathered: units that are read at once to find those tokens; a power of two.
-    span: units that a program takes in a later pass; a multiple of 16.
+    parts: programs that a row is divided among in such a pass; a quarter as many weigh what is kept.
     pivots: at which a pass divides what is left; a power of two.
     rounds: passes, before what is left is searched by one program a row.
     programmatic: see ``ops/programmatic.py``.
     """
 
     units: int
-    span: int
+    parts: int
     row_warps: int = 16
     most: int = 512
     gathered: int = 128
@@ -60,22 +63,20 @@ _FEW_ROWS = 16
 
 
 def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> SamplingConfig:
-    """Untuned, the same on all targets: some 150 programs for a single row, and all at once in later passes."""
-    if bucket == 1:
-        return SamplingConfig(units=32, span=32)
-    return SamplingConfig(units=128, span=256) if bucket <= _FEW_ROWS else SamplingConfig(units=256, span=1280)
+    """Untuned, the same on all targets: as many programs a pass as an H100 has room for at a time, or a little less."""
+    if bucket <= 2:
+        return SamplingConfig(units=32, parts=150)
+    return SamplingConfig(units=64 if bucket <= _FEW_ROWS else 128, parts=max(1, min(150, 512 // bucket)))
 
 
 def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[SamplingConfig]:
     """What is worth trying."""
     usual = default_config(contract, bucket, target)
-    units = (usual.units // 2, usual.units * 2) if bucket <= _FEW_ROWS else (64, 128)
-    spans = (usual.span // 32 * 16, usual.span * 2)
     return [
         usual,
-        *(replace(usual, units=each) for each in units),
+        *(replace(usual, units=each) for each in (usual.units // 2, usual.units * 2)),
         *(replace(usual, gathered=each) for each in (64, 256)),
-        *(replace(usual, span=each) for each in spans),
+        *(replace(usual, parts=each) for each in (max(1, usual.parts // 2), usual.parts * 2)),
         replace(usual, row_warps=8),
     ]
 
@@ -109,7 +110,6 @@ def launch(
     units = min(config.units, all_units)
     slices = -(-num_units // units)
     num_classes = min(UNIT, max(1, _power_of_two(_MOST_CLASSES // slices)))
-    parts = -(-num_units // config.span)
 
     def floats(size: int) -> torch.Tensor:
         return torch.empty((num_tokens, size), dtype=torch.float32, device=device)
@@ -166,45 +166,29 @@ def launch(
         config.gathered,
     )
     arrivals = arrival_counters(device, num_tokens)
+    span = _share(contract.vocab_size, config.parts, _LANES)
+    parts = -(-contract.vocab_size // span)
     tallies, ends = floats(parts * config.pivots), floats(parts * 2)
-    span = config.span * UNIT
+    passes = (top_p, state, tallies, ends, arrivals, parts, _power_of_two(parts), span, config.pivots, _LANES)
     for _ in range(config.rounds):
-        start(
-            "sampling_search.narrow",
-            _PASS_WARPS,
-            top_p,
-            state,
-            tallies,
-            ends,
-            arrivals,
-            parts,
-            _power_of_two(parts),
-            span,
-            config.pivots,
-            _LANES,
-        )
+        start("sampling_search.narrow", _PASS_WARPS, *passes)
     collected = floats(_MOST_COLLECTED)
-    start(
-        "sampling_search.collect",
-        16,
-        top_p,
-        state,
-        collected,
-        cursors,
-        parts,
-        span,
-        _common(span, 4096),
-        _MOST_COLLECTED,
-    )
+    span = 2 * units * UNIT
+    parts = -(-contract.vocab_size // span)
+    collecting = (top_p, state, collected, cursors, parts, span, min(span, _MOST_LANES), _MOST_COLLECTED)
+    start("sampling_search.collect", _PASS_WARPS, *collecting)
     start("sampling_search.settle", config.row_warps, top_p, state, collected, cursors, _MOST_COLLECTED)
-    weighed = (uniform, masses, tops, state, arrivals, ids, UNIT, slices, all_units, parts, config.span)
-    start("sampling_search.weigh", config.row_warps, *weighed)
+    span = _share(num_units, max(1, config.parts // 4), 1)
+    parts = -(-num_units // span)
+    tile = min(_MOST_WEIGHED, _power_of_two(span))
+    weighing = (uniform, masses, tops, state, arrivals, ids, UNIT, slices, all_units, parts, span, tile)
+    start("sampling_search.weigh", config.row_warps, *weighing)
     return ids
 
 
-def _common(span: int, most: int) -> int:
-    """The largest power of two that divides a number, ``most`` at most."""
-    return min(span & -span, most)
+def _share(size: int, parts: int, multiple: int) -> int:
+    """What each of ``parts`` takes of a size, rounded up to a multiple."""
+    return -(-size // (parts * multiple)) * multiple
 
 
 def _power_of_two(size: int) -> int:

@@ -16,7 +16,7 @@ from tests.ops.helion.awkward import generator
 
 SMALL = OP.examples[0]
 
-FEW = SamplingConfig(units=8, span=16, most=32, gathered=16)
+FEW = SamplingConfig(units=8, parts=2, most=32, gathered=16)
 """Rows that keep more than 16 tokens are searched, by two programs of a thousand tokens' row."""
 
 
@@ -70,7 +70,7 @@ def test_equal_and_hidden_tokens_come_out_as_the_reference_says(values: dict[str
     assert_agrees(rows(logits, **values))
 
 
-@pytest.mark.parametrize("rounds", [0, 2, 6])
+@pytest.mark.parametrize("rounds", [0, 2])
 @pytest.mark.parametrize(
     "values",
     [
