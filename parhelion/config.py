@@ -66,8 +66,7 @@ class EngineConfig:
         tp: tensor parallelism: so many ranks, each on a device of its own, share every layer. Heads, feed-forward and
             vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
         pp: pipeline parallelism: so many stages, each of ``tp`` ranks, hold consecutive layers and their KV cache. As
-            many steps are under way as there are stages; the running requests take turns. On CPUs of one machine only
-            so far.
+            many steps are under way as there are stages; the running requests take turns. On one machine only so far.
         dp: data parallelism: so many replicas of the engine, each in a process of its own with ranks of its own, share
             the requests. A request goes where its prefix is cached and little waits. On GPUs each replica takes the
             GPUs behind those of the one before it; on a CPU all share cores and memory.

@@ -61,7 +61,7 @@ def build_worker(
         use_graphs=config.graphs != "off",
         num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
     )
-    return DeviceWorker(model, size, options, resolver, draft)
+    return DeviceWorker(model, size, options, resolver, draft, links)
 
 
 def capture_graphs(config: EngineConfig, worker: Worker | DeviceWorker) -> None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from parhelion.distributed.stages import StageLinks
 from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
 from parhelion.engine.device_head import HeadFeatures, HeadStep
 from parhelion.engine.device_queue import DeviceQueue
 from parhelion.engine.device_sampling import DeviceSampler
+from parhelion.engine.device_stage import StageBuffers
 from parhelion.engine.device_state import DeviceState, Update
 from parhelion.engine.device_step import DeviceStep, Mode, Step, StepOutputs
 from parhelion.engine.draft_progress import DraftProgress, HeadProgress
@@ -34,7 +36,7 @@ from parhelion.engine.step_layout import (
     rows_of,
     samples_of,
 )
-from parhelion.engine.step_result import PromptLogprobs, StepResult
+from parhelion.engine.step_result import NOTHING, PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
@@ -77,6 +79,7 @@ class DeviceWorker:
         resolver: finds the providers of what a step needs beside the model.
         draft_model: a model or a head that guesses tokens for steps to check; None: nobody does, or the scheduler knows
             somebody.
+        links: to the other stages, if the model is one of several; the host tells the first what the last has sampled.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class DeviceWorker:
         options: DeviceWorkerOptions,
         resolver: Resolver,
         draft_model: DecoderModel | Eagle3Head | None = None,
+        links: StageLinks | None = None,
     ) -> None:
         self._model = model
         self._options = options
@@ -94,11 +98,15 @@ class DeviceWorker:
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device, resolver)
         sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
-        self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler)
+        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
+        self._between: StageBuffers | None = None
+        if links is not None:
+            sizes = self._buckets.most_tokens, model.config.hidden_size
+            self._between = StageBuffers(model.stage, links, *sizes, model.dtype, self._device)
+        self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, between=self._between)
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
-        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
         num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
         self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
@@ -173,7 +181,8 @@ class DeviceWorker:
             admitted: the requests of ``plan.admissions``, in their order.
 
         Returns:
-            What ``wait`` turns into the step's result; steps must be waited for in order.
+            What ``wait`` turns into the step's result; steps must be waited for in order. Nothing of a stage that is
+            not the last.
         """
         with torch.inference_mode(), self._stream.activate():
             return self._execute(plan, admitted)
@@ -181,7 +190,10 @@ class DeviceWorker:
     def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
         tokens, blocks, parameters = self._take_admissions(plan, admitted)
         rows = rows_of(plan)
-        mode = self._mode(rows)
+        stage, num_tokens = self._model.stage, int(rows.counts.sum())
+        mode = self._mode(rows) if stage.is_last else Mode.GREEDY
+        if self._between is not None and stage.is_first:
+            tokens.append(self._state.told_update(plan.rows))
         draft, step = None, self._step
         verifies = bool((rows.samples > 1).any())
         if verifies:
@@ -196,9 +208,14 @@ class DeviceWorker:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        wants_prompts = stage.is_last and (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        if self._between is not None:
+            self._between.receive(num_tokens)
         # Of what a graph computes, the hidden states are gone.
         outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
+        if self._between is not None and not stage.is_last:
+            self._between.hand_over(num_tokens)
+            return NOTHING
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
         ids = pinned(bucket.num_rows, self._device)

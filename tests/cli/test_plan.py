@@ -50,7 +50,7 @@ def test_text_has_layouts_memory_reasons_and_assumptions() -> None:
         "36 layers are no multiple of pp 8",
         "kernels as pack h100 has them",
         "nothing of it was measured",
-        "--pp on CPUs so far",
+        "--tp, --pp and --dp so on the GPUs of one machine",
     ):
         assert part in result.output
 
