@@ -66,7 +66,7 @@ class EngineConfig:
         tp: tensor parallelism: so many ranks, each on a device of its own, share every layer. Heads, feed-forward and
             vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
         pp: pipeline parallelism: so many stages, each of ``tp`` ranks, hold consecutive layers and their KV cache. As
-            many steps are under way as there are stages; the running requests take turns. On one machine only so far.
+            many steps are under way as there are stages; the running requests take turns.
         dp: data parallelism: so many replicas of the engine, each in a process of its own with ranks of its own, share
             the requests. A request goes where its prefix is cached and little waits. On GPUs each replica takes the
             GPUs behind those of the one before it; on a CPU all share cores and memory.
@@ -187,14 +187,9 @@ class EngineConfig:
         return self.tp * self.pp
 
     def _check_ray(self) -> None:
-        if self.pp > 1:
+        if self.num_ranks == 1:
             raise ConfigError(
-                f"executor is ray and pp is {self.pp}: Ray places the ranks of one stage so far, and stages talk "
-                "within one machine; take tp instead of pp, or choose auto"
-            )
-        if self.tp == 1:
-            raise ConfigError(
-                "executor is ray, which runs ranks on several machines, and tp is 1: choose auto, or more"
+                "executor is ray, which runs ranks on several machines, and tp and pp are 1: choose auto, or more"
             )
         if ":" in self.device:
             raise ConfigError(f"device is {self.device}, but Ray chooses among the GPUs: pass device cuda")
