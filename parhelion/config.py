@@ -172,12 +172,6 @@ class EngineConfig:
         way_out = " and ".join(f"{name} 1" for name in several)
         if self.executor == "inproc":
             raise ConfigError(f"executor is inproc, which runs one rank, and {asked}: choose auto or multiproc")
-        if self.draft_model is not None and self.pp > 1:
-            raise ConfigError(
-                f"draft_model is {self.draft_model!r} and pp is {self.pp}: a draft model begins and ends steps in one "
-                "process so far, and a pipeline's ends are in two; leave it out (speculate ngram works), or take pp 1, "
-                "with which tp may be more than 1"
-            )
         if self.compile:
             raise ConfigError(f"compile makes blocks of one rank, and {asked}: leave it out, or take {way_out}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from parhelion.distributed.layouts import Layout, shared_or_whole
-from parhelion.distributed.model_size import ELEMENT, ModelSize
+from parhelion.distributed.model_size import ELEMENT, HeadSize, ModelSize
 
 RESERVED_BYTES = 512 << 20
 """What the driver's context and libraries take: an estimate."""
@@ -52,7 +52,8 @@ class RankMemory:
 
 
 def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, max_seqs: int) -> RankMemory:
-    """Of the fullest rank: of a pipeline's stages the last, or the first, which holds as much.
+    """Of the fullest rank: of a pipeline's stages the last, which a draft model is beside, or the first, which holds as
+    much without one. A head brings the embedding's table there.
 
     Args:
         total: bytes of the device.
@@ -60,7 +61,7 @@ def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, m
         max_seqs: that run at once.
     """
     shard = replace(model.shard(layout.tp), num_layers=model.num_layers // layout.pp)
-    num_tables = 2 if layout.pp == 1 and not model.tied else 1
+    num_tables = 2 if (layout.pp == 1 or isinstance(model.draft, HeadSize)) and not model.tied else 1
     weights = shard.num_layers * shard.layer_bytes + num_tables * shard.table_bytes
     kv_bytes = shard.kv_bytes_per_token
     if model.draft is not None:

@@ -123,10 +123,12 @@ class DeviceStep:
         return self._group.from_first(token_ids)
 
     def _forward(self, ints: StepInts, batch: StepBatch, bucket: Bucket) -> torch.Tensor:
-        received = self._between.given(bucket) if self._between is not None else None
-        if self._reader is None:
+        reader, received = self._reader, None
+        if self._between is not None:
+            received = self._between.given(bucket, has_states=reader is not None)
+        if reader is None:
             return self._model.forward(batch, self._kv_cache, received=received)
-        states = self._reader.wanted()
-        hidden = self._model.forward(batch, self._kv_cache, states)
-        self._reader.keep(ints, states)
+        states = reader.wanted()
+        hidden = self._model.forward(batch, self._kv_cache, states, received)
+        reader.keep(ints, states)
         return hidden

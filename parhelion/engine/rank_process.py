@@ -21,7 +21,7 @@ from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
 from parhelion.engine.draft_choice import read_draft
-from parhelion.engine.load import load_draft, load_model, needs_tables
+from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.loop import failure
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import rank_device, rank_threads
@@ -89,13 +89,16 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     device = rank_device(config, options.rank)
     store = reach_store(found.port, config.num_ranks, found.address)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
-    loaded = load_model(config, model_path, None, place.group, needs_tables(chosen), place.stage)
-    draft, _ = load_draft(config, chosen, loaded)
+    # Draft models and heads are beside the last stage.
+    own = chosen if place.stage == config.pp - 1 else None
+    loaded = load_model(config, model_path, None, place.group, needs_tables(own), place.stage)
+    draft, _ = load_draft(config, own, loaded)
     size = kv_cache_size(config, loaded.model, draft)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
     serve = _next(channel, Serve)
     size = replace(size, num_blocks=serve.num_blocks, max_model_len=serve.max_model_len)
-    worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links)
+    passed_on = states_passed_on(chosen, loaded.model)
+    worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links, passed_on)
     worker.warm_up()
     capture_graphs(config, worker)
     answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0

@@ -16,12 +16,12 @@ from parhelion.engine.device_step import Mode, Step, StepOutputs
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.draft_choice import read_draft
 from parhelion.engine.kv_storage import plan_kv_cache
-from parhelion.engine.load import load_draft, load_model, needs_tables
+from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_layout import Bucket
 from parhelion.engine.worker import Worker
 from parhelion.scheduler import SchedulerConfig
-from parhelion.speculative import Drafting, Proposer, Speculation, Speculator
+from parhelion.speculative import Drafting, DraftingAhead, Proposer, Speculation, Speculator
 from tests.engine.requests import add_request
 from tests.engine.stages import Stages, roads_between
 
@@ -76,8 +76,10 @@ def core_of(
     chosen = read_draft(draft) if draft is not None else None
     workers: list[Any] = []
     for stage, links in enumerate(roads_between(pp) if pp > 1 else [None]):
-        loaded = load_model(config, folder, group=group, keep_tables=needs_tables(chosen), stage=stage)
-        draft_model, _ = load_draft(config, chosen, loaded)
+        own = chosen if stage == pp - 1 else None
+        loaded = load_model(config, folder, group=group, keep_tables=needs_tables(own), stage=stage)
+        draft_model, _ = load_draft(config, own, loaded)
+        passed_on = states_passed_on(chosen, loaded.model)
         size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
         if on_device:
             options = DeviceWorkerOptions(
@@ -87,9 +89,9 @@ def core_of(
                 use_graphs,
                 MOST_GUESSES if proposer is not None or draft is not None else 0,
             )
-            worker: Any = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model, links)
+            worker: Any = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model, links, passed_on)
         else:
-            worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs, draft_model, BUDGET, links)
+            worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs, draft_model, BUDGET, links, passed_on)
         worker.warm_up()
         if use_graphs:
             worker.capture_all()
@@ -108,7 +110,8 @@ def core_of(
     if proposer is not None:
         speculation = Speculation(proposer, MOST_GUESSES)
     elif chosen is not None and speculation is None:
-        speculation = Drafting(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
+        kind = Drafting if pp == 1 else DraftingAhead
+        speculation = kind(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
     worker = workers[0] if pp == 1 else Stages(workers, late=group.is_alone)
     return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
 

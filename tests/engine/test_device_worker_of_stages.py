@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
 from parhelion.engine import device_worker
 from parhelion.engine.device_step import Mode
 from parhelion.engine.messages import AddRequest
@@ -17,9 +14,7 @@ from parhelion.engine.step_layout import Bucket
 from tests.e2e.tiny_models import TinyModel
 from tests.engine.device_cores import Recorder, core_of, greedy_and_drawn_requests, greedy_requests, run
 from tests.engine.test_device_worker import QUALITIES, Prophet, texts_of
-from tests.engine.test_device_worker_of_ranks import MODEL, NUM_BLOCKS, host_requests
-
-CPU = torch.device("cpu")
+from tests.engine.test_device_worker_of_ranks import NUM_BLOCKS, host_requests
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +79,3 @@ def test_every_stage_captures_its_own_graphs_and_those_before_the_last_only_one_
     assert tokens_of(run(core, greedy_and_drawn_requests())) == tokens_of(expected)
     modes = [{mode for _, mode in worker.graphs.captured(worker._step)} for worker in workers]
     assert modes == [{Mode.GREEDY}, {Mode.GREEDY}, {Mode.GREEDY, Mode.DRAW}]
-
-
-def follow(folder: Path, port: int) -> None:
-    """Rank 1 of both stages: the same core, told the same."""
-    torch.set_num_threads(1)
-    group = join(reach_store(port, 2), 1, 2, CPU)
-    run(core_of(folder, True, True, NUM_BLOCKS, group=group, pp=2), greedy_and_host_requests())
-
-
-def test_two_ranks_in_each_of_two_stages(tmp_path: Path) -> None:
-    MODEL.write(tmp_path)
-    alone = run(core_of(tmp_path, True, True, NUM_BLOCKS), greedy_and_host_requests())
-    store = host_store(2)
-    other = multiprocessing.get_context("spawn").Process(target=follow, args=(tmp_path, store.port))
-    other.start()
-    try:
-        group = join(store, 0, 2, CPU)
-        shared = run(core_of(tmp_path, True, True, NUM_BLOCKS, group=group, pp=2), greedy_and_host_requests())
-    finally:
-        leave()
-        other.join(20)
-        other.kill()
-    assert tokens_of(shared) == tokens_of(alone)
