@@ -354,6 +354,7 @@ def measure_batch(
         "prefill_ms_all": [1e3 * seconds for seconds in prefill],
         "tpot_ms": statistics.median(tpot),
         "tpot_ms_all": tpot,
+        "whole_ms_all": [1e3 * seconds for seconds in whole],
         "output_tokens_per_s": batch * output_len / statistics.median(whole),
         "passed": True,
     }

@@ -136,6 +136,18 @@ def _logits(folder: str, device: torch.device, kind: Kind, ids: list[int], group
     return prompt_logits(loaded.model, ids, config.block_size).double().cpu()
 
 
+def float32_texts(folder: Path, device: str, several: dict[str, int], output_len: int) -> Iterator[dict[str, Any]]:
+    """Greedy tokens of random weights in float32, of one rank with graphs, and of several with graphs and without.
+
+    Args:
+        folder: gets the checkpoint.
+        several: ranks, as of the engine: ``{"pp": 2}``.
+    """
+    random = write_random(folder / "random")
+    write_tokenizer(random, TINY.vocab_size)
+    yield _guarded(random, device, FLOAT32, _prompts(), output_len, "auto", several)
+
+
 def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iterator[dict[str, Any]]:
     """Greedy tokens of one rank with graphs, and of two with graphs and without: of random weights, of dummies with
     shapes that packs have, and of a model of the caller's.
@@ -207,11 +219,17 @@ def _limits(device: str) -> dict[str, Any]:
 
 
 def _guarded(
-    path: Path, device: str, kind: Kind, prompts: list[Any], output_len: int, load_format: str
+    path: Path,
+    device: str,
+    kind: Kind,
+    prompts: list[Any],
+    output_len: int,
+    load_format: str,
+    several: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     about = {"what": "texts", "model": path.name, **kind.told}
     try:
-        return about | _texts(path, device, kind, prompts, output_len, load_format)
+        return about | _texts(path, device, kind, prompts, output_len, load_format, several or {"tp": 2})
     except ConfigError as error:
         # Two ranks cannot share every model, which is no fault.
         return about | {"refused": str(error), "passed": True}
@@ -221,26 +239,32 @@ def _guarded(
 
 
 def _texts(
-    path: Path, device: str, kind: Kind, prompts: list[Any], output_len: int, load_format: str
+    path: Path,
+    device: str,
+    kind: Kind,
+    prompts: list[Any],
+    output_len: int,
+    load_format: str,
+    several: dict[str, int],
 ) -> dict[str, Any]:
     params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
     options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
     found, captured, about = {}, {}, {}
-    for tp, graphs in ((1, "lazy"), (2, "lazy"), (2, "off")):
+    for way, ranks, graphs in (("one", {}, "lazy"), ("two", several, "lazy"), ("eager", several, "off")):
         started = time.monotonic()
-        options |= {"load_format": load_format, "graphs": graphs, "tp": tp}
-        with LLM(str(path), device=device, **options, **_limits(device)) as llm:
-            found[tp, graphs] = ids_of(llm.generate(prompts, params))
-            captured[tp, graphs] = llm.stats().num_graphs
+        options |= {"load_format": load_format, "graphs": graphs}
+        with LLM(str(path), device=device, **options, **ranks, **_limits(device)) as llm:
+            found[way] = ids_of(llm.generate(prompts, params))
+            captured[way] = llm.stats().num_graphs
             about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}
-        print(f"{path.name}, tp {tp}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True)
-    one, two, eager = found[1, "lazy"], found[2, "lazy"], found[2, "off"]
+        print(f"{path.name}, {ranks or 'one rank'}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True)
+    one, two, eager = found["one"], found["two"], found["eager"]
     return {
         "same_texts": sum(a == b for a, b in zip(two, one, strict=True)),
         "of": len(one),
         "common_prefix": [common_prefix(a, b) for a, b in zip(two, one, strict=True)],
         "output_len": output_len,
-        "graphs_captured": captured[2, "lazy"],
+        "graphs_captured": captured["two"],
         "graphs_as_eager": two == eager,
         **about,
         "passed": two == eager and (two == one or kind is not FLOAT32),

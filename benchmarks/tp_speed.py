@@ -42,23 +42,24 @@ class SpeedOptions:
     rounds: int
 
 
-def speed(folder: Path, options: SpeedOptions, tp: int) -> Iterator[dict[str, Any]]:
+def speed(folder: Path, options: SpeedOptions, tp: int, pp: int = 1) -> Iterator[dict[str, Any]]:
     """A row a batch, then what the engine is and holds, then log-probabilities of one prompt."""
     o, shape = options, SHAPES[options.model]
     bandwidth = None if o.device == "cpu" else measure_ceilings(torch.device(o.device)).bandwidth
     started = time.monotonic()
-    with _engine(folder, o, tp) as llm:
+    sizes = {"tp": tp} if pp == 1 else {"tp": tp, "pp": pp}
+    with _engine(folder, o, sizes) as llm:
         cold_start_s = time.monotonic() - started
         for batch in o.batches:
-            # What each rank reads is its share of all but the sums.
-            read = step_bytes(shape, batch, o.input_len + o.output_len // 2) / tp
+            # What each rank reads is its share of all but the sums. A token passes all stages, with those of its step.
+            read = step_bytes(shape, -(-batch // pp), o.input_len + o.output_len // 2) / tp
             floor_ms = None if bandwidth is None else 1e3 * read / bandwidth
             row = measure_batch(llm, o.model, batch, o.input_len, o.output_len, o.rounds)
-            yield {"what": "speed", "tp": tp, "pack": llm.info.pack, "floor_ms": floor_ms} | row
+            yield {"what": "speed", **sizes, "pack": llm.info.pack, "floor_ms": floor_ms} | row
         info, stats = llm.info, llm.stats()
         yield {
             "what": "engine",
-            "tp": tp,
+            **sizes,
             "cold_start_s": cold_start_s,
             "load_s": info.load_s,
             "phases": {phase.name: phase.seconds for phase in info.phases},
@@ -74,9 +75,9 @@ def speed(folder: Path, options: SpeedOptions, tp: int) -> Iterator[dict[str, An
             "graph_s": info.graph_s,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if o.device != "cpu" else None,
             "used_bytes": used_bytes(),
-            "passed": info.tp == tp,
+            "passed": (info.tp, info.pp) == (tp, pp),
         }
-        yield {"what": "logprobs", "tp": tp, "logprobs": _logprobs(llm), "passed": True}
+        yield {"what": "logprobs", **sizes, "logprobs": _logprobs(llm), "passed": True}
 
 
 def without_collectives(folder: Path, options: SpeedOptions) -> Iterator[dict[str, Any]]:
@@ -84,7 +85,7 @@ def without_collectives(folder: Path, options: SpeedOptions) -> Iterator[dict[st
     from tp_silence import silence
 
     silence()
-    with _engine(folder, options, 2) as llm:
+    with _engine(folder, options, {"tp": 2}) as llm:
         for batch in options.batches:
             row = measure_batch(llm, options.model, batch, options.input_len, options.output_len, options.rounds)
             yield {"what": "without collectives", "tp": 2} | row
@@ -145,7 +146,7 @@ def _planned(folder: Path, options: SpeedOptions, row: dict[str, Any]) -> dict[s
     return found
 
 
-def _engine(folder: Path, options: SpeedOptions, tp: int) -> LLM:
+def _engine(folder: Path, options: SpeedOptions, sizes: dict[str, int]) -> LLM:
     where = _written(folder, options.model)
     limits: dict[str, Any] = {
         "max_model_len": max(options.input_len + options.output_len, BESIDE_TOKENS) + 64,
@@ -154,7 +155,7 @@ def _engine(folder: Path, options: SpeedOptions, tp: int) -> LLM:
     }
     if options.device == "cpu":
         limits["kv_cache_memory"] = 16 << 20
-    return LLM(str(where), device=options.device, load_format="dummy", pack=options.pack, tp=tp, **limits)
+    return LLM(str(where), device=options.device, load_format="dummy", pack=options.pack, **sizes, **limits)
 
 
 def _written(folder: Path, model: str) -> Path:

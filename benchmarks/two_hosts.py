@@ -1,6 +1,6 @@
 """Two hosts on one machine: a model that they share, a link that is cut in mid-stream, and what clients see of it.
 
-    sudo PYTHONPATH=. python benchmarks/two_hosts.py [--down SECONDS] [--output FILE]
+    sudo PYTHONPATH=. python benchmarks/two_hosts.py [--way tp] [--down SECONDS] [--output FILE]
 
 Needs root, Ray, `ip` (Debian: apt-get install iproute2), `unshare` (util-linux) and `pgrep` (procps). Each host is a
 network namespace with an address, a name and processes of its own; a bridge in a third namespace joins them, and
@@ -232,7 +232,7 @@ print(sum(group["state"] != "REMOVED" for group in placement_group_table().value
 """
 
 
-def trial(folder: Path, names: list[str], down_s: float) -> dict[str, Any]:
+def trial(folder: Path, names: list[str], way: str, down_s: float) -> dict[str, Any]:
     """The whole trial, from within the namespace of the clients."""
     expected = texts_of_one_process(folder)
     with contextlib.ExitStack() as ending:
@@ -244,7 +244,7 @@ def trial(folder: Path, names: list[str], down_s: float) -> dict[str, Any]:
         server_host.start(*shell, ray_start(head))
         worker_host.start(*shell, ray_start(f"--address {SERVER}:{RAY_PORT} --node-ip-address {WORKER}"))
         began = time.monotonic()
-        command = [sys.executable, "-m", "parhelion.cli", "serve", str(folder), "--tp", "2", "--executor", "ray"]
+        command = [sys.executable, "-m", "parhelion.cli", "serve", str(folder), f"--{way}", "2", "--executor", "ray"]
         command += ["--host", SERVER, "--port", str(PORT), "--ray-address", f"{SERVER}:{RAY_PORT}", *OPTIONS]
         until(lambda: has_joined(server_host) and has_joined(worker_host), 40, "two nodes are in the cluster")
         cluster_s = round(time.monotonic() - began, 2)
@@ -311,15 +311,18 @@ def networks(names: list[str]) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", default="tp", choices=["tp", "pp"], help="how the two ranks divide the model")
     parser.add_argument("--down", type=float, default=15.0, help="seconds that the link is cut")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--inside", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         folder, *names = options.inside
-        result = trial(Path(folder), names, options.down)
+        result = trial(Path(folder), names, options.way, options.down)
         described = {
-            "command": "python benchmarks/two_hosts.py" + (f" --down {options.down:g}" if options.down != 15.0 else ""),
+            "command": "python benchmarks/two_hosts.py"
+            + (f" --way {options.way}" if options.way != "tp" else "")
+            + (f" --down {options.down:g}" if options.down != 15.0 else ""),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
             "versions": {name: version(name) for name in ("parhelion", "torch", "ray", "pyzmq")},
             "date": date.today().isoformat(),
@@ -342,7 +345,8 @@ def main() -> None:
         model, ray_files = Path(folder) / "model", Path(folder) / "ray"
         ray_files.mkdir()
         write_model(model)
-        inside = [sys.executable, __file__, "--inside", str(model), *names, "--down", str(options.down)]
+        inside = [sys.executable, __file__, "--inside", str(model), *names, "--way", options.way]
+        inside += ["--down", str(options.down)]
         # Whoever knows the token may use the cluster: this trial and nobody else.
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(ray_files)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

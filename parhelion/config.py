@@ -69,8 +69,7 @@ class EngineConfig:
         tp: tensor parallelism: so many ranks, each on a device of its own, share every layer. Heads, feed-forward and
             vocabulary are divided; heads, KV heads and the feed-forward must divide evenly. On CPUs as well.
         pp: pipeline parallelism: so many stages, each of ``tp`` ranks, hold consecutive layers and their KV cache. As
-            many steps are under way as there are stages; the running requests take turns. On CPUs of one machine only
-            so far.
+            many steps are under way as there are stages; the running requests take turns.
         dp: data parallelism: so many replicas of the engine, each in a process of its own with ranks of its own, share
             the requests. A request goes where its prefix is cached and little waits. On GPUs each replica takes the
             GPUs behind those of the one before it; on a CPU all share cores and memory.
@@ -181,12 +180,6 @@ class EngineConfig:
         way_out = " and ".join(f"{name} 1" for name in several)
         if self.executor == "inproc":
             raise ConfigError(f"executor is inproc, which runs one rank, and {asked}: choose auto or multiproc")
-        if self.draft_model is not None and self.pp > 1:
-            raise ConfigError(
-                f"draft_model is {self.draft_model!r} and pp is {self.pp}: a draft model begins and ends steps in one "
-                "process so far, and a pipeline's ends are in two; leave it out (speculate ngram works), or take pp 1, "
-                "with which tp may be more than 1"
-            )
         if self.compile:
             raise ConfigError(f"compile makes blocks of one rank, and {asked}: leave it out, or take {way_out}")
 
@@ -196,14 +189,9 @@ class EngineConfig:
         return self.tp * self.pp
 
     def _check_ray(self) -> None:
-        if self.pp > 1:
+        if self.num_ranks == 1:
             raise ConfigError(
-                f"executor is ray and pp is {self.pp}: Ray places the ranks of one stage so far, and stages talk "
-                "within one machine; take tp instead of pp, or choose auto"
-            )
-        if self.tp == 1:
-            raise ConfigError(
-                "executor is ray, which runs ranks on several machines, and tp is 1: choose auto, or more"
+                "executor is ray, which runs ranks on several machines, and tp and pp are 1: choose auto, or more"
             )
         if ":" in self.device:
             raise ConfigError(f"device is {self.device}, but Ray chooses among the GPUs: pass device cuda")

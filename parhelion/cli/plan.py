@@ -63,8 +63,8 @@ def plan(
 ) -> None:
     """Plan a model on GPUs that need not be here: what fits, which layout is best, how long steps take, and why.
 
-    It predicts. serve --tp divides layers among the devices of one machine, serve --dp has replicas on them, and
-    serve --pp has stages, on CPUs only so far.
+    It predicts. serve --tp divides layers among the devices of one machine, serve --pp has stages of them, and
+    serve --dp has replicas.
 
     Example: [cyan]parhelion plan qwen3-8b --gpus 8 --device h100 --quantization fp8_per_token[/]
     """
@@ -183,7 +183,7 @@ def _show(report: PlanReport) -> None:
     for sentence in report.assumptions:
         print_note(sentence)
     if report.num_gpus > 1:
-        print_note("a plan only: serve takes --tp and --dp so on the GPUs of one machine, and --pp on CPUs so far")
+        print_note("a plan only: serve takes --tp, --pp and --dp so on the GPUs of one machine")
 
 
 def _and_more(number: int) -> str:

@@ -50,8 +50,6 @@ def divisors(number: int) -> list[int]:
 
 def why_not(model: ModelSize, layout: Layout, gpus_per_node: int) -> str | None:
     """Why a model cannot be divided so, with sizes that would work; None if it can."""
-    if model.draft is not None and layout.pp > 1:
-        return "a draft model begins and ends steps in one stage so far; pp may be 1"
     reason = why_not_tp(model, layout.tp)
     if reason is None and layout.tp > gpus_per_node and layout.tp % gpus_per_node:
         reason = f"tp {layout.tp} fills no whole nodes of {gpus_per_node}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from parhelion.distributed.layouts import Layout, shared_or_whole
-from parhelion.distributed.model_size import ELEMENT, ModelSize
+from parhelion.distributed.model_size import ELEMENT, HeadSize, ModelSize
 
 RESERVED_BYTES = 512 << 20
 """What the driver's context and libraries take: an estimate."""
@@ -52,7 +52,8 @@ class RankMemory:
 
 
 def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, max_seqs: int) -> RankMemory:
-    """Of the fullest rank: of a pipeline's stages the last, or the first, which holds as much.
+    """Of the fullest rank: of a pipeline's stages the last, which a draft model is beside, or the first, which holds as
+    much without one. A head brings the embedding's table there.
 
     Args:
         total: bytes of the device.
@@ -60,7 +61,8 @@ def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, m
         max_seqs: that run at once.
     """
     shard = replace(model.shard(layout.tp), num_layers=model.num_layers // layout.pp)
-    weights = shard.num_layers * shard.layer_bytes + _table_bytes(shard, layout.pp)
+    both_tables = layout.pp == 1 or isinstance(model.draft, HeadSize)
+    weights = shard.num_layers * shard.layer_bytes + _table_bytes(shard, both_tables)
     kv_bytes = shard.kv_bytes_per_token
     if model.draft is not None:
         draft = shared_or_whole(model.draft, layout.tp)
@@ -84,9 +86,9 @@ def why_no_room(memory: RankMemory, seq_len: int) -> str | None:
     )
 
 
-def _table_bytes(shard: ModelSize, pp: int) -> int:
-    """Embedding and output head, which are on one rank unless there are stages."""
-    if pp > 1:
+def _table_bytes(shard: ModelSize, both: bool) -> int:
+    """Of embedding and output head the larger; or of both, which may be one."""
+    if not both:
         return max(shard.table_bytes, shard.head_bytes)
     return shard.table_bytes + (0 if shard.shares_table else shard.head_bytes)
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import socket
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from parhelion.config import environment_variables
 from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
-from parhelion.distributed.stages import StageLinks
+from parhelion.distributed.stages import Road, StageLinks
 from parhelion.errors import ConfigError
 from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.inboxes import forget_inboxes
@@ -106,11 +107,9 @@ def join(
     on_gpu = device.type != "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
-    name = (interface or loopback()).name
     # Torch names the group by it, and all ranks must name it alike; but here an attempt that failed may have counted.
     dist.distributed_c10d._world.group_count = 0
-    # NCCL takes a name for a prefix of names, unless told otherwise.
-    with environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}):
+    with _through(interface):
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -132,6 +131,13 @@ def join(
     return Group(rank, num_ranks)
 
 
+def _through(interface: Interface | None) -> AbstractContextManager[None]:
+    """Whom gloo and NCCL set up meanwhile, they reach through this interface."""
+    name = (interface or loopback()).name
+    # NCCL takes a name for a prefix of names, unless told otherwise.
+    return environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"})
+
+
 def take_place(
     store: dist.Store, rank: int, tp: int, pp: int, device: torch.device, interface: Interface | None = None
 ) -> Place:
@@ -143,16 +149,30 @@ def take_place(
         tp: ranks that share each layer.
         pp: stages.
         device: that this rank computes on.
-        interface: see ``join``; stages talk through the loopback's, since all of them are on one host.
+        interface: see ``join``.
     """
     stage, number = divmod(rank, tp)
     if pp == 1:
         return Place(stage, join(store, rank, tp, device, interface))
     group = join(dist.PrefixStore(f"stage {stage}", store), number, tp, device, interface) if tp > 1 else ALONE
-    with environment_variables({"GLOO_SOCKET_IFNAME": loopback().name}):
+    with _through(interface):
         # A group beside torch's default one, which is that of the stage: what the layers do together stays as it is.
-        roads = dist.ProcessGroupGloo(dist.PrefixStore(f"stages {number}", store), stage, pp, CALL_TIMEOUT)
-    return Place(stage, group, StageLinks(roads))
+        links = StageLinks(_roads(dist.PrefixStore(f"stages {number}", store), stage, pp, device), device)
+        if device.type != "cpu":
+            torch.cuda.set_device(device)
+            # What NCCL sets up at the first transfer shall fail here, and take its memory before it is measured.
+            links.meet()
+    return Place(stage, group, links)
+
+
+def _roads(store: dist.Store, stage: int, num_stages: int, device: torch.device) -> Road:
+    if device.type == "cpu":
+        roads: Road = dist.ProcessGroupGloo(store, stage, num_stages, CALL_TIMEOUT)
+        return roads
+    options = dist.distributed_c10d.ProcessGroupNCCL.Options()
+    options._timeout = CALL_TIMEOUT
+    roads = dist.distributed_c10d.ProcessGroupNCCL(store, stage, num_stages, options)
+    return roads
 
 
 def leave() -> None:

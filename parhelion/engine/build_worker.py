@@ -39,6 +39,7 @@ def build_worker(
     resolver: Resolver,
     draft: DecoderModel | Eagle3Head | None = None,
     links: StageLinks | None = None,
+    passed_on: tuple[int, ...] = (),
 ) -> Worker | DeviceWorker:
     """The worker of the model's device.
 
@@ -49,11 +50,12 @@ def build_worker(
         resolver: finds the providers of sampling.
         draft: guesses tokens for steps to check.
         links: to the other stages.
+        passed_on: layers before which hidden states are taken for a head beside the last stage.
     """
     on_gpu = model.device.type != "cpu"
     if not on_gpu:
         budget = config.token_budget(on_gpu)
-        return Worker(model, size, config.block_size, config.max_num_seqs, draft, budget, links)
+        return Worker(model, size, config.block_size, config.max_num_seqs, draft, budget, links, passed_on)
     options = DeviceWorkerOptions(
         config.block_size,
         config.max_num_seqs,
@@ -61,7 +63,7 @@ def build_worker(
         use_graphs=config.graphs != "off",
         num_guesses=config.num_speculative_tokens if config.speculate != "off" else 0,
     )
-    return DeviceWorker(model, size, options, resolver, draft)
+    return DeviceWorker(model, size, options, resolver, draft, links, passed_on)
 
 
 def capture_graphs(config: EngineConfig, worker: Worker | DeviceWorker) -> None:

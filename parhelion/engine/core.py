@@ -166,6 +166,9 @@ class EngineCore:
             )
             if update.finish_reason is not None:
                 self._forget(update.request_id)
+        for each in result.proposals:
+            if self._speculation is not None and each.request_id in self._requests:
+                self._speculation.hear(each.request_id, each.num_known, each.token_ids)
         return outputs
 
     def _collect_prompt_logprobs(self, result: StepResult) -> None:

@@ -17,7 +17,7 @@ from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.step_inputs.formulas import row_inputs, token_inputs
-from parhelion.scheduler import Row
+from parhelion.scheduler import KNOWN, Row
 
 PARAMETERS = 6
 """Columns of the sampling table: temperature, top_p, min_p (bits of float32), top_k, and the seed's two halves."""
@@ -124,6 +124,12 @@ class DeviceState:
     def token_update(self, slot: int, token_ids: npt.NDArray[np.int64]) -> Update:
         """A slot's first tokens."""
         return Update(slot * self.tokens.shape[1] + np.arange(len(token_ids)), token_ids)
+
+    def told_update(self, rows: Sequence[Row]) -> Update:
+        """The first tokens of rows for which the last stage has sampled them."""
+        width = self.tokens.shape[1]
+        entries = [(row.slot * width + row.start, row.first_token) for row in rows if row.first_token != KNOWN]
+        return Update(*np.array(entries, np.int64).reshape(-1, 2).T)
 
     def guess_update(self, rows: Sequence[Row]) -> Update:
         """The guesses of rows, behind their first tokens; what the step samples is written over them."""

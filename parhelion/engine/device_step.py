@@ -11,6 +11,7 @@ import torch
 
 from parhelion.distributed.group import Group
 from parhelion.engine.device_sampling import DeviceSampler
+from parhelion.engine.device_stage import StageBuffers
 from parhelion.engine.device_state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
 from parhelion.layers.step_batch import StepBatch
@@ -30,7 +31,8 @@ class StepOutputs:
     """What a step leaves on the device.
 
     Attributes:
-        token_ids: [num_rows] int64; meaningless under ``Mode.HOST`` and for rows that do not sample.
+        token_ids: [num_rows] int64; meaningless under ``Mode.HOST``, for rows that do not sample, and of stages before
+            the last.
         sample_index: [num_rows] int64, where these go; see ``StepTensors``. Under ``Mode.HOST`` nothing is there yet.
         hidden: [num_tokens, hidden_size]; None of a graph, which would keep their memory for good.
         logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
@@ -73,6 +75,7 @@ class DeviceStep:
         sampler: chooses tokens.
         reader: reads the hidden states of every step; None: nobody does.
         group: the ranks that must choose alike; None: those that share the model.
+        between: what comes from the stage before and goes to the one behind; None: the model is whole.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class DeviceStep:
         sampler: DeviceSampler,
         reader: StatesReader | None = None,
         group: Group | None = None,
+        between: StageBuffers | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
@@ -90,12 +94,16 @@ class DeviceStep:
         self._sampler = sampler
         self._reader = reader
         self._group = group or model.group
+        self._between = between
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
         ints = view_ints(buffer, bucket)
         tensors = self._state.tensors(ints, bucket)
-        hidden = self._forward(ints, tensors.batch)
+        hidden = self._forward(ints, tensors.batch, bucket)
+        if self._between is not None and not self._model.stage.is_last:
+            self._between.leave(hidden)
+            return StepOutputs(ints.row_slot.long(), tensors.sample_index, hidden)
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
         if mode is Mode.HOST:
             logits = self._model.compute_logits(last)
@@ -114,10 +122,13 @@ class DeviceStep:
         token_ids = self._sampler.draw(self._model.compute_logits(hidden).float(), ints, self._state)
         return self._group.from_first(token_ids)
 
-    def _forward(self, ints: StepInts, batch: StepBatch) -> torch.Tensor:
-        if self._reader is None:
-            return self._model.forward(batch, self._kv_cache)
-        states = self._reader.wanted()
-        hidden = self._model.forward(batch, self._kv_cache, states)
-        self._reader.keep(ints, states)
+    def _forward(self, ints: StepInts, batch: StepBatch, bucket: Bucket) -> torch.Tensor:
+        reader, received = self._reader, None
+        if self._between is not None:
+            received = self._between.given(bucket, has_states=reader is not None)
+        if reader is None:
+            return self._model.forward(batch, self._kv_cache, received=received)
+        states = reader.wanted()
+        hidden = self._model.forward(batch, self._kv_cache, states, received)
+        reader.keep(ints, states)
         return hidden

@@ -7,18 +7,21 @@ handed over while step N runs. The host sends one buffer of integers a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from parhelion.distributed.stages import StageLinks
 from parhelion.engine.buckets import Buckets
 from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
 from parhelion.engine.device_head import HeadFeatures, HeadStep
 from parhelion.engine.device_queue import DeviceQueue
 from parhelion.engine.device_sampling import DeviceSampler
+from parhelion.engine.device_stage import PassedOn, StageBuffers
 from parhelion.engine.device_state import DeviceState, Update
 from parhelion.engine.device_step import DeviceStep, Mode, Step, StepOutputs
+from parhelion.engine.draft_ahead import guesses_of, proposals, rows_behind
 from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
@@ -34,7 +37,7 @@ from parhelion.engine.step_layout import (
     rows_of,
     samples_of,
 )
-from parhelion.engine.step_result import PromptLogprobs, StepResult
+from parhelion.engine.step_result import NOTHING, PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
@@ -77,6 +80,8 @@ class DeviceWorker:
         resolver: finds the providers of what a step needs beside the model.
         draft_model: a model or a head that guesses tokens for steps to check; None: nobody does, or the scheduler knows
             somebody.
+        links: to the other stages, if the model is one of several; the host tells the first what the last has sampled.
+        passed_on: layers before which hidden states are taken for a head beside the last stage.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class DeviceWorker:
         options: DeviceWorkerOptions,
         resolver: Resolver,
         draft_model: DecoderModel | Eagle3Head | None = None,
+        links: StageLinks | None = None,
+        passed_on: tuple[int, ...] = (),
     ) -> None:
         self._model = model
         self._options = options
@@ -94,11 +101,19 @@ class DeviceWorker:
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device, resolver)
         sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
-        self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler)
+        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
+        self._between: StageBuffers | None = None
+        if links is not None:
+            sizes = self._buckets.most_tokens, model.config.hidden_size
+            self._between = StageBuffers(model.stage, links, passed_on, *sizes, model.dtype, self._device)
+        self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, between=self._between)
+        if passed_on and not model.stage.is_last:
+            passing = PassedOn(passed_on)
+            self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, passing, between=self._between)
+        self._max_model_len = size.max_model_len
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
-        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
         num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
         self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
@@ -106,9 +121,9 @@ class DeviceWorker:
         self._runner = self._graphs or self._eager
         self._drafter: DeviceDrafter | None = None
         if isinstance(draft_model, Eagle3Head):
-            layers = draft_model.config.layers_read(model.config)
+            layers = draft_model.config.layers_read(model.whole)
             features = HeadFeatures(draft_model, layers, self._buckets.most_tokens, self._state)
-            self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, features)
+            self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, features, between=self._between)
             self._drafter = self._head_drafter(draft_model, features, size, sampler)
         elif draft_model is not None:
             self._drafter = self._model_drafter(draft_model, size, sampler)
@@ -173,32 +188,47 @@ class DeviceWorker:
             admitted: the requests of ``plan.admissions``, in their order.
 
         Returns:
-            What ``wait`` turns into the step's result; steps must be waited for in order.
+            What ``wait`` turns into the step's result; steps must be waited for in order. Nothing of a stage that is
+            not the last.
         """
         with torch.inference_mode(), self._stream.activate():
             return self._execute(plan, admitted)
 
     def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
-        tokens, blocks, parameters = self._take_admissions(plan, admitted)
         rows = rows_of(plan)
-        mode = self._mode(rows)
-        draft, step = None, self._step
+        pending = self._hand_to_device(plan, admitted, rows)
+        if self._drafter is None or not plan.num_ahead:
+            return pending
+        return self._look_ahead(self._drafter, plan, rows, pending.wait())
+
+    def _hand_to_device(self, plan: StepPlan, admitted: Sequence[AddRequest], rows: StepRows) -> _Pending | StepResult:
+        tokens, blocks, parameters = self._take_admissions(plan, admitted)
+        stage, num_tokens = self._model.stage, int(rows.counts.sum())
+        mode = self._mode(rows) if stage.is_last else Mode.GREEDY
+        if self._between is not None and stage.is_first:
+            tokens.append(self._state.told_update(plan.rows))
+        draft, step = None, self._followed_step if plan.follows else self._step
         verifies = bool((rows.samples > 1).any())
         if verifies:
             self._check_num_guesses(rows)
-        if self._drafter is not None and plan.follows:
+        if self._drafter is not None and plan.follows and not plan.num_ahead:
             self._queue.write((tokens, blocks, parameters))
             tokens, blocks, parameters = [], [], []
-            draft, step = self._drafter.draft(rows, mode), self._followed_step
+            draft = self._drafter.draft(rows, mode)
         elif verifies:
             tokens.append(self._state.guess_update(plan.rows))
         if verifies:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        wants_prompts = (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        wants_prompts = stage.is_last and (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        if self._between is not None:
+            self._between.receive(num_tokens, step is not self._step)
         # Of what a graph computes, the hidden states are gone.
         outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
+        if self._between is not None and not stage.is_last:
+            self._between.hand_over(num_tokens, step is not self._step)
+            return NOTHING
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
         ids = pinned(bucket.num_rows, self._device)
@@ -207,6 +237,17 @@ class DeviceWorker:
         stays = self._host_sampler.stays(rows)
         self._last = _Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft)
         return self._last
+
+    def _look_ahead(self, drafter: DeviceDrafter, plan: StepPlan, rows: StepRows, result: StepResult) -> StepResult:
+        """Guess for the next step of the same rows, behind what this one has sampled. Waits for the device twice."""
+        accepted = drafter.progress.settle(rows, guesses_of(plan.rows), np.array(result.token_ids, np.int64))
+        sizes = self._options.block_size, self._max_model_len
+        behind = rows_behind(rows, accepted, self._num_blocks[rows.slots], sizes, plan.num_ahead)
+        draft = drafter.draft(behind, self._mode(rows))
+        record_event(self._device).synchronize()
+        drafted = draft.read()
+        proposed = proposals(plan.rows, behind, drafted.token_ids)
+        return replace(result, drafted=replace(drafted, token_ids=[]), proposals=proposed)
 
     def _finish_on_host(
         self,

@@ -12,7 +12,7 @@ from parhelion.models.config import ModelConfig
 from parhelion.models.eagle3_config import Eagle3Config, check_fits, is_eagle3, read_eagle3_config
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer, load_tokenizer
-from parhelion.speculative import Drafting, NgramProposer, Pace, Speculation, Speculator
+from parhelion.speculative import Drafting, DraftingAhead, NgramProposer, Pace, Speculation, Speculator
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,6 @@ def speculator(config: EngineConfig, chosen: DraftChoice | None = None, cost: fl
         return None
     pace = Pace() if config.speculate == "auto" else None
     if chosen is not None:
-        return Drafting(config.num_speculative_tokens, cost, pace, needs_states=chosen.head is not None)
+        kind = Drafting if config.pp == 1 else DraftingAhead
+        return kind(config.num_speculative_tokens, cost, pace, needs_states=chosen.head is not None)
     return Speculation(NgramProposer(), config.num_speculative_tokens, pace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -127,14 +128,18 @@ class HostDrafter:
         """What the target's forward pass is to hand out for the draft."""
         return self._draft.wanted()
 
-    def settle(self, rows: StepRows, drafted: Drafted, chosen: Ints, states: HiddenStates | None) -> None:
+    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints, states: HiddenStates | None) -> Ints:
         """A step in which the draft took part is done.
 
         Args:
             rows: the step's.
-            drafted: what was guessed for them.
+            guessed: what was guessed for them, row after row.
             chosen: what they sampled, row after row.
             states: what was wanted of the forward pass.
+
+        Returns:
+            See ``DraftProgress.settle``.
         """
-        wrong = num_guesses(rows) - self.progress.settle(rows, drafted.token_ids, chosen)
-        self._draft.learn(rows, rows.counts - wrong, states)
+        accepted = self.progress.settle(rows, guessed, chosen)
+        self._draft.learn(rows, rows.counts - num_guesses(rows) + accepted, states)
+        return accepted

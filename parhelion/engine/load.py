@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +44,10 @@ from parhelion.quantization import UNQUANTIZED, QuantScheme, choose_head_scheme,
 from parhelion.scheduler import SchedulerConfig
 
 Progress = Callable[[int, int], None]
+
+
+_ONE_STAGE: dict[str, Any] = {"pp": 1, "executor": "auto", "ray_address": None, "interface": None}
+"""Options of a model that is not divided into stages."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +173,20 @@ def _load_engine(
     """The engine of this rank, which is the first of several if there are others."""
     started = time.monotonic()
     place = others.place if others is not None else Place()
-    loaded = load_model(config, model_path, progress, place.group, needs_tables(chosen))
+    own = chosen if config.pp == 1 else None
+    loaded = load_model(config, model_path, progress, place.group, needs_tables(own))
     model, resolver, arithmetic = loaded.model, loaded.resolver, loaded.arithmetic
     device = model.device
     on_gpu = device.type != "cpu"
-    draft, draft_bytes = load_draft(config, chosen, loaded)
+    draft, draft_bytes = load_draft(config, own, loaded)
+    if chosen is not None and own is None:
+        # What is noted of the draft model where it is loaded is not told here.
+        _draft_group(chosen, loaded)
+    cost = draft_bytes / max(1, loaded.weight_bytes) if config.pp == 1 else _draft_cost(chosen, model)
     size = kv_cache_size(config, model, draft)
     if others is not None:
         size = others.smallest(size)
-    worker = build_worker(config, model, size, resolver, draft, place.links)
+    worker = build_worker(config, model, size, resolver, draft, place.links, states_passed_on(chosen, model))
     warming = time.monotonic()
     worker.warm_up()
     if others is not None:
@@ -191,7 +201,7 @@ def _load_engine(
         _scheduler_config(config, size, on_gpu),
         _with_others(worker, others, config.pp),
         overlap=config.overlap,
-        speculation=speculator(config, chosen, draft_bytes / max(1, loaded.weight_bytes)),
+        speculation=speculator(config, chosen, cost),
         thread=thread,
         peers=others,
     )
@@ -250,10 +260,27 @@ def needs_tables(chosen: DraftChoice | None) -> bool:
     return chosen is not None and chosen.head is not None
 
 
+def states_passed_on(chosen: DraftChoice | None, model: DecoderModel) -> tuple[int, ...]:
+    """Layers before which a head reads hidden states that the stages before its own hand to it."""
+    if model.stage.count == 1 or chosen is None or chosen.head is None:
+        return ()
+    return chosen.head.layers_read(model.whole)
+
+
+def _draft_cost(chosen: DraftChoice | None, model: DecoderModel) -> float:
+    """Bytes of weights over the target's, of a draft model that another stage has."""
+    if chosen is None:
+        return 0.0
+    scheme = UNQUANTIZED if chosen.head is not None else choose_scheme(chosen.config.quantization, None)
+    draft, target = (size_of(*each) for each in ((chosen.config, scheme), (model.whole, model.scheme)))
+    return draft.weight_bytes / target.weight_bytes
+
+
 def load_draft(
     config: EngineConfig, chosen: DraftChoice | None, target: LoadedModel
 ) -> tuple[DecoderModel | Eagle3Head | None, int]:
-    """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights.
+    """The draft model, in the target's arithmetic and for texts as long, and the bytes of its weights. No stages
+    divide it.
 
     The target's ranks share it as they share the target, if its sizes divide as well. If not, each has all of it, and
     rank 0 tells the others what it guesses.
@@ -262,7 +289,9 @@ def load_draft(
         return None, 0
     group = _draft_group(chosen, target)
     length = config.max_model_len or target.model.config.max_position
-    options = replace(config, quantization=None, lm_head_quantization=None, compile=False, max_model_len=length)
+    options = replace(
+        config, quantization=None, lm_head_quantization=None, compile=False, max_model_len=length, **_ONE_STAGE
+    )
     with torch.inference_mode():
         draft: DecoderModel | Eagle3Head
         if chosen.head is None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from parhelion.distributed.model_size import ModelSize
 from parhelion.distributed.stages import Stage, divide_layers
+from parhelion.engine.graphs import GraphCache
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.models.config import ModelConfig
@@ -30,6 +31,9 @@ class LaterStages(Protocol):
 class FirstStage(Protocol):
     """The part of a step that this process computes."""
 
+    @property
+    def graphs(self) -> GraphCache | None: ...
+
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep: ...
 
 
@@ -45,8 +49,13 @@ class PipelineWorker:
         self._first = first
         self._others = others
 
+    @property
+    def graphs(self) -> GraphCache | None:
+        """This rank's captured graphs, if any are used."""
+        return self._first.graphs
+
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
-        """See ``Worker``; returns once the step has left this stage.
+        """See ``Worker``; returns once the step has left this stage, or its device has been handed it.
 
         Raises:
             EngineDeadError: a rank has ended.

@@ -18,8 +18,7 @@ def replica_config(config: EngineConfig, replica: int) -> EngineConfig:
     """The options of one replica: on GPUs it begins behind the ranks of the one before it.
 
     Raises:
-        ConfigError: no such device is here, there are fewer GPUs than all ranks of all replicas need, or these form
-            pipelines on GPUs.
+        ConfigError: no such device is here, or there are fewer GPUs than all ranks of all replicas need.
     """
     if config.dp == 1 or config.executor == "ray":
         return config
@@ -34,7 +33,7 @@ def rank_device(config: EngineConfig, rank: int) -> torch.device:
     """The device of a rank: the first takes the replica's device, and each other one the next. Ray gives each its own.
 
     Raises:
-        ConfigError: no such device is here, there are fewer GPUs than ranks, or these form a pipeline on GPUs.
+        ConfigError: no such device is here, or there are fewer GPUs than ranks.
     """
     device = choose_device(config.device)
     if config.num_ranks == 1 or device.type == "cpu" or config.executor == "ray":
@@ -71,16 +70,13 @@ def rank_hosts(config: EngineConfig) -> RankHosts:
 
 
 def _check_gpus(config: EngineConfig, first: torch.device, needed: int) -> None:
-    if config.pp > 1:
-        raise ConfigError(
-            f"pp is {config.pp}, and pipelines run on CPUs so far: the worker of a GPU computes whole steps, captured "
-            "in graphs, and cannot hand one over to another stage; take tp instead of pp, or pass device cpu"
-        )
     there = torch.cuda.device_count()
     if (first.index or 0) + needed <= there:
         return
-    asked = f"tp is {config.tp}" if config.dp == 1 else f"dp is {config.dp} and tp is {config.tp}"
+    sizes = (("dp", config.dp), ("tp", config.tp), ("pp", config.pp))
+    several = {name: size for name, size in sizes if size > 1}
+    asked = " and ".join(f"{name} is {size}" for name, size in several.items())
     raise ConfigError(
         f"{asked}, which takes {needed} GPUs from {first} on, but this machine has {there} GPUs, and every rank needs "
-        f"its own: lower {'tp' if config.dp == 1 else 'dp or tp'}, or pass device cpu"
+        f"its own: lower {' or '.join(several)}, or pass device cpu"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +16,18 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 import torch
-import zmq
 
 from parhelion.distributed.rendezvous import reach_store, take_place
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
 from parhelion.engine.draft_choice import read_draft
-from parhelion.engine.heartbeats import answer_heartbeats
-from parhelion.engine.load import load_draft, load_model, needs_tables
+from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.loop import failure
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import rank_device, rank_threads
-from parhelion.engine.rank_line import connect_line
+from parhelion.engine.rank_channel import RankChannel, Relay, Road
 from parhelion.engine.rank_messages import (
     ExecuteStep,
-    FromRank,
     Hello,
     Join,
     Leave,
@@ -39,8 +35,6 @@ from parhelion.engine.rank_messages import (
     RankOptions,
     Refused,
     Serve,
-    StepDone,
-    ToRank,
 )
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
@@ -50,43 +44,6 @@ ENDING_S = 1.0
 """How long a rank that has failed waits to see whether whoever started it has ended."""
 
 _Message = TypeVar("_Message", Join, Serve, ExecuteStep)
-
-
-class RankChannel:
-    """A rank's end of the road to rank 0.
-
-    Args:
-        options: say where that is. Across hosts this process ends when the connection does, whatever it is doing.
-    """
-
-    def __init__(self, options: RankOptions) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        if options.server_key:
-            monitor = connect_line(
-                self._socket, options.address, options.server_key, options.config.heartbeat_timeout_s
-            )
-            threading.Thread(target=_end_with_connection, args=(monitor,), daemon=True).start()
-        else:
-            self._socket.connect(options.address)
-            self._life = answer_heartbeats(self._context, options.life_address)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(ToRank)
-
-    def send(self, message: FromRank) -> None:
-        """Queue a message."""
-        self._socket.send(self._encoder.encode(message))
-
-    def receive(self) -> ToRank:
-        """The next message; waits for it."""
-        message: ToRank = self._decoder.decode(self._socket.recv())
-        return message
-
-    def close(self) -> None:
-        """Send what is queued, within two seconds, and close the socket."""
-        self._context.destroy(linger=2000)
 
 
 class _Stopped(Exception):
@@ -121,15 +78,6 @@ def main() -> int:
     return 0
 
 
-def _end_with_connection(monitor: zmq.Socket[bytes]) -> None:
-    """End this process when its connection to rank 0 has ended or rank 0 has been silent for too long."""
-    try:
-        monitor.recv_multipart()
-    except zmq.ZMQError:
-        return  # closed, since this process ends by itself
-    os._exit(1)
-
-
 def _serve(options: RankOptions, channel: RankChannel) -> None:
     config = options.config
     torch.set_num_threads(rank_threads(config))
@@ -141,30 +89,37 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     device = rank_device(config, options.rank)
     store = reach_store(found.port, config.num_ranks, found.address)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
-    loaded = load_model(config, model_path, None, place.group, needs_tables(chosen), place.stage)
-    draft, _ = load_draft(config, chosen, loaded)
+    # Draft models and heads are beside the last stage.
+    own = chosen if place.stage == config.pp - 1 else None
+    loaded = load_model(config, model_path, None, place.group, needs_tables(own), place.stage)
+    draft, _ = load_draft(config, own, loaded)
     size = kv_cache_size(config, loaded.model, draft)
     channel.send(Loaded(size.num_blocks, size.max_model_len))
     serve = _next(channel, Serve)
     size = replace(size, num_blocks=serve.num_blocks, max_model_len=serve.max_model_len)
-    worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links)
+    passed_on = states_passed_on(chosen, loaded.model)
+    worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links, passed_on)
     worker.warm_up()
     capture_graphs(config, worker)
-    run_steps(channel, worker, loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0)
+    answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
+    if not answers or device.type == "cpu":
+        run_steps(channel, worker, answers)
+    with Relay(channel) as relay:
+        run_steps(relay, worker, answers)
 
 
-def run_steps(channel: RankChannel, worker: StepExecutor, answers: bool) -> NoReturn:
+def run_steps(road: Road, worker: StepExecutor, answers: bool) -> NoReturn:
     """Run the steps that rank 0 hands out, until it says that this is the end.
 
     Args:
-        channel: to rank 0.
+        road: to rank 0.
         worker: this rank's.
         answers: rank 0 is told what the steps produced.
     """
     before: PendingStep | None = None
     while True:
         try:
-            step = _next(channel, ExecuteStep)
+            step = _next(road, ExecuteStep)
         except _Stopped:
             # Rank 0 still waits for this rank's part of it.
             if before is not None:
@@ -172,7 +127,8 @@ def run_steps(channel: RankChannel, worker: StepExecutor, answers: bool) -> NoRe
             raise
         pending = worker.execute(step.plan, step.admitted)
         if answers:
-            channel.send(StepDone(step.plan.step, pending.wait()))
+            road.answer(step.plan.step, pending)
+            continue
         # Where the device computes on its own, a step is waited for while the next one runs.
         if before is not None:
             before.wait()
@@ -197,8 +153,8 @@ def path_here(options: RankOptions, theirs: str, name: str) -> Path:
         raise ModelNotFoundError(f"every machine needs the model, and {path} is not on this one: {error}") from None
 
 
-def _next(channel: RankChannel, kind: type[_Message]) -> _Message:
-    message = channel.receive()
+def _next(road: Road, kind: type[_Message]) -> _Message:
+    message = road.receive()
     if isinstance(message, kind):
         return message
     if isinstance(message, Leave):

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,19 +96,20 @@ class RayHosts:
         need = {"GPU": 1} if on_gpu else {"CPU": 1}
         # Every node has a resource of its own name, by which rank 0's place is taken on this one.
         own = {f"node:{here['NodeManagerAddress']}": 0.001}
-        self._placed = placed = placement_group([{**need, **own}, *[need] * (config.tp - 1)], strategy="PACK")
+        self._placed = placed = placement_group([{**need, **own}, *[need] * (config.num_ranks - 1)], strategy="PACK")
         if not placed.wait(PLACE_TIMEOUT_S):
             raise ConfigError(
-                f"the Ray cluster has found no room for {config.tp} ranks within {PLACE_TIMEOUT_S:g} s: each needs "
-                f"1 {next(iter(need))} that nobody else has taken, and the first one has to be on "
+                f"the Ray cluster has found no room for {config.num_ranks} ranks within {PLACE_TIMEOUT_S:g} s: each "
+                f"needs 1 {next(iter(need))} that nobody else has taken, and the first one has to be on "
                 f"{here['NodeManagerHostname']}; the cluster has {_listed(nodes)}"
             )
         found = placement_group_table(placed)["bundles_to_node_id"]
         nodes = {node["NodeID"]: node for node in ray.nodes()}
-        self._nodes = [found[rank] for rank in range(config.tp)]
+        bundles = by_machine([found[bundle] for bundle in range(config.num_ranks)])
+        self._nodes = [found[bundle] for bundle in bundles]
         self._hosts = [nodes[node]["NodeManagerHostname"] for node in self._nodes]
-        for rank in range(config.tp):
-            strategy = PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=rank)
+        for bundle in bundles:
+            strategy = PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=bundle)
             actor = ray.remote(RankActor).options(
                 num_cpus=need.get("CPU", 0), num_gpus=need.get("GPU", 0), scheduling_strategy=strategy
             )
@@ -181,6 +182,17 @@ class RayRank:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+
+
+def by_machine(nodes: Sequence[str]) -> list[int]:
+    """Places in the order in which ranks take them: the first one, and those of one machine one after the other. So
+    ranks that share layers are as close together as can be, and few stages hand over to another machine.
+
+    Args:
+        nodes: the machine of each place.
+    """
+    first_seen = {node: place for place, node in reversed(list(enumerate(nodes)))}
+    return sorted(range(len(nodes)), key=lambda place: (first_seen[nodes[place]], place))
 
 
 def check_versions(ours: Mapping[str, str], here: str, theirs: Mapping[str, str], there: str) -> None:

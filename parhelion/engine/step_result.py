@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from parhelion.engine.messages import TokenLogprob
@@ -26,7 +26,7 @@ class Drafted:
     """What a draft model guessed for a step.
 
     Attributes:
-        token_ids: the guesses, row after row.
+        token_ids: the guesses, row after row; none if they are for later steps.
         num_tokens: tokens that it computed, those that it caught up on included.
         seconds: that it took.
     """
@@ -34,6 +34,20 @@ class Drafted:
     token_ids: list[int]
     num_tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a draft model guesses for a request's next step.
+
+    Attributes:
+        num_known: tokens of the request that the guesses come behind.
+        token_ids: the guesses.
+    """
+
+    request_id: str
+    num_known: int
+    token_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -45,12 +59,14 @@ class StepResult:
         logprobs: beside them, where asked for.
         prompt_logprobs: of prompt chunks, where asked for.
         drafted: the guesses that a draft model made, if it took part.
+        proposals: those that it made for later steps.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: list[PromptLogprobs]
     drafted: Drafted | None = None
+    proposals: list[Proposal] = field(default_factory=list)
 
     def wait(self) -> StepResult:
         """Itself: a finished step is its own pending one."""

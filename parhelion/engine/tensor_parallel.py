@@ -13,6 +13,7 @@ from parhelion.config import EngineConfig
 from parhelion.distributed import layouts
 from parhelion.distributed.given_up import RELEASE_S, Releaser
 from parhelion.distributed.rendezvous import (
+    LEAVE_TIMEOUT_S,
     Place,
     abort_connections,
     host_store,
@@ -66,6 +67,7 @@ class OtherRanks:
         self._releaser: Releaser | None = None
         self._failure: ParhelionError | None = None
         self._has_group = config.tp > 1
+        self.place = Place()
         hosts = rank_hosts(config)
         try:
             self.config = hosts.config
@@ -98,9 +100,17 @@ class OtherRanks:
         """The KV cache that all ranks have room for; see ``RankProcesses``."""
         size = self._processes.smallest(own)
         if self._device.type != "cpu":
-            self._releaser = Releaser(self._device, self.place.group)
-            self._start_watcher(self._releaser.give_up)
+            if not self.place.group.is_alone:
+                self._releaser = Releaser(self._device, self.place.group)
+            self._start_watcher(self._give_up)
         return size
+
+    def _give_up(self) -> None:
+        """End what the device waits for."""
+        if self.place.links is not None:
+            self.place.links.abort()
+        if self._releaser is not None:
+            self._releaser.give_up()
 
     def warmed_up(self) -> None:
         """Everything has been used once, and no graph has been captured yet."""
@@ -182,6 +192,8 @@ class OtherRanks:
         if self._watcher is not None:
             self._watcher.join(2 * RELEASE_S)
         self._processes.close()
+        if self.place.links is not None:
+            self.place.links.abort(LEAVE_TIMEOUT_S)
         if self._has_group:
             leave()
 

@@ -6,11 +6,13 @@ Sampled ids stay here, in the token buffer, so that the next step can be planned
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from parhelion.distributed.stages import StageLinks
+from parhelion.engine.draft_ahead import guesses_of, proposals, rows_behind
 from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.head_draft import HeadDraft
 from parhelion.engine.host_batches import HostBatches
@@ -20,7 +22,7 @@ from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows, rows_of, samples_of
-from parhelion.engine.step_result import NOTHING, StepResult
+from parhelion.engine.step_result import NOTHING, Drafted, Proposal, StepResult
 from parhelion.models.decoder import DecoderModel, HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.scheduler import StepPlan
@@ -43,6 +45,8 @@ class Worker:
         max_num_seqs: number of slots.
         draft_model: guesses tokens for steps to check; None: nobody does, or the scheduler knows somebody.
         max_num_batched_tokens: of a pass of the draft model.
+        links: to the other stages, if the model is one of several.
+        passed_on: layers before which hidden states are taken for a head beside the last stage.
     """
 
     def __init__(
@@ -54,9 +58,12 @@ class Worker:
         draft_model: DecoderModel | Eagle3Head | None = None,
         max_num_batched_tokens: int = 1024,
         links: StageLinks | None = None,
+        passed_on: tuple[int, ...] = (),
     ) -> None:
         self._model = model
         self._links = links
+        self._passed_on = passed_on
+        self._max_model_len = size.max_model_len
         self._block_size = block_size
         self._kv_cache = allocate_kv_cache(size, model.config, block_size, model.dtype, model.device)
         self._block_table = np.zeros((max_num_seqs, -(-size.max_model_len // block_size)), np.int64)
@@ -75,7 +82,7 @@ class Worker:
             draft = ModelDraft(model, size, self._sampler, block_table, block_size)
             return HostDrafter(draft, DraftProgress(*limits), self._sampler)
         progress = HeadProgress(*limits, forgets=False)
-        layers = model.config.layers_read(self._model.config)
+        layers = model.config.layers_read(self._model.whole)
         head = HeadDraft(model, layers, size, self._sampler, block_table, progress, block_size)
         return HostDrafter(head, progress, self._sampler)
 
@@ -120,8 +127,8 @@ class Worker:
             self._sampler.guess(plan.rows)
             rows = rows_of(plan)
             drafter = self._drafter if plan.follows else None
-            drafted = drafter.draft(rows) if drafter is not None else None
-            states = drafter.wanted() if drafter is not None else None
+            drafted = drafter.draft(rows) if drafter is not None and not plan.num_ahead else None
+            states = drafter.wanted() if drafter is not None else self._states_passed_on(plan)
             hidden = self._forward(rows, states)
             if not self._model.stage.is_last:
                 return NOTHING
@@ -131,9 +138,25 @@ class Worker:
             if len(samples.rows):
                 choose = self._choose if self._model.group.is_alone else self._choose_together
                 chosen, logprobs = choose(hidden, samples, self._sampler.stays(rows))
-            if drafter is not None and drafted is not None:
-                drafter.settle(rows, drafted, chosen, states)
-            return StepResult(chosen.tolist(), logprobs, prompt_logprobs, drafted)
+            proposed = list[Proposal]()
+            if drafter is not None:
+                guessed = drafted.token_ids if drafted is not None else guesses_of(plan.rows)
+                accepted = drafter.settle(rows, guessed, chosen, states)
+                if plan.num_ahead:
+                    drafted, proposed = self._look_ahead(drafter, plan, rows, accepted)
+            return StepResult(chosen.tolist(), logprobs, prompt_logprobs, drafted, proposed)
+
+    def _look_ahead(
+        self, drafter: HostDrafter, plan: StepPlan, rows: StepRows, accepted: Ints
+    ) -> tuple[Drafted, list[Proposal]]:
+        """Guess for the next step of the same rows."""
+        sizes = self._block_size, self._max_model_len
+        behind = rows_behind(rows, accepted, self._num_blocks[rows.slots], sizes, plan.num_ahead)
+        drafted = drafter.draft(behind)
+        return replace(drafted, token_ids=[]), proposals(plan.rows, behind, drafted.token_ids)
+
+    def _states_passed_on(self, plan: StepPlan) -> HiddenStates | None:
+        return HiddenStates(self._passed_on) if self._passed_on and plan.follows else None
 
     def _choose(self, hidden: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
         """A token for each of at least one sample, and log-probabilities where they are wanted."""
@@ -185,12 +208,13 @@ class Worker:
             return self._model.forward(batch, self._kv_cache, states)
         received = None
         if not stage.is_first:
-            received = self._links.receive(self._shape_between(rows), self._model.dtype)
+            received = self._links.receive(self._shape_between(rows, states), self._model.dtype)
         hidden = self._model.forward(batch, self._kv_cache, states, received)
         if not stage.is_last:
             self._links.send(hidden)
         return hidden
 
-    def _shape_between(self, rows: StepRows) -> tuple[int, ...]:
-        """Of what one stage hands to the next."""
-        return (2, int(rows.counts.sum()), self._model.config.hidden_size)
+    def _shape_between(self, rows: StepRows, states: HiddenStates | None = None) -> tuple[int, ...]:
+        """Of what this stage is handed."""
+        count = states.count_before(self._model.stage.layers.start) if states is not None else 0
+        return (2 + count, int(rows.counts.sum()), self._model.config.hidden_size)

@@ -179,12 +179,17 @@ class HiddenStates:
     """Asks a forward pass for the hidden states before some of its blocks, for a head that guesses from them.
 
     Attributes:
-        layers: indices of the blocks, ascending.
-        taken: filled in that order by the pass, each [num_tokens, hidden_size] in the activations' dtype.
+        layers: indices of the blocks, of all stages, ascending.
+        taken: filled in that order by the pass, by the last stage's of several, each [num_tokens, hidden_size] in the
+            activations' dtype.
     """
 
     layers: tuple[int, ...]
     taken: list[torch.Tensor] = field(default_factory=list)
+
+    def count_before(self, layer: int) -> int:
+        """How many are taken before this block is reached."""
+        return sum(each < layer for each in self.layers)
 
 
 class DecoderModel:
@@ -197,6 +202,7 @@ class DecoderModel:
 
     Attributes:
         config: dimensions; of several ranks, heads and feed-forward are this one's, and of several stages, the layers.
+        whole: dimensions of all ranks and stages together.
         stage: which layers these are.
         group: the ranks that share each layer; all of them must make the same calls.
         dtype: of the activations.
@@ -210,6 +216,7 @@ class DecoderModel:
 
     def __init__(self, config: ModelConfig, weights: Weights, options: BuildOptions) -> None:
         self.stage = stage = options.stage or whole_model(config.num_layers)
+        self.whole = config
         self.config = config.shard(options.group.size).only_layers(stage.layers)
         self.group = options.group
         self.dtype = options.dtype
@@ -250,7 +257,7 @@ class DecoderModel:
         stage, group, device = self.stage, options.group, options.device
         self._embed: VocabularyEmbedding | None = None
         self._lm_head: VocabularyHead | None = None
-        needs_table = stage.is_first or (stage.is_last and tied)
+        needs_table = stage.is_first or (stage.is_last and (tied or options.keep_tables))
         table = loader.table("model.embed_tokens") if needs_table else None
         head = None
         if stage.is_last:
@@ -283,22 +290,20 @@ class DecoderModel:
             received: what the stage before this one returned; may be written to. None if this is the first.
 
         Returns:
-            [num_tokens, hidden_size], normed, in the activations' dtype. Of a stage that is not the last, [2,
-            num_tokens, hidden_size]: what its last layer adds to the residual (of several ranks each has a part, which
-            its peer adds up with the others'), and the residual.
+            [num_tokens, hidden_size], normed, in the activations' dtype. Of a stage that is not the last, [2 + states
+            so far, num_tokens, hidden_size]: what its last layer adds to the residual (of several ranks each has a
+            part, which its peer adds up with the others'), the residual, and the rank's parts of the states.
         """
         values: list[Any] = [None] * self._num_values
-        hidden, residual = (None, self._embedded(batch.token_ids)) if received is None else received
+        hidden, residual, *parts = (None, self._embedded(batch.token_ids)) if received is None else received
         values[:6] = hidden, residual, batch.positions, batch.slot_mapping, None, batch.attention
         row = self._single_row(batch)
         if states is not None:
-            parts = []
-            for index, (layer, cache) in enumerate(zip(self._layers, kv_cache, strict=True)):
+            for index, layer, cache in zip(self.stage.layers, self._layers, kv_cache, strict=True):
                 if index in states.layers:
                     parts.append(self._part_of_state(*values[:2]))
                 values[4] = cache
                 layer(values)
-            states.taken.extend(self._states(parts))
         elif row is not None:
             for one_token_layer, cache in zip(self._one_token_layers, kv_cache, strict=True):
                 values[4] = cache
@@ -308,7 +313,9 @@ class DecoderModel:
                 values[4] = cache
                 layer(values)
         if self._final_norm is None:
-            return torch.stack((values[0], values[1]))
+            return torch.stack((values[0], values[1], *parts))
+        if states is not None:
+            states.taken.extend(self._states(parts))
         values[2:] = [None]
         self._final_norm(values)
         normed: torch.Tensor = values[2]

@@ -14,6 +14,11 @@ class Guesser(Protocol):
         """The worker's draft model makes the guesses, and takes part in the step that is planned."""
         ...
 
+    @property
+    def num_ahead(self) -> int:
+        """Guesses that the draft model makes at the end of the step, for the next one; 0: it makes a step's own."""
+        ...
+
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """A step is planned in which so many requests decode, of so many that run: the others' prompts are computed."""
         ...

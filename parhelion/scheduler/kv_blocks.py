@@ -52,6 +52,10 @@ class KVBlocks:
         request.blocks += added
         return tuple(added)
 
+    def room(self, request: Request, num_kept: int) -> int:
+        """Tokens that it could hold if so many blocks had to stay free."""
+        return (len(request.blocks) + max(0, self.pool.num_free - num_kept)) * self.block_size
+
     def release(self, request: Request) -> None:
         """Take all blocks from a request. Those with known content can be found until they are overwritten."""
         self.pool.release(request.blocks)

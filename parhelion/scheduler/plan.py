@@ -80,6 +80,8 @@ class StepPlan(msgspec.Struct, frozen=True):
     Attributes:
         follows: the worker's draft model catches up on the tokens that earlier steps computed for the rows. Rows whose
             guesses are ``DRAFTED`` need that; prompts in chunks had better be followed chunk by chunk.
+        num_ahead: at the end of the step it makes so many guesses for each row that samples, which a later plan may
+            have among its own; 0: it makes those that are ``DRAFTED``, at the beginning.
     """
 
     step: int
@@ -87,6 +89,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     admissions: tuple[Admission, ...]
     new_blocks: tuple[NewBlocks, ...]
     follows: bool = False
+    num_ahead: int = 0
 
     @property
     def num_tokens(self) -> int:

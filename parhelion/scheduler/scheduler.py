@@ -22,6 +22,7 @@ from parhelion.scheduler.kv_blocks import KVBlocks
 from parhelion.scheduler.plan import DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
 from parhelion.scheduler.policy import group_size, insert_in_order, order_of, remove_in_order, turns
 from parhelion.scheduler.request import NO_SLOT, Request, RequestStatus
+from parhelion.scheduler.totals import Totals
 from parhelion.types import EngineStats, FinishReason
 
 
@@ -36,21 +37,6 @@ class _Draft:
     admissions: list[Admission] = field(default_factory=list)
     new_blocks: list[NewBlocks] = field(default_factory=list)
     gave_up_blocks: bool = False
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Counts that only grow, as in ``EngineStats``."""
-
-    queried_tokens: int = 0
-    hit_tokens: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    steps: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
-    checked_rows: int = 0
 
 
 class Scheduler:
@@ -75,7 +61,7 @@ class Scheduler:
         self._in_flight: deque[tuple[StepPlan, list[Request]]] = deque()
         self._num_added = 0
         self._num_planned = 0
-        self._totals = _Totals()
+        self._totals = Totals()
 
     # Requests come and go
 
@@ -155,8 +141,12 @@ class Scheduler:
             self._admit(draft)
         if not draft.rows:
             return None
-        follows = self._guesser is not None and self._guesser.follows
-        plan = StepPlan(draft.step, tuple(draft.rows), tuple(draft.admissions), tuple(draft.new_blocks), follows)
+        guesser = self._guesser
+        follows, ahead = (guesser.follows, guesser.num_ahead) if guesser is not None else (False, 0)
+        if ahead:
+            self._leave_room(draft, ahead)
+        blocks = tuple(draft.new_blocks)
+        plan = StepPlan(draft.step, tuple(draft.rows), tuple(draft.admissions), blocks, follows, ahead)
         self._in_flight.append((plan, draft.requests))
         self._num_planned += 1
         return plan
@@ -210,9 +200,8 @@ class Scheduler:
         """Guesses of what follows a request's tokens, as far as its length, the step's budget and free blocks allow:
         nobody gives up blocks for a guess, and one stays for each request that runs.
         """
-        block_size = self.config.block_size
-        room = len(request.blocks) + max(0, self._kv.pool.num_free - len(self._running))
-        most = min(request.max_length - request.length - 1, spare, room * block_size - request.length)
+        room = self._kv.room(request, len(self._running))
+        most = min(request.max_length - request.length - 1, spare, room - request.length)
         if most < 1:
             return ()
         guesses = tuple(guesser.guesses(request.request_id, request.token_ids, most))
@@ -220,6 +209,15 @@ class Scheduler:
         if added:
             draft.new_blocks.append(NewBlocks(request.slot, added))
         return guesses
+
+    def _leave_room(self, draft: _Draft, ahead: int) -> None:
+        """Take blocks for what a draft model guesses behind rows at the end of the step, as far as any are to spare."""
+        for row, request in zip(draft.rows, draft.requests, strict=True):
+            if row.samples:
+                wanted = min(row.start + row.num_tokens + ahead, request.max_length)
+                added = self._kv.grow(request, min(wanted, self._kv.room(request, len(self._running))))
+                if added:
+                    draft.new_blocks.append(NewBlocks(request.slot, added))
 
     def _plan_prefills(self, draft: _Draft, prefills: list[Request]) -> None:
         """Go on with prompts that are partly computed, as far as budget and blocks allow."""
@@ -488,5 +486,5 @@ class Scheduler:
             IntegrityError: something is broken; the message says what.
         """
         check_blocks(self._kv, self._running)
-        check_running(self._running, self._free_slots, self.config)
+        check_running(self._running, self._free_slots, self.config, self._guesser is not None)
         check_queues(self._unfinished, self._waiting, self._running)

@@ -39,6 +39,15 @@ class Speculator(ABC):
         return False
 
     @property
+    def num_ahead(self) -> int:
+        """See ``Guesser``."""
+        return 0
+
+    def hear(self, request_id: str, num_known: int, token_ids: Sequence[int]) -> None:
+        """A draft model has guessed these behind so many tokens of a request, at the end of its last step."""
+        return
+
+    @property
     @abstractmethod
     def is_resting(self) -> bool:
         """Nobody guesses now, so steps may be planned before the last one's tokens are known."""

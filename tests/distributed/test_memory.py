@@ -78,6 +78,15 @@ def test_a_draft_model_is_shared_by_the_same_ranks_and_keeps_its_keys_in_the_sam
     assert both.kv_cache == pytest.approx(plain.kv_cache - 0.9 * (both.weights - plain.weights), rel=1e-9)
 
 
+def test_a_draft_model_is_whole_beside_the_last_stage_and_a_head_brings_the_embedding_there() -> None:
+    head = HeadSize("head", 1, 4096, 12288, 32, 8, 128, 32000, True, UNQUANTIZED, fused=3 * 4096)
+    plain, drafted, headed = (
+        rank_memory(replace(QWEN3_8B, draft=draft), Layout(1, 2), 80 * GIB, 4096, 256) for draft in (None, DRAFT, head)
+    )
+    assert drafted.weights - plain.weights == DRAFT.weight_bytes
+    assert headed.weights - plain.weights == head.weight_bytes + QWEN3_8B.table_bytes
+
+
 def test_a_draft_model_that_does_not_divide_is_whole_on_every_rank() -> None:
     odd = replace(DRAFT, num_heads=17, num_kv_heads=17)
     plain, both = (

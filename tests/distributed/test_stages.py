@@ -70,13 +70,15 @@ def links() -> Iterator[list[StageLinks]]:
     store = dist.HashStore()
 
     def join(stage: int) -> StageLinks:
-        return StageLinks(dist.ProcessGroupGloo(store, stage, 3, timedelta(seconds=20)))
+        return StageLinks(dist.ProcessGroupGloo(store, stage, 3, timedelta(seconds=20)), torch.device("cpu"))
 
     with environment_variables({"GLOO_SOCKET_IFNAME": "lo"}), ThreadPoolExecutor(3) as threads:
         yield list(threads.map(join, range(3)))
 
 
 def test_tensors_arrive_in_their_order_and_the_sender_does_not_wait_for_them(links: list[StageLinks]) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(StageLinks.meet, links))
     sizes = (1, 300, 7)
     for size in sizes:
         links[0].send(torch.full((2, size, 4), float(size)))

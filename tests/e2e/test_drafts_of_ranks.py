@@ -1,9 +1,11 @@
-"""A draft model or head that two ranks share changes no token, in processes of their own."""
+"""A draft model or head changes no token where ranks or stages are processes of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from parhelion import LLM, SamplingParams
 from parhelion.config import EngineConfig
@@ -37,8 +39,9 @@ def test_every_setting_with_a_draft_model_through_preemptions_and_chunks(
     assert 0 < stats.accepted_tokens_total < stats.guessed_tokens_total
 
 
-def test_a_head_that_reads_what_ranks_have_parts_of(
-    make_llm: Callable[..., LLM], tiny_path: Path, tmp_path: Path
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"pp": 2}], ids=str)
+def test_a_head_that_reads_what_ranks_have_parts_of_and_stages_hand_on(
+    make_llm: Callable[..., LLM], tiny_path: Path, tmp_path: Path, sizes: dict[str, int]
 ) -> None:
     config = EngineConfig(model=str(tiny_path), dtype="float32", device="cpu", threads=1)
     scratch = write_random_head(load_model(config, tiny_path).model, tmp_path / "random")
@@ -48,7 +51,7 @@ def test_a_head_that_reads_what_ranks_have_parts_of(
     prompts = [*PROMPTS, *texts]
     params = [*PARAMS, *[SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)] * len(texts)]
     plain = make_llm().generate(prompts, params)
-    llm = make_llm(tp=2, speculate="eagle3", draft_model=str(head))
+    llm = make_llm(**sizes, speculate="eagle3", draft_model=str(head))
     assert tokens_of(llm.generate(prompts, params)) == tokens_of(plain)
     stats = llm.stats()
     assert 20 < stats.accepted_tokens_total < stats.guessed_tokens_total

@@ -149,6 +149,17 @@ def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list
     asyncio.run(run())
 
 
+def test_stages_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list[Tokens]) -> None:
+    async def run() -> None:
+        engine = await AsyncEngine.from_config(config_of(tiny_path, cluster, tp=1, pp=2))
+        assert tokens_of(await answers(engine)) == expected
+        (rank,) = cluster.ranks
+        await engine.shutdown()
+        await until(lambda: not rank.is_running() and cluster.num_groups == 0)
+
+    asyncio.run(run())
+
+
 def test_an_address_where_no_cluster_is_is_refused_at_once(tiny_path: Path, cluster: Cluster) -> None:
     config = replace(config_of(tiny_path, cluster), ray_address="127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"there is no Ray cluster at 127.0.0.1:1 .*ray start --head"):

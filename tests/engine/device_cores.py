@@ -16,13 +16,14 @@ from parhelion.engine.device_step import Mode, Step, StepOutputs
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.draft_choice import read_draft
 from parhelion.engine.kv_storage import plan_kv_cache
-from parhelion.engine.load import load_draft, load_model, needs_tables
+from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_layout import Bucket
 from parhelion.engine.worker import Worker
 from parhelion.scheduler import SchedulerConfig
-from parhelion.speculative import Drafting, Proposer, Speculation, Speculator
+from parhelion.speculative import Drafting, DraftingAhead, Proposer, Speculation, Speculator
 from tests.engine.requests import add_request
+from tests.engine.stages import Stages, roads_between
 
 BLOCK_SIZE, MAX_SEQS, MAX_LEN, BUDGET = 4, 5, 96, 24
 MOST_GUESSES = 4
@@ -42,6 +43,7 @@ def core_of(
     speculation: Speculator | None = None,
     enable_prefix_caching: bool = True,
     group: Group = ALONE,
+    pp: int = 1,
 ) -> EngineCore:
     """A core in float32 on the CPU.
 
@@ -57,6 +59,7 @@ def core_of(
         speculation: decides how many guesses are made in place of one that always wants the most.
         enable_prefix_caching: share blocks.
         group: ranks that share the model, each with a core that is told the same.
+        pp: stages, all of them in this process.
     """
     config = EngineConfig(
         model=str(folder),
@@ -68,26 +71,31 @@ def core_of(
         kernels=KERNELS if on_device else (),
         kv_cache_memory=1 << 22,
         tp=group.size,
+        pp=pp,
     )
     chosen = read_draft(draft) if draft is not None else None
-    loaded = load_model(config, folder, group=group, keep_tables=needs_tables(chosen))
-    draft_model, _ = load_draft(config, chosen, loaded)
-    size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
-    worker: Any
-    if on_device:
-        options = DeviceWorkerOptions(
-            BLOCK_SIZE,
-            max_num_seqs,
-            BUDGET,
-            use_graphs,
-            MOST_GUESSES if proposer is not None or draft is not None else 0,
-        )
-        worker = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model)
-    else:
-        worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs, draft_model, BUDGET)
-    worker.warm_up()
-    if use_graphs:
-        worker.capture_all()
+    workers: list[Any] = []
+    for stage, links in enumerate(roads_between(pp) if pp > 1 else [None]):
+        own = chosen if stage == pp - 1 else None
+        loaded = load_model(config, folder, group=group, keep_tables=needs_tables(own), stage=stage)
+        draft_model, _ = load_draft(config, own, loaded)
+        passed_on = states_passed_on(chosen, loaded.model)
+        size = plan_kv_cache(config, loaded.model.config, loaded.model.dtype, 1 << 30)
+        if on_device:
+            options = DeviceWorkerOptions(
+                BLOCK_SIZE,
+                max_num_seqs,
+                BUDGET,
+                use_graphs,
+                MOST_GUESSES if proposer is not None or draft is not None else 0,
+            )
+            worker: Any = DeviceWorker(loaded.model, size, options, loaded.resolver, draft_model, links, passed_on)
+        else:
+            worker = Worker(loaded.model, size, BLOCK_SIZE, max_num_seqs, draft_model, BUDGET, links, passed_on)
+        worker.warm_up()
+        if use_graphs:
+            worker.capture_all()
+        workers.append(worker)
     limits = SchedulerConfig(
         num_blocks=min(num_blocks, size.num_blocks),
         block_size=BLOCK_SIZE,
@@ -97,11 +105,14 @@ def core_of(
         max_queue_len=100,
         enable_prefix_caching=enable_prefix_caching,
         policy="fcfs",
+        num_groups=pp,
     )
     if proposer is not None:
         speculation = Speculation(proposer, MOST_GUESSES)
     elif chosen is not None and speculation is None:
-        speculation = Drafting(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
+        kind = Drafting if pp == 1 else DraftingAhead
+        speculation = kind(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
+    worker = workers[0] if pp == 1 else Stages(workers, late=group.is_alone)
     return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -45,11 +45,13 @@ class FakeRay:
 
     Args:
         nodes: the machines; this one is the first.
-        has_room: whether a placement group gets its place, rank N on machine N, the last machine taking the rest.
+        has_room: whether a placement group gets its place, bundle N on machine N, the last machine taking the rest.
+        places: the machine of each bundle, where it is another.
     """
 
-    def __init__(self, nodes: list[Node], has_room: bool = True) -> None:
+    def __init__(self, nodes: list[Node], has_room: bool = True, places: Sequence[int] = ()) -> None:
         self.machines = nodes
+        self.places = places
         self.has_room = has_room
         self.bundles: list[dict[str, float]] = []
         self.strategy = ""
@@ -83,15 +85,17 @@ class FakeRay:
         return SimpleNamespace(wait=lambda seconds: self.has_room)
 
     def placement_group_table(self, _: Any) -> dict[str, Any]:
-        last = len(self.machines) - 1
-        return {"bundles_to_node_id": {i: self.machines[min(i, last)].name for i in range(len(self.bundles))}}
+        return {"bundles_to_node_id": {i: self._machine_of(i).name for i in range(len(self.bundles))}}
+
+    def _machine_of(self, bundle: int) -> Node:
+        return self.machines[self.places[bundle] if self.places else min(bundle, len(self.machines) - 1)]
 
     def remove_placement_group(self, _: Any) -> None:
         self.removed = True
 
     def remote(self, kind: type[Any]) -> Any:
         def made(**options: Any) -> Any:
-            node = self.machines[min(len(self.actors), len(self.machines) - 1)]
+            node = self._machine_of(options["scheduling_strategy"]["placement_group_bundle_index"])
             self.actors.append(options)
             return SimpleNamespace(remote=lambda: FakeActor(self, kind(), node))
 

@@ -30,6 +30,7 @@ class NoOpExecutor:
     """
 
     def __init__(self) -> None:
+        self.graphs = None
         self.plans: list[StepPlan] = []
         self.threads: set[str] = set()
         self.fail_at: int | None = None

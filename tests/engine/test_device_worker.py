@@ -123,7 +123,7 @@ QUALITIES: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-def _texts(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -> dict[str, list[int]]:
+def texts_of(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -> dict[str, list[int]]:
     return {
         request.request_id: [*request.prompt_token_ids, *(token for token, _, _ in outputs[request.request_id])]
         for request in requests
@@ -136,7 +136,9 @@ def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int
     """Prompts of up to 49 tokens come in chunks beside rows with guesses: a step has 24."""
     requests = greedy_and_drawn_requests()
     expected = run(core_of(tiny_llama, True, True, 1000), requests)
-    core = core_of(tiny_llama, True, True, num_blocks, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+    core = core_of(
+        tiny_llama, True, True, num_blocks, proposer=Prophet(texts_of(requests, expected), QUALITIES[quality])
+    )
     assert run(core, requests) == expected
     stats = core.stats()
     assert stats.guessed_tokens_total > 100
@@ -167,7 +169,7 @@ def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, qualit
     ]
     for requests in groups:
         expected = run(core_of(tiny_llama, True, True, 1000), requests)
-        core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, expected), QUALITIES[quality]))
+        core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(texts_of(requests, expected), QUALITIES[quality]))
         got = run(core, requests)
         assert core.stats().guessed_tokens_total > 20
         for name, outputs in expected.items():
@@ -201,7 +203,7 @@ def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_
     expected = run(core_of(tiny_llama, True, False, 1000), stopping)
     assert all(len(expected[name]) < len(tokens) for name, tokens in whole.items())
     # Guesses go on behind the stop.
-    core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(_texts(requests, whole), QUALITIES["right"]))
+    core = core_of(tiny_llama, True, True, 1000, proposer=Prophet(texts_of(requests, whole), QUALITIES["right"]))
     for request in stopping:
         core.add(request)
     outputs: dict[str, list[Any]] = {request.request_id: [] for request in stopping}
@@ -231,7 +233,7 @@ def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Pa
         True,
         True,
         1000,
-        proposer=Prophet(_texts(requests, expected), QUALITIES["one in three wrong"]),
+        proposer=Prophet(texts_of(requests, expected), QUALITIES["one in three wrong"]),
         use_graphs=True,
     )
     worker = core._worker

@@ -21,13 +21,17 @@ NUM_BLOCKS = 40
 """Few enough for preemptions."""
 
 
-def requests() -> list[AddRequest]:
-    """What the device chooses greedily or draws, and what goes by the host."""
-    host = [
+def host_requests() -> list[AddRequest]:
+    """What the device does not do without the host."""
+    return [
         add_request("h0", prompt_of(20, 6), max_tokens=9, temperature=0.0, repetition_penalty=1.3, logprobs=2),
         add_request("h1", prompt_of(11, 8), max_tokens=5, temperature=0.0, prompt_logprobs=1),
     ]
-    return [*greedy_and_drawn_requests(), *host]
+
+
+def requests() -> list[AddRequest]:
+    """What the device chooses greedily or draws, and what goes by the host."""
+    return [*greedy_and_drawn_requests(), *host_requests()]
 
 
 def follow(folder: Path, port: int, overlap: bool) -> None:

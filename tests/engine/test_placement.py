@@ -32,24 +32,26 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dp": 4}, [["cuda:0"], ["cuda:1"], ["cuda:2"], ["cuda:3"]]),
         ({"dp": 2, "tp": 2, "device": "cuda"}, [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3"]]),
         ({"dp": 2, "device": "cuda:1"}, [["cuda:1"], ["cuda:2"]]),
+        ({"tp": 2, "pp": 2}, [["cuda:0", "cuda:1", "cuda:2", "cuda:3"]]),
+        ({"dp": 2, "pp": 2}, [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3"]]),
     ],
 )
 @pytest.mark.usefixtures("four_gpus")
 def test_every_rank_of_every_replica_has_a_gpu_of_its_own(options: dict[str, Any], devices: list[list[str]]) -> None:
     config = config_of(**options)
     replicas = [replica_config(config, replica) for replica in range(config.dp)]
-    assert [[str(rank_device(each, rank)) for rank in range(config.tp)] for each in replicas] == devices
+    assert [[str(rank_device(each, rank)) for rank in range(config.num_ranks)] for each in replicas] == devices
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dp": 5}, "dp is 5 and tp is 1, which takes 5 GPUs from cuda:0 on, but this machine has 4 GPUs"),
+        ({"dp": 5}, "dp is 5, which takes 5 GPUs from cuda:0 on, but this machine has 4 GPUs"),
         ({"dp": 2, "tp": 4}, "dp is 2 and tp is 4, which takes 8 GPUs from cuda:0 on, but this machine has 4 GPUs"),
-        ({"dp": 3, "device": "cuda:2"}, "dp is 3 and tp is 1, which takes 3 GPUs from cuda:2 on"),
+        ({"dp": 3, "device": "cuda:2"}, "dp is 3, which takes 3 GPUs from cuda:2 on"),
         ({"tp": 2, "device": "cuda:3"}, "tp is 2, which takes 2 GPUs from cuda:3 on, but this machine has 4 GPUs"),
-        ({"pp": 2}, "pp is 2, and pipelines run on CPUs so far: the worker of a GPU computes whole steps"),
-        ({"pp": 2, "dp": 2}, "pp is 2, and pipelines run on CPUs so far"),
+        ({"pp": 5}, "pp is 5, which takes 5 GPUs from cuda:0 on, but this machine has 4 GPUs"),
+        ({"pp": 2, "tp": 2, "dp": 2}, "dp is 2 and tp is 2 and pp is 2, which takes 8 GPUs from cuda:0 on"),
         ({"dp": 2, "device": "cuda:4"}, "device is cuda:4, but this machine has 4 GPUs"),
     ],
 )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from parhelion.config import EngineConfig
-from parhelion.engine.messages import AddRequest
-from parhelion.engine.rank_messages import ExecuteStep, RankOptions
+from parhelion.engine.messages import AddRequest, EngineFailed
+from parhelion.engine.rank_channel import RankChannel, Relay
+from parhelion.engine.rank_messages import ExecuteStep, Hello, Leave, Loaded, RankOptions, StepDone
+from parhelion.engine.rank_port import RankPort
 from parhelion.engine.rank_process import path_here, run_steps
 from parhelion.engine.step_result import NOTHING, StepResult
 from parhelion.errors import ModelNotFoundError
@@ -63,6 +68,55 @@ def test_a_step_is_waited_for_while_the_next_one_runs() -> None:
 
 def test_a_step_that_a_draft_model_takes_part_in_ends_before_the_next_one_begins() -> None:
     assert events(False, True, False, False) == ["begin 0", "begin 1", "end 0", "end 1", "begin 2", "begin 3", "end 2"]
+
+
+class Awaited:
+    """A worker whose steps end at once, though it takes until an event to hand over any but the first. One fails."""
+
+    def __init__(self, first_told: threading.Event, failing: int) -> None:
+        self._first_told, self._failing = first_told, failing
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Ending:
+        assert plan.step == 0 or self._first_told.wait(10)
+        return Ending(plan.step == self._failing)
+
+
+class Ending:
+    def __init__(self, fails: bool) -> None:
+        self._fails = fails
+
+    def wait(self) -> StepResult:
+        if self._fails:
+            raise RuntimeError("the device is gone")
+        return NOTHING
+
+
+def test_rank_0_is_told_of_a_step_while_the_next_one_is_handed_over() -> None:
+    port, told = RankPort(), threading.Event()
+    options = msgspec.structs.replace(options_of(""), address=port.address, life_address=port.life_address(1))
+    channel = RankChannel(options)
+    channel.send(Hello(1, port.secret, "here"))
+    assert port.receive(5.0) == (1, Hello(1, port.secret, "here"))
+    for step in range(3):
+        port.send(ExecuteStep(StepPlan(step, (), (), ()), ()))
+
+    def serve() -> None:
+        with Relay(channel) as relay:
+            run_steps(relay, Awaited(told, failing=2), answers=True)
+
+    serving = ThreadPoolExecutor(1).submit(serve)
+    try:
+        assert port.receive(5.0) == (1, StepDone(0, NOTHING))
+        told.set()
+        assert port.receive(5.0) == (1, StepDone(1, NOTHING))
+        assert port.receive(5.0) == (1, EngineFailed("RuntimeError", "the device is gone"))
+        port.send(Leave())
+        assert isinstance(serving.exception(5.0), Exception)
+        channel.send(Loaded(1, 1))
+        assert port.receive(5.0) == (1, Loaded(1, 1)), "the channel is this thread's again"
+    finally:
+        channel.close()
+        port.close()
 
 
 def options_of(server_key: str) -> RankOptions:

@@ -61,6 +61,17 @@ def test_every_rank_gets_a_cpu_and_the_first_one_on_this_machine(use: Any) -> No
     hosts.close()
 
 
+def test_ranks_of_a_stage_are_on_one_machine_where_that_can_be(use: Any) -> None:
+    cluster = use(FakeRay([HERE, THERE, Node("elsewhere", {"CPU": 8.0})], places=[0, 2, 1, 0, 2, 1]))
+    hosts = RayHosts(config_of(tp=2, pp=3))
+    assert len(cluster.bundles) == 6
+    order = [each["scheduling_strategy"]["placement_group_bundle_index"] for each in cluster.actors]
+    assert order == [0, 3, 1, 4, 2, 5]
+    assert hosts._hosts == ["here", "here", "elsewhere", "elsewhere", "there", "there"]
+    assert hosts.config.threads == 12 // 2
+    hosts.close()
+
+
 def test_a_gpu_each_where_this_machine_has_some(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     cluster = use(FakeRay([Node("here", {"CPU": 8.0, "GPU": 4.0}, gpus=[3]), Node("there", {"GPU": 4.0}, gpus=[1])]))

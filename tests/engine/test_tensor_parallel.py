@@ -45,11 +45,7 @@ def model(**changes: Any) -> ModelConfig:
         ({"tp": 0}, "tp is 0; it must be at least 1"),
         ({"tp": 2, "executor": "inproc"}, "executor is inproc, which runs one rank, and tp is 2"),
         ({"executor": "mpi"}, "executor is 'mpi'; it must be one of auto, inproc, multiproc, ray"),
-        ({"executor": "ray"}, "executor is ray, which runs ranks on several machines, and tp is 1"),
-        (
-            {"executor": "ray", "tp": 2, "pp": 2},
-            "executor is ray and pp is 2: Ray places the ranks of one stage so far",
-        ),
+        ({"executor": "ray"}, "executor is ray, which runs ranks on several machines, and tp and pp are 1"),
         ({"executor": "ray", "tp": 2, "device": "cuda:1"}, "device is cuda:1, but Ray chooses among the GPUs"),
         ({"tp": 2, "interface": "eth0"}, "ray_address and interface are for ranks on several machines"),
         ({"tp": 2, "ray_address": "10.0.0.1:6379"}, "ray_address and interface are for ranks on several machines"),
@@ -57,10 +53,6 @@ def model(**changes: Any) -> ModelConfig:
         ({"pp": 0}, "pp is 0; it must be at least 1"),
         ({"pp": 2, "executor": "inproc"}, "executor is inproc, which runs one rank, and pp is 2"),
         ({"pp": 2, "compile": True}, "compile makes blocks of one rank, and pp is 2: leave it out, or take pp 1"),
-        (
-            {"tp": 2, "pp": 3, "draft_model": "head", "speculate": "eagle3"},
-            "draft_model is 'head' and pp is 3: a draft model begins and ends steps in one process so far",
-        ),
         ({"dp": 0}, "dp is 0; it must be at least 1"),
         ({"heartbeat_timeout_s": 0.5}, "heartbeat_timeout_s is 0.5; it must be at least 1, or 0 to wait for ever"),
         ({"dp": 2, "executor": "inproc"}, "executor is inproc, which runs one engine, and dp is 2"),
