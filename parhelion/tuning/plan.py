@@ -20,6 +20,7 @@ from parhelion.packs.format import NEVER_SERVE
 from parhelion.tuning.model_calls import (
     TunedModel,
     alternative_contracts,
+    called_contracts,
     edge_contracts,
     layer_contracts,
     left_to_ranks,
@@ -110,8 +111,9 @@ def make_plan(
     counts += [(contract, count + of_requests.count(contract), buckets) for contract, count in in_layers.items()]
     counts += [(each, 1, few) for each in of_requests if each not in in_layers]
     alternatives = alternative_contracts(model, target)
+    of_few_tokens = _called_by_few_tokens(model, target)
     for contract, count in alternatives.items():
-        most = 1 if contract.name in ONE_TOKEN_OPS else MOST_ALTERNATIVE
+        most = MOST_ALTERNATIVE if contract in of_few_tokens else 1
         counts.append((contract, count, tuple(bucket for bucket in buckets if bucket <= most)))
     called = sorted({contract.name for contract, _, _ in counts})
     for name in ops:
@@ -140,6 +142,12 @@ def make_plan(
         for name in left_to_ranks(model, target)
     ]
     return Plan(model, target, tuple(rows), tuple(notes))
+
+
+def _called_by_few_tokens(model: TunedModel, target: GemmTarget) -> set[Contract]:
+    """What blocks call in a way that more tokens than one may take."""
+    ways = called_contracts(model, target)
+    return set().union(*(way for way in ways if all(each.name not in ONE_TOKEN_OPS for each in way)))
 
 
 def _usual(name: str) -> str:
