@@ -7,7 +7,8 @@ import math
 import msgspec
 
 from parhelion.bench.compare.engines import OURS
-from parhelion.bench.compare.results import Comparison, EngineRow, Row, Spread
+from parhelion.bench.compare.results import Comparison, EngineRow, OnlineRow, Row, Spread
+from parhelion.bench.compare.settings import OnlineSettings
 
 
 def compare_table(content: bytes) -> str:
@@ -34,6 +35,9 @@ def compare_table(content: bytes) -> str:
         found = {row.engine: row for row in result.engines if row.model == model}
         if {OURS, peer} <= found.keys():
             lines[-1] += f" {_start_and_memory(model, found[OURS], found[peer], peer)}"
+    loads = [row for row in result.online if {OURS, peer} <= row.engines.keys()]
+    if loads:
+        lines += ["", *(_under_load(row, peer, result.online_settings) for row in loads)]
     failed = [f"{row.model}, which {row.engine} failed to load or run" for row in result.engines if row.error]
     if failed:
         lines += ["", f"Not measured: {'; '.join(failed)} (why stands in the result)."]
@@ -55,6 +59,19 @@ def _time(row: Row, name: str) -> str:
 
 def _ratio(ratios: dict[str, Spread], peer: str) -> str:
     return f"{ratios[peer].median:.2f}x" if peer in ratios else "refused"
+
+
+def _under_load(row: OnlineRow, peer: str, settings: OnlineSettings) -> str:
+    """What the servers reached, and how soon their first tokens came."""
+    ours, theirs = row.engines[OURS], row.engines[peer]
+    load = f"{row.concurrency} requests in flight" if row.rate is None else f"{row.rate:.1f} requests a second"
+    good, their_good = ours.goodput_per_s.median, theirs.goodput_per_s.median
+    first, their_first = ours.ttft_ms_p50.median, theirs.ttft_ms_p50.median
+    return (
+        f"Servers, {row.model}, {load}: {good:.0f} requests a second with their first token within "
+        f"{settings.ttft_limit_ms:.0f} ms and {settings.tpot_limit_ms:.0f} ms a token, {peer} {their_good:.0f} "
+        f"(**{good / their_good:.2f}x**); first token after {first:.0f} ms, {peer} {their_first:.0f} (medians)."
+    )
 
 
 def _start_and_memory(model: str, ours: EngineRow, theirs: EngineRow, peer: str) -> str:
