@@ -251,7 +251,7 @@ def _with_others(worker: Worker | DeviceWorker, others: OtherRanks | None, pp: i
     if others is None:
         return worker
     shared = TensorParallelWorker(worker, others)
-    return shared if pp == 1 else PipelineWorker(shared, others)
+    return shared if pp == 1 else PipelineWorker(shared, others, pp, is_quick=isinstance(worker, DeviceWorker))
 
 
 def needs_tables(chosen: DraftChoice | None) -> bool:
