@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pieces import add_options, run_all
+from pp_tables import pp_lines
 from tp_parity import float32_texts
 from tp_speed import SpeedOptions, speed
 
@@ -101,31 +102,7 @@ def print_result(content: dict[str, Any]) -> None:
         for row in piece["rows"]:
             if row["what"] == "texts" or not row["passed"]:
                 print(f"  {json.dumps({key: value for key, value in row.items() if key != 'logprobs'})[:600]}")
-    print("\n".join(["", *speed_lines(content)]))
-
-
-def speed_lines(content: dict[str, Any]) -> list[str]:
-    """A line a batch and number of stages; medians, and the least and the most."""
-    rows = [row for piece in content["pieces"].values() for row in piece["rows"] if row["what"] == "speed"]
-    lines = [
-        "| model | batch | pp | prefill (ms) | TPOT (ms) | tokens/s, in and out |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in sorted(rows, key=lambda row: (row["batch"], row.get("pp", 1))):
-        cells = (
-            row["model"],
-            str(row["batch"]),
-            str(row.get("pp", 1)),
-            _spread(row["prefill_ms"], row["prefill_ms_all"], "{:.1f}"),
-            _spread(row["tpot_ms"], row["tpot_ms_all"], "{:.2f}"),
-            _spread(row["tokens_per_s"], row["tokens_per_s_all"], "{:,.0f}"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _spread(median: float, values: Sequence[float], form: str) -> str:
-    return f"{form.format(median)} ({form.format(min(values))} to {form.format(max(values))})"
+    print("\n".join(["", *pp_lines(content)]))
 
 
 if __name__ == "__main__":
