@@ -1,6 +1,7 @@
 """A pipeline of two stages on two GPUs: parity with one GPU, and speed beside it.
 
-    PYTHONPATH=. python benchmarks/h200x2_pp.py [--only speed2,speed1,texts] [--pack auto] [--output FILE]
+    PYTHONPATH=. python benchmarks/h200x2_pp.py [--only speed2,speed1,texts] [--pack auto] [--no-overlap]
+                                                [--output FILE]
     PYTHONPATH=. python benchmarks/h200x2_pp.py --device cpu --model tiny         # a rehearsal, in seconds
 
 Each piece runs in a process of its own, and is ended with all its ranks when its time is over. The result is written
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pieces import add_options, run_all
+from pp_tables import pp_lines
 from tp_parity import float32_texts
 from tp_speed import SpeedOptions, speed
 
@@ -43,7 +45,8 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
     batches = tuple(int(batch) for batch in options.batches.split(","))
     asked = SpeedOptions(options.model, options.device, options.pack, batches, *lengths)
     stages = 1 if piece == "speed1" else PP
-    return (with_totals(row, asked) for row in speed(folder, asked, 1, stages))
+    rows = speed(folder, asked, 1, stages, overlap=stages == 1 or not options.no_overlap)
+    return (with_totals(row, asked) for row in rows)
 
 
 def with_totals(row: dict[str, Any], options: SpeedOptions) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="qwen3-8b", choices=list(SHAPES), help="of the speed")
     parser.add_argument("--batches", default=None, help="of the speed, separated by commas")
     parser.add_argument("--pack", default="auto", help="of the speed; a name, a path, auto or off")
+    parser.add_argument("--no-overlap", action="store_true", help="plan no step ahead before two stages")
     options = parser.parse_args(argv)
     options.batches = options.batches or ("1,2" if options.device == "cpu" else "1,16,64")
     return options
@@ -101,31 +105,7 @@ def print_result(content: dict[str, Any]) -> None:
         for row in piece["rows"]:
             if row["what"] == "texts" or not row["passed"]:
                 print(f"  {json.dumps({key: value for key, value in row.items() if key != 'logprobs'})[:600]}")
-    print("\n".join(["", *speed_lines(content)]))
-
-
-def speed_lines(content: dict[str, Any]) -> list[str]:
-    """A line a batch and number of stages; medians, and the least and the most."""
-    rows = [row for piece in content["pieces"].values() for row in piece["rows"] if row["what"] == "speed"]
-    lines = [
-        "| model | batch | pp | prefill (ms) | TPOT (ms) | tokens/s, in and out |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in sorted(rows, key=lambda row: (row["batch"], row.get("pp", 1))):
-        cells = (
-            row["model"],
-            str(row["batch"]),
-            str(row.get("pp", 1)),
-            _spread(row["prefill_ms"], row["prefill_ms_all"], "{:.1f}"),
-            _spread(row["tpot_ms"], row["tpot_ms_all"], "{:.2f}"),
-            _spread(row["tokens_per_s"], row["tokens_per_s_all"], "{:,.0f}"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _spread(median: float, values: Sequence[float], form: str) -> str:
-    return f"{form.format(median)} ({form.format(min(values))} to {form.format(max(values))})"
+    print("\n".join(["", *pp_lines(content)]))
 
 
 if __name__ == "__main__":

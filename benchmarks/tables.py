@@ -24,6 +24,7 @@ from fault_tables import fault_table
 from gpu_speculation_table import gpu_speculation_table
 from lm_head_table import lm_head_table
 from plan_check import plan_check_table
+from pp_tables import pp_table
 from tp_tables import tp_speed_table, tp_sums_table
 
 from parhelion.bench.report import format_figure
@@ -332,6 +333,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "lm_head_accuracy": lm_head_table,
     "h100x2_tp": tp_speed_table,
     "h100x2_sums": tp_sums_table,
+    "h200x2_pp": pp_table,
     "h200x2_tp": tp_speed_table,
     "h200x2_sums": tp_sums_table,
     "three_corners": lambda content: corners_table(content, RESULTS),

@@ -157,7 +157,7 @@ def take_place(
     group = join(dist.PrefixStore(f"stage {stage}", store), number, tp, device, interface) if tp > 1 else ALONE
     with _through(interface):
         # A group beside torch's default one, which is that of the stage: what the layers do together stays as it is.
-        links = StageLinks(_roads(dist.PrefixStore(f"stages {number}", store), stage, pp, device), device)
+        links = StageLinks(_roads(store, stage, range(number, tp * pp, tp), device), device)
         if device.type != "cpu":
             torch.cuda.set_device(device)
             # What NCCL sets up at the first transfer shall fail here, and take its memory before it is measured.
@@ -165,13 +165,17 @@ def take_place(
     return Place(stage, group, links)
 
 
-def _roads(store: dist.Store, stage: int, num_stages: int, device: torch.device) -> Road:
+def _roads(store: dist.Store, stage: int, ranks: range, device: torch.device) -> Road:
+    """A group of the ranks with the same place in every stage."""
+    name = f"stages {ranks.start}"
+    own = dist.PrefixStore(name, store)
     if device.type == "cpu":
-        roads: Road = dist.ProcessGroupGloo(store, stage, num_stages, CALL_TIMEOUT)
+        roads: Road = dist.ProcessGroupGloo(own, stage, len(ranks), CALL_TIMEOUT)
         return roads
-    options = dist.distributed_c10d.ProcessGroupNCCL.Options()
-    options._timeout = CALL_TIMEOUT
-    roads = dist.distributed_c10d.ProcessGroupNCCL(store, stage, num_stages, options)
+    nccl = dist.distributed_c10d.ProcessGroupNCCL
+    options = nccl.Options()
+    options._timeout, options.global_ranks_in_group, options.group_name = CALL_TIMEOUT, list(ranks), name
+    roads = nccl(own, stage, len(ranks), options)
     return roads
 
 

@@ -47,7 +47,7 @@ class EngineCore:
     Args:
         scheduler_config: limits. With several groups of requests a step of each is under way.
         worker: runs the steps, on a thread of its own.
-        overlap: with one group plan a step ahead; not while guesses are made, which follow what the last step sampled.
+        overlap: plan a step ahead; not while guesses are made, which follow what the last step sampled.
         speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
         peers: the other ranks, which the core ends; None: the worker is alone.
@@ -113,7 +113,7 @@ class EngineCore:
         """
         speculation = self._speculation
         while len(self._in_flight) < self._most_in_flight:
-            plan = self._scheduler.schedule()
+            plan = self._next_plan()
             if plan is None:
                 break
             admitted = [self._requests[admission.request_id] for admission in plan.admissions]
@@ -141,10 +141,21 @@ class EngineCore:
     @property
     def _most_in_flight(self) -> int:
         """Steps that may be under way now."""
-        if self._num_groups > 1:
-            return self._num_groups
+        return self._num_groups + self._plans_ahead
+
+    @property
+    def _plans_ahead(self) -> bool:
         guesses = self._speculation is not None and not self._speculation.is_resting
-        return 2 if self._overlap and not guesses else 1
+        return self._overlap and not guesses
+
+    def _next_plan(self) -> StepPlan | None:
+        """Of several groups one step more than there are may be planned, whose tokens the oldest step is sampling.
+        Before it come those that need not wait.
+        """
+        if self._num_groups == 1:
+            return self._scheduler.schedule()
+        plan = self._scheduler.schedule() if len(self._in_flight) < self._num_groups else None
+        return self._scheduler.schedule(ahead=True) if plan is None and self._plans_ahead else plan
 
     def _outputs(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         self._collect_prompt_logprobs(result)
@@ -204,10 +215,11 @@ class EngineCore:
 
     def close(self) -> None:
         """Let the steps in flight end and stop the worker's thread and the other ranks."""
-        # What the other ranks were told to compute, this one computes as well: they wait for it.
+        if self._peers is not None:
+            # What the other ranks were told to compute, this one computes as well: they wait for it.
+            self._await_steps()
         self._thread.shutdown(wait=True, cancel_futures=self._peers is None)
         if self._peers is not None:
-            self._await_steps()
             graphs = getattr(self._worker, "graphs", None)
             if graphs is not None:
                 graphs.clear()

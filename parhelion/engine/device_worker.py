@@ -6,6 +6,7 @@ handed over while step N runs. The host sends one buffer of integers a step.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -127,7 +128,7 @@ class DeviceWorker:
             self._drafter = self._head_drafter(draft_model, features, size, sampler)
         elif draft_model is not None:
             self._drafter = self._model_drafter(draft_model, size, sampler)
-        self._last: _Pending | None = None
+        self._pending: deque[_Pending] = deque()
 
     def _model_drafter(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, model.config, self._options.block_size, model.dtype, self._device)
@@ -235,8 +236,10 @@ class DeviceWorker:
         ids.copy_(outputs.token_ids, non_blocking=True)
         done = record_event(self._device)
         stays = self._host_sampler.stays(rows)
-        self._last = _Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft)
-        return self._last
+        while self._pending and self._pending[0].is_over:
+            self._pending.popleft()
+        self._pending.append(_Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft))
+        return self._pending[-1]
 
     def _look_ahead(self, drafter: DeviceDrafter, plan: StepPlan, rows: StepRows, result: StepResult) -> StepResult:
         """Guess for the next step of the same rows, behind what this one has sampled. Waits for the device twice."""
@@ -259,8 +262,8 @@ class DeviceWorker:
         draft: PendingDraft | None,
     ) -> StepResult:
         """The rare step that needs the host: penalties, biases, log-probabilities. Waits for everything before it."""
-        if self._last is not None:
-            self._last.wait()
+        for pending in self._pending:
+            pending.wait()
         counts = np.array([row.num_tokens for row in plan.rows])
         first_tokens = np.cumsum(counts) - counts
         prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, first_tokens, outputs.hidden)
@@ -342,6 +345,11 @@ class _Pending:
         self._host = host
         self._draft = draft
         self._result: StepResult | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Somebody has waited for it."""
+        return self._result is not None
 
     def wait(self) -> StepResult:
         """The step's result."""

@@ -15,7 +15,7 @@ from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows
 from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
-from parhelion.scheduler import DRAFTED, KNOWN, Row
+from parhelion.scheduler import AWAITED, DRAFTED, KNOWN, Row
 
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions whose logits over the whole vocabulary are held at once."""
@@ -67,9 +67,11 @@ class HostSampler:
         return self._stays[rows.slots]
 
     def catch_up(self, rows: Sequence[Row]) -> None:
-        """Take in the tokens that another stage has sampled and that the rows begin with."""
+        """Take in the tokens that another stage has sampled and that the rows begin with. Where they are ``AWAITED``
+        still, they are sampled, or not needed.
+        """
         for row in rows:
-            if row.first_token != KNOWN:
+            if row.first_token not in (KNOWN, AWAITED):
                 self.tokens[row.slot, row.start] = row.first_token
 
     def guess(self, rows: Sequence[Row], drafted: Sequence[int] = ()) -> None:

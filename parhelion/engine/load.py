@@ -200,7 +200,8 @@ def _load_engine(
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
         _with_others(worker, others, config.pp),
-        overlap=config.overlap,
+        # Where the first stage computes in this process, threads would hinder each other.
+        overlap=config.overlap and (config.pp == 1 or on_gpu),
         speculation=speculator(config, chosen, cost),
         thread=thread,
         peers=others,
@@ -252,7 +253,7 @@ def _with_others(worker: Worker | DeviceWorker, others: OtherRanks | None, pp: i
     if others is None:
         return worker
     shared = TensorParallelWorker(worker, others)
-    return shared if pp == 1 else PipelineWorker(shared, others)
+    return shared if pp == 1 else PipelineWorker(shared, others, pp, is_quick=isinstance(worker, DeviceWorker))
 
 
 def needs_tables(chosen: DraftChoice | None) -> bool:

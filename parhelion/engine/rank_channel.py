@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import Protocol
 
 import msgspec
+import torch
 import zmq
 
 from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.loop import failure
+from parhelion.engine.placement import compute_on
 from parhelion.engine.rank_line import connect_line
 from parhelion.engine.rank_messages import FromRank, Leave, RankOptions, StepDone, ToRank
 from parhelion.engine.step_result import PendingStep
@@ -98,10 +100,12 @@ class Relay:
 
     Args:
         channel: which nobody else uses meanwhile.
+        device: that the steps run on.
     """
 
-    def __init__(self, channel: RankChannel) -> None:
+    def __init__(self, channel: RankChannel, device: torch.device) -> None:
         self._channel = channel
+        self._device = device
         self._messages: SimpleQueue[ToRank] = SimpleQueue()
         self._steps: SimpleQueue[tuple[int, PendingStep]] = SimpleQueue()
         self._receiver = threading.Thread(target=self._receive, name="receiver", daemon=True)
@@ -132,6 +136,8 @@ class Relay:
             self._messages.put(message)
 
     def _answer(self) -> None:
+        # A thread that waits for another device than its own would open the latter as well.
+        compute_on(self._device)
         while True:
             step, pending = self._steps.get()
             try:

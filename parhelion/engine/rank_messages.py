@@ -61,6 +61,13 @@ class ExecuteStep(msgspec.Struct, tag=True, frozen=True):
     admitted: tuple[AddRequest, ...]
 
 
+class Sampled(msgspec.Struct, tag=True, frozen=True):
+    """What a step has sampled, row after row, for the first of several stages."""
+
+    step: int
+    token_ids: tuple[int, ...]
+
+
 class Refused(msgspec.Struct, tag=True, frozen=True):
     """Rank 0 does not know whoever it heard."""
 
@@ -71,7 +78,7 @@ class Leave(msgspec.Struct, tag=True, frozen=True):
     """End."""
 
 
-ToRank = Join | Serve | ExecuteStep | Refused | Leave
+ToRank = Join | Serve | ExecuteStep | Sampled | Refused | Leave
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import traceback
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -18,6 +20,7 @@ import msgspec
 import torch
 
 from parhelion.distributed.rendezvous import reach_store, take_place
+from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
 from parhelion.engine.draft_choice import read_draft
@@ -34,7 +37,9 @@ from parhelion.engine.rank_messages import (
     Loaded,
     RankOptions,
     Refused,
+    Sampled,
     Serve,
+    ToRank,
 )
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
@@ -102,24 +107,27 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     worker.warm_up()
     capture_graphs(config, worker)
     answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
+    awaited = AwaitedTokens(config.pp) if place.stage == 0 else None
     if not answers or device.type == "cpu":
-        run_steps(channel, worker, answers)
-    with Relay(channel) as relay:
-        run_steps(relay, worker, answers)
+        run_steps(channel, worker, answers, awaited)
+    with Relay(channel, device) as relay:
+        run_steps(relay, worker, answers, awaited)
 
 
-def run_steps(road: Road, worker: StepExecutor, answers: bool) -> NoReturn:
+def run_steps(road: Road, worker: StepExecutor, answers: bool, awaited: AwaitedTokens | None = None) -> NoReturn:
     """Run the steps that rank 0 hands out, until it says that this is the end.
 
     Args:
         road: to rank 0.
         worker: this rank's.
         answers: rank 0 is told what the steps produced.
+        awaited: tokens that steps wait for; None: those that this rank cannot do without are known to it.
     """
     before: PendingStep | None = None
+    steps = _steps(road, awaited)
     while True:
         try:
-            step = _next(road, ExecuteStep)
+            step = next(steps)
         except _Stopped:
             # Rank 0 still waits for this rank's part of it.
             if before is not None:
@@ -138,6 +146,23 @@ def run_steps(road: Road, worker: StepExecutor, answers: bool) -> NoReturn:
             before.wait()
 
 
+def _steps(road: Road, awaited: AwaitedTokens | None) -> Iterator[ExecuteStep]:
+    """Steps in their order, each as soon as it lacks nothing; what others have sampled comes between them."""
+    told = deque[ExecuteStep]()
+    while True:
+        while told and (awaited is None or awaited.is_known(told[0].plan)):
+            step = told.popleft()
+            yield step if awaited is None else msgspec.structs.replace(step, plan=awaited.put_into(step.plan))
+        message = road.receive()
+        if isinstance(message, Sampled):
+            if awaited is not None:
+                awaited.take(message.step, message.token_ids)
+            continue
+        told.append(_expect(message, ExecuteStep))
+        if awaited is not None:
+            awaited.note(told[-1].plan)
+
+
 def path_here(options: RankOptions, theirs: str, name: str) -> Path:
     """Where this host has a model: where rank 0 has it, or, on another host, where its name leads to there.
 
@@ -154,7 +179,10 @@ def path_here(options: RankOptions, theirs: str, name: str) -> Path:
 
 
 def _next(road: Road, kind: type[_Message]) -> _Message:
-    message = road.receive()
+    return _expect(road.receive(), kind)
+
+
+def _expect(message: ToRank, kind: type[_Message]) -> _Message:
     if isinstance(message, kind):
         return message
     if isinstance(message, Leave):

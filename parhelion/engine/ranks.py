@@ -21,6 +21,7 @@ from parhelion.engine.rank_messages import (
     Leave,
     Loaded,
     RankOptions,
+    Sampled,
     Serve,
     StepDone,
 )
@@ -147,6 +148,10 @@ class RankProcesses:
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         """Hand them a step."""
         self._port.send(ExecuteStep(plan, tuple(admitted)))
+
+    def tell(self, step: int, token_ids: Sequence[int]) -> None:
+        """Let them know what a step has sampled, row after row."""
+        self._port.send(Sampled(step, tuple(token_ids)))
 
     def result_of(self, step: int) -> StepResult:
         """What a step produced on the last stage; waits for it.

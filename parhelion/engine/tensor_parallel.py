@@ -186,6 +186,11 @@ class OtherRanks:
         """What a step produced on the last of several stages; see ``RankProcesses``."""
         return self._processes.result_of(step)
 
+    def tell(self, step: int, token_ids: Sequence[int]) -> None:
+        """Let the ranks that share the first of several stages know what a step has sampled."""
+        if not self.place.group.is_alone:
+            self._processes.tell(step, token_ids)
+
     def close(self) -> None:
         """End the other ranks and leave the group."""
         self._closed.set()

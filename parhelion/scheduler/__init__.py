@@ -2,11 +2,12 @@
 
 from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.integrity import IntegrityError
-from parhelion.scheduler.plan import DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
+from parhelion.scheduler.plan import AWAITED, DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
 from parhelion.scheduler.request import Request, RequestStatus
 from parhelion.scheduler.scheduler import Scheduler
 
 __all__ = [
+    "AWAITED",
     "DRAFTED",
     "KNOWN",
     "Admission",

@@ -16,6 +16,9 @@ DRAFTED = -1
 KNOWN = -1
 """Stands for a row's first token where the worker has it."""
 
+AWAITED = -2
+"""Stands for a row's first token that a step under way is sampling."""
+
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """The tokens of one request that a step computes.
@@ -31,7 +34,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         guesses: the tokens behind the first one, which nobody knows yet: the step samples after each of them as well,
             and those are kept that were guessed right, with the one sampled behind them. All ``DRAFTED``, or none.
         first_token: id of the first token if an earlier step has sampled it, for workers that did not see it sampled:
-            the first stages of a pipeline. Else ``KNOWN``.
+            the first stages of a pipeline. ``AWAITED`` if it is sampled in a step that is under way. Else ``KNOWN``.
     """
 
     request_id: str
@@ -82,6 +85,7 @@ class StepPlan(msgspec.Struct, frozen=True):
             guesses are ``DRAFTED`` need that; prompts in chunks had better be followed chunk by chunk.
         num_ahead: at the end of the step it makes so many guesses for each row that samples, which a later plan may
             have among its own; 0: it makes those that are ``DRAFTED``, at the beginning.
+        awaits: the step under way that samples the first tokens which are ``AWAITED``; None if none are.
     """
 
     step: int
@@ -90,6 +94,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     new_blocks: tuple[NewBlocks, ...]
     follows: bool = False
     num_ahead: int = 0
+    awaits: int | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -40,22 +40,27 @@ def remove_in_order(requests: list[Request], request: Request) -> None:
     del requests[index]
 
 
-def turns(running: list[Request], num_groups: int) -> Iterator[list[Request]]:
+def turns(running: list[Request], num_groups: int, awaited: int | None = None) -> Iterator[list[Request]]:
     """Which of the running requests the next step may compute, in their order; then others, if it can compute none of
     these.
 
     Of several groups it is as many as one has, those whose last step is the longest ago. A request of which a token is
-    being sampled is in none.
+    being sampled is in none, unless that is so in the ``awaited`` step.
     """
     if num_groups == 1:
         yield running
         return
-    ready = [request for request in running if not request.num_pending]
+    ready = [request for request in running if not request.num_pending or _awaits(request, awaited)]
     size = group_size(len(running), num_groups)
     if size < len(ready):
         chosen = set(heapq.nsmallest(size, ready, key=_planned_step))
         yield [request for request in ready if request in chosen]
     yield ready
+
+
+def _awaits(request: Request, step: int | None) -> bool:
+    """This step samples the only token that is to come."""
+    return request.num_pending == 1 and request.planned_step == step
 
 
 def group_size(num_requests: int, num_groups: int) -> int:

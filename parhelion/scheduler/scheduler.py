@@ -19,7 +19,7 @@ from parhelion.scheduler.config import SchedulerConfig
 from parhelion.scheduler.guesser import Guesser
 from parhelion.scheduler.integrity import check_blocks, check_queues, check_running
 from parhelion.scheduler.kv_blocks import KVBlocks
-from parhelion.scheduler.plan import DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
+from parhelion.scheduler.plan import AWAITED, DRAFTED, KNOWN, Admission, NewBlocks, RequestUpdate, Row, StepPlan
 from parhelion.scheduler.policy import group_size, insert_in_order, order_of, remove_in_order, turns
 from parhelion.scheduler.request import NO_SLOT, Request, RequestStatus
 from parhelion.scheduler.totals import Totals
@@ -126,10 +126,15 @@ class Scheduler:
 
     # Planning
 
-    def schedule(self) -> StepPlan | None:
-        """Plan the next step; None when nothing can run before a step in flight is back, or at all."""
+    def schedule(self, ahead: bool = False) -> StepPlan | None:
+        """Plan the next step; None when nothing can run before a step in flight is back, or at all.
+
+        Args:
+            ahead: of several groups, tokens that the oldest step in flight is sampling may be ``AWAITED``.
+        """
         draft = _Draft(self._num_planned, self.config.max_num_batched_tokens)
-        for turn in turns(self._running, self.config.num_groups):
+        awaited = self._in_flight[0][0].step if ahead and self._in_flight else None
+        for turn in turns(self._running, self.config.num_groups, awaited):
             prefills = self._plan_decodes(draft, turn)
             self._plan_prefills(draft, prefills)
             if draft.rows:
@@ -142,11 +147,12 @@ class Scheduler:
         if not draft.rows:
             return None
         guesser = self._guesser
-        follows, ahead = (guesser.follows, guesser.num_ahead) if guesser is not None else (False, 0)
-        if ahead:
-            self._leave_room(draft, ahead)
-        blocks = tuple(draft.new_blocks)
-        plan = StepPlan(draft.step, tuple(draft.rows), tuple(draft.admissions), blocks, follows, ahead)
+        follows, num_ahead = (guesser.follows, guesser.num_ahead) if guesser is not None else (False, 0)
+        if num_ahead:
+            self._leave_room(draft, num_ahead)
+        awaits = awaited if any(row.first_token == AWAITED for row in draft.rows) else None
+        tables = tuple(draft.admissions), tuple(draft.new_blocks)
+        plan = StepPlan(draft.step, tuple(draft.rows), *tables, follows, num_ahead, awaits)
         self._in_flight.append((plan, draft.requests))
         self._num_planned += 1
         return plan
@@ -186,7 +192,7 @@ class Scheduler:
                 guesses = self._guesses(self._guesser, draft, request, spare)
                 length += len(guesses)
                 spare -= len(guesses)
-            token = request.token_ids[position] if tells else KNOWN
+            token = KNOWN if not tells else AWAITED if request.num_pending else request.token_ids[position]
             count = 1 + len(guesses)
             rows.append(Row(request.request_id, request.slot, position, count, True, output_index, guesses, token))
             requests.append(request)

@@ -112,7 +112,7 @@ def core_of(
     elif chosen is not None and speculation is None:
         kind = Drafting if pp == 1 else DraftingAhead
         speculation = kind(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
-    worker = workers[0] if pp == 1 else Stages(workers, late=group.is_alone)
+    worker = workers[0] if pp == 1 else Stages(workers, late=group.is_alone).worker()
     return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
 
 

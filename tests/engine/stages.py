@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from parhelion.engine.messages import AddRequest
+from parhelion.engine.pipeline_parallel import PipelineWorker
 from parhelion.engine.step_result import NOTHING, PendingStep, StepResult
 from parhelion.scheduler import StepPlan
 
@@ -36,26 +37,41 @@ def roads_between(num_stages: int) -> list[Any]:
 
 
 class Stages:
-    """A worker for each stage.
+    """All stages of a pipeline, around a ``PipelineWorker``.
 
     Args:
-        workers: of all stages.
-        late: the last one computes a step when that is waited for. So later steps leave the stages before it meanwhile,
-            as far as they are under way; but threads must not race where ranks share layers.
+        workers: of the stages.
+        late: the last stage computes a step when that is waited for. So later steps leave the stages before it
+            meanwhile, as far as they are under way; but threads must not race where ranks share layers.
     """
+
+    graphs = None
 
     def __init__(self, workers: Sequence[Any], late: bool) -> None:
         self.workers = workers
         self._late = late
+        self._left: dict[int, PendingStep] = {}
+
+    def worker(self) -> PipelineWorker:
+        """As the engine core has it."""
+        return PipelineWorker(self, self, len(self.workers))
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
         for worker in self.workers[:-1]:
             assert worker.execute(plan, admitted) is NOTHING
-        step = _Step(self.workers[-1], plan, admitted)
-        return step if self._late else step.wait()
+        last = self.workers[-1]
+        self._left[plan.step] = _LastStage(last, plan, admitted) if self._late else last.execute(plan, admitted)
+        return NOTHING
+
+    def result_of(self, step: int) -> StepResult:
+        return self._left.pop(step).wait()
+
+    def tell(self, step: int, token_ids: Sequence[int]) -> None: ...
+
+    def check(self) -> None: ...
 
 
-class _Step:
+class _LastStage:
     def __init__(self, worker: Any, plan: StepPlan, admitted: Sequence[AddRequest]) -> None:
         self._worker, self._plan, self._admitted = worker, plan, admitted
 

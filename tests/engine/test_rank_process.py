@@ -10,16 +10,18 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from parhelion.config import EngineConfig
+from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.rank_channel import RankChannel, Relay
-from parhelion.engine.rank_messages import ExecuteStep, Hello, Leave, Loaded, RankOptions, StepDone
+from parhelion.engine.rank_messages import ExecuteStep, Hello, Leave, Loaded, RankOptions, Sampled, StepDone, ToRank
 from parhelion.engine.rank_port import RankPort
 from parhelion.engine.rank_process import path_here, run_steps
 from parhelion.engine.step_result import NOTHING, StepResult
 from parhelion.errors import ModelNotFoundError
-from parhelion.scheduler import StepPlan
+from parhelion.scheduler import AWAITED, KNOWN, Row, StepPlan
 
 
 class Ended(Exception):
@@ -70,6 +72,36 @@ def test_a_step_that_a_draft_model_takes_part_in_ends_before_the_next_one_begins
     assert events(False, True, False, False) == ["begin 0", "begin 1", "end 0", "end 1", "begin 2", "begin 3", "end 2"]
 
 
+def test_a_step_waits_for_tokens_and_others_wait_behind_it() -> None:
+    def row(token: int) -> Row:
+        return Row("a", 0, 5, 1, True, 2, (), token)
+
+    plans = [
+        StepPlan(0, (Row("a", 0, 4, 1, True, 1),), (), ()),
+        StepPlan(1, (row(AWAITED),), (), (), awaits=0),
+        StepPlan(2, (row(9),), (), ()),
+    ]
+    messages: list[ToRank] = [*(ExecuteStep(plan, ()) for plan in plans), Sampled(0, (8,)), Sampled(1, (9,))]
+    executed: list[StepPlan] = []
+
+    class Told:
+        def receive(self) -> ToRank:
+            if not messages:
+                raise Ended
+            return messages.pop(0)
+
+        def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
+            executed.append(plan)
+            # Two steps are told before it is known what the first has sampled.
+            assert len(messages) == (4 if plan.step == 0 else 1)
+            return NOTHING
+
+    told: Any = Told()
+    with pytest.raises(Ended):
+        run_steps(told, told, answers=False, awaited=AwaitedTokens(2))
+    assert [plan.rows[0].first_token for plan in executed] == [KNOWN, 8, 9]
+
+
 class Awaited:
     """A worker whose steps end at once, though it takes until an event to hand over any but the first. One fails."""
 
@@ -101,7 +133,7 @@ def test_rank_0_is_told_of_a_step_while_the_next_one_is_handed_over() -> None:
         port.send(ExecuteStep(StepPlan(step, (), (), ()), ()))
 
     def serve() -> None:
-        with Relay(channel) as relay:
+        with Relay(channel, torch.device("cpu")) as relay:
             run_steps(relay, Awaited(told, failing=2), answers=True)
 
     serving = ThreadPoolExecutor(1).submit(serve)

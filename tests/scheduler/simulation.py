@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from parhelion.scheduler import KNOWN, Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
+from parhelion.scheduler import AWAITED, KNOWN, Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
 
 VOCAB_SIZE = 5
 """Small, so that stop ids turn up and equal prefixes arise by chance as well."""
@@ -54,8 +54,12 @@ class SimulatedDevice:
         self.content: dict[tuple[int, int], tuple[int, ...]] = {}
         self.slots: dict[int, Slot] = {}
 
-    def run(self, plan: StepPlan) -> list[int]:
-        """The sampled ids of a step."""
+    def run(self, plan: StepPlan, awaited: Mapping[str, int]) -> list[int]:
+        """The sampled ids of a step.
+
+        Args:
+            awaited: by request, what the step that the plan awaits has sampled.
+        """
         for new in plan.admissions:
             tokens = list(new.token_ids)
             self.slots[new.slot] = Slot(new.request_id, tokens, new.num_prompt_tokens, list(new.block_ids), len(tokens))
@@ -63,18 +67,19 @@ class SimulatedDevice:
             self.slots[added.slot].blocks.extend(added.block_ids)
         sampled: list[int] = []
         for row in plan.rows:
-            self._check_first_token(row)
+            self._check_first_token(row, awaited)
             self._write_kv(row)
             if row.samples:
                 sampled.append(self._sample(row))
         return sampled
 
-    def _check_first_token(self, row: Row) -> None:
+    def _check_first_token(self, row: Row, awaited: Mapping[str, int]) -> None:
         """Where requests take turns, a device that does not sample is told what it cannot have from the admission."""
         slot = self.slots[row.slot]
         if row.first_token != KNOWN:
             assert self.is_told
-            assert row.first_token == slot.tokens[row.start]
+            told = awaited[row.request_id] if row.first_token == AWAITED else row.first_token
+            assert told == slot.tokens[row.start]
             slot.num_told = row.start + 1
         else:
             assert not self.is_told or row.start + row.num_tokens <= slot.num_told
@@ -136,18 +141,26 @@ class Simulation:
         self.scheduler.check_integrity()
         return ended
 
-    def schedule(self) -> StepPlan | None:
+    def schedule(self, ahead: bool = False) -> StepPlan | None:
         pending = {name for name, each in self.scheduler._unfinished.items() if each.num_pending}
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(ahead)
         self.scheduler.check_integrity()
+        awaited: dict[str, int] = {}
         if plan is not None and self.config.num_groups > 1:
-            assert pending.isdisjoint(row.request_id for row in plan.rows), "a token of it is being sampled"
+            rows = {row.request_id for row in plan.rows if row.first_token != AWAITED}
+            assert pending.isdisjoint(rows), "a token of it is being sampled"
+            assert (plan.awaits is None) == (len(rows) == len(plan.rows))
+        if plan is not None and plan.awaits is not None:
+            assert ahead
+            oldest, sampled = self.in_flight[0]
+            assert plan.awaits == oldest.step
+            awaited = dict(zip((row.request_id for row in oldest.rows if row.samples), sampled, strict=True))
         if plan is None:
             assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs, nothing is in flight: stuck"
             return None
         self._check_limits(plan)
         self.plans.append(plan)
-        self.in_flight.append((plan, self.device.run(plan)))
+        self.in_flight.append((plan, self.device.run(plan, awaited)))
         self._check_written_blocks_are_private(plan)
         return plan
 
@@ -167,7 +180,7 @@ class Simulation:
     def run_to_end(self, depth: int, max_steps: int = 5000) -> None:
         """Go on until every request has ended, with up to ``depth`` steps planned ahead of the one read back."""
         for _ in range(max_steps):
-            while len(self.in_flight) <= depth and self.schedule() is not None:
+            while len(self.in_flight) <= depth and (self.schedule() or self.schedule(ahead=True)) is not None:
                 pass
             if not self.in_flight:
                 break

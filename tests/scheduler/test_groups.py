@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parhelion.errors import ConfigError
-from parhelion.scheduler import KNOWN, StepPlan
+from parhelion.scheduler import AWAITED, KNOWN, StepPlan
 
 from .simulation import Simulation, make_config, make_request, next_token
 
@@ -65,6 +65,33 @@ def test_a_row_brings_the_token_that_was_sampled_before_it() -> None:
     assert first is not None
     assert second is not None
     assert [first.rows[0].first_token, second.rows[0].first_token] == [KNOWN, next_token([1, 2])]
+
+
+def test_a_step_may_await_what_the_oldest_one_is_sampling_and_no_other() -> None:
+    simulation = simulation_of(6, 2)
+    steps = [simulation.schedule() for _ in range(2)]
+    assert simulation.schedule() is None
+    ahead = simulation.schedule(ahead=True)
+    assert ahead is not None
+    assert names(ahead) == names(steps[0])
+    assert ahead.awaits == 0
+    assert {row.first_token for row in ahead.rows} == {AWAITED}
+    assert simulation.schedule(ahead=True) is None
+    simulation.update()
+    later = simulation.schedule(ahead=True)
+    assert later is not None
+    assert (names(later), later.awaits) == (names(steps[1]), 1)
+    simulation.run_to_end(depth=2)
+
+
+def test_who_need_not_wait_does_not_await_anything() -> None:
+    simulation = simulation_of(4, 2)
+    first = names(simulation.schedule())
+    simulation.schedule()
+    simulation.update()
+    plan = simulation.schedule(ahead=True)
+    assert plan is not None
+    assert (names(plan), plan.awaits) == (first, None)
 
 
 def test_with_one_group_the_worker_knows_better() -> None:

@@ -73,11 +73,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert waiting >= self.simulation.config.max_queue_len
 
     @precondition(lambda self: len(self.simulation.in_flight) < 4)
-    @rule(steps=st.integers(1, 3))
-    def schedule(self, steps: int) -> None:
+    @rule(steps=st.integers(1, 3), ahead=st.booleans())
+    def schedule(self, steps: int, ahead: bool) -> None:
         for _ in range(steps):
             oldest = self.simulation.scheduler._running[:1]
-            self.simulation.schedule()
+            self.simulation.schedule(ahead)
             for request in oldest:
                 assert request.slot >= 0 or request.fully_planned, "the first in order must never be preempted"
 
