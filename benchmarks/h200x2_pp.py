@@ -1,6 +1,7 @@
 """A pipeline of two stages on two GPUs: parity with one GPU, and speed beside it.
 
-    PYTHONPATH=. python benchmarks/h200x2_pp.py [--only speed2,speed1,texts] [--pack auto] [--output FILE]
+    PYTHONPATH=. python benchmarks/h200x2_pp.py [--only speed2,speed1,texts] [--pack auto] [--no-overlap]
+                                                [--output FILE]
     PYTHONPATH=. python benchmarks/h200x2_pp.py --device cpu --model tiny         # a rehearsal, in seconds
 
 Each piece runs in a process of its own, and is ended with all its ranks when its time is over. The result is written
@@ -44,7 +45,8 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
     batches = tuple(int(batch) for batch in options.batches.split(","))
     asked = SpeedOptions(options.model, options.device, options.pack, batches, *lengths)
     stages = 1 if piece == "speed1" else PP
-    return (with_totals(row, asked) for row in speed(folder, asked, 1, stages))
+    rows = speed(folder, asked, 1, stages, overlap=stages == 1 or not options.no_overlap)
+    return (with_totals(row, asked) for row in rows)
 
 
 def with_totals(row: dict[str, Any], options: SpeedOptions) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="qwen3-8b", choices=list(SHAPES), help="of the speed")
     parser.add_argument("--batches", default=None, help="of the speed, separated by commas")
     parser.add_argument("--pack", default="auto", help="of the speed; a name, a path, auto or off")
+    parser.add_argument("--no-overlap", action="store_true", help="plan no step ahead before two stages")
     options = parser.parse_args(argv)
     options.batches = options.batches or ("1,2" if options.device == "cpu" else "1,16,64")
     return options

@@ -42,12 +42,14 @@ class SpeedOptions:
     rounds: int
 
 
-def speed(folder: Path, options: SpeedOptions, tp: int, pp: int = 1) -> Iterator[dict[str, Any]]:
+def speed(folder: Path, options: SpeedOptions, tp: int, pp: int = 1, overlap: bool = True) -> Iterator[dict[str, Any]]:
     """A row a batch, then what the engine is and holds, then log-probabilities of one prompt."""
     o, shape = options, SHAPES[options.model]
     bandwidth = None if o.device == "cpu" else measure_ceilings(torch.device(o.device)).bandwidth
     started = time.monotonic()
-    sizes = {"tp": tp} if pp == 1 else {"tp": tp, "pp": pp}
+    sizes: dict[str, int] = {"tp": tp} if pp == 1 else {"tp": tp, "pp": pp}
+    if not overlap:
+        sizes["overlap"] = False
     with _engine(folder, o, sizes) as llm:
         cold_start_s = time.monotonic() - started
         for batch in o.batches:

@@ -55,7 +55,8 @@ class EngineConfig:
         max_queue_len: most requests that may wait, in each replica; one more is refused.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
         scheduling_policy: ``fcfs``, or ``priority`` (lower value first, then arrival).
-        overlap: plan step N + 1 while the device runs step N; with stages, which have a step each, one more than these.
+        overlap: plan step N + 1 while the device runs step N; with stages, which have a step each, one more than these,
+            on GPUs.
         speculate: guess tokens ahead and check several in one step; the text stays the same. ``ngram`` guesses what
             followed the last time that the same few tokens stood in the request's own text; ``draft`` and ``eagle3``
             let ``draft_model`` guess; ``auto`` does the one or the other as far as it pays, by what was measured.

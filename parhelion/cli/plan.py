@@ -176,7 +176,7 @@ def _show(report: PlanReport) -> None:
     for sentence in report.assumptions:
         print_note(sentence)
     if report.num_gpus > 1:
-        print_note("a plan only: serve takes --tp, --pp and --dp so on the GPUs of one machine")
+        print_note("a plan only: serve takes --tp, --pp and --dp so on the GPUs of one machine, or with Ray of several")
 
 
 def _and_more(number: int) -> str:

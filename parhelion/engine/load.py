@@ -200,7 +200,8 @@ def _load_engine(
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
         _with_others(worker, others, config.pp),
-        overlap=config.overlap,
+        # Where the first stage computes in this process, threads would hinder each other.
+        overlap=config.overlap and (config.pp == 1 or on_gpu),
         speculation=speculator(config, chosen, cost),
         thread=thread,
         peers=others,
