@@ -76,12 +76,14 @@ class Plan:
         target: as configs know it, with the device's own number of processors.
         rows: in the order of the model's calls, each contract's by bucket.
         notes: what is left out, a sentence each.
+        others: of ops that are not to be tuned, and that steps call all the same.
     """
 
     model: TunedModel
     target: GemmTarget
     rows: tuple[PlannedRow, ...]
     notes: tuple[str, ...] = ()
+    others: tuple[PlannedRow, ...] = ()
 
 
 def make_plan(
@@ -119,14 +121,13 @@ def make_plan(
     for name in ops:
         if op(name).name not in called:
             raise ConfigError(f"{model.name} ({model.quantization.name}) calls no {name}; it calls {', '.join(called)}")
-    rows = []
+    rows: list[PlannedRow] = []
+    others: list[PlannedRow] = []
     for contract, count, own in counts:
-        if ops and contract.name not in ops:
-            continue
         rivals = rivals_of(contract, why_not)
         compiling = tuple(name for name in rivals if name in NEVER_SERVE)
         serving = tuple(name for name in rivals if name not in NEVER_SERVE)
-        rows += [
+        (others if ops and contract.name not in ops else rows).extend(
             PlannedRow(
                 contract,
                 bucket,
@@ -136,12 +137,12 @@ def make_plan(
                 contract in alternatives,
             )
             for bucket in own
-        ]
+        )
     notes = [
         f"{name} needs all {model.tp} ranks, so it is not tuned: {_usual(name)} serves it"
         for name in left_to_ranks(model, target)
     ]
-    return Plan(model, target, tuple(rows), tuple(notes))
+    return Plan(model, target, tuple(rows), tuple(notes), tuple(others))
 
 
 def _called_by_few_tokens(model: TunedModel, target: GemmTarget) -> set[Contract]:

@@ -1,5 +1,5 @@
-"""Rows that a pack has already of fewer ranks, or of another output head: they stay as they are, and so stay the times
-of blocks with them.
+"""Rows that a pack has already and that stay as they are: of fewer ranks, of another output head, or of ops that are
+not tuned now. Steps are measured with them, and the times of blocks with them stay.
 
 What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike; and what is not of
 the head, one that is quantized and one that is not. Chosen anew in other steps it would be another row, and what was
@@ -34,10 +34,21 @@ def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) ->
         if (entry.name, entry.quantization) == (model.name, model.quantization.name) and _is_before(entry, model)
         for key in entry.contracts
     }
+    return _told([row for row in rows if row.contract.key() in called], before)
+
+
+def standing(rows: Sequence[RowState], before: Pack | None) -> list[RowState]:
+    """Those of the rows that the pack has, of whichever model, with the sources that are here. They are told who serves
+    them.
+    """
+    return [] if before is None else _told(rows, before)
+
+
+def _told(rows: Sequence[RowState], before: Pack) -> list[RowState]:
     best = {
         (row.contract, row.num_tokens): row.best
         for row in before.rows
-        if row.contract in called and before.source_hashes.get(row.op) == source_hash(row.op)
+        if before.source_hashes.get(row.op) == source_hash(row.op)
     }
     found = []
     for row in rows:

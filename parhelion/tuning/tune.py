@@ -21,11 +21,11 @@ from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.passes import EFFORTS, Passes
-from parhelion.tuning.plan import HELION, Plan
+from parhelion.tuning.plan import HELION, Plan, PlannedRow
 from parhelion.tuning.programs import Program
 from parhelion.tuning.row_state import RowState, costliest
 from parhelion.tuning.seeds import SeedBank
-from parhelion.tuning.settled import settled
+from parhelion.tuning.settled import settled, standing
 from parhelion.tuning.step_choices import StepChoices, StepTuner
 from parhelion.tuning.target import Target
 from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
@@ -116,7 +116,7 @@ def tune(
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
     """Tune the rows of a plan and write the pack. Rows that the pack has of fewer ranks, or of the same model with an
-    output head that is not quantized, stay as they are.
+    output head that is not quantized, stay as they are, and so do those of ops that are not tuned; steps call them.
 
     An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
     from the journal.
@@ -133,16 +133,21 @@ def tune(
     """
     start = clock()
     before = read_before(options.output, fingerprint)
-    head = Head(
-        fingerprint, source_hashes_of({row.contract.name for row in plan.rows}), versions(), _now()
-    )  # fmt: skip
-    rows = [
-        RowState(row, timer.floor_us(row.contract, row.bucket), untuned_config(row.contract, row.bucket, target))
-        for row in plan.rows
-    ]
 
-    beside = settled(rows, plan.model, None if before is None else before.pack)
-    open_rows = [row for row in rows if row not in beside]
+    def states(planned: Sequence[PlannedRow]) -> list[RowState]:
+        return [
+            RowState(row, timer.floor_us(row.contract, row.bucket), untuned_config(row.contract, row.bucket, target))
+            for row in planned
+        ]
+
+    there = None if before is None else before.pack
+    rows = states(plan.rows)
+    of_others = settled(rows, plan.model, there)
+    open_rows = [row for row in rows if row not in of_others]
+    left = standing(states(plan.others), there) if there is not None else []
+    beside = [*of_others, *left]
+    called = [row.contract for row in (*rows, *left)]
+    head = Head(fingerprint, source_hashes_of({contract.name for contract in called}), versions(), _now())
 
     def elapsed() -> float:
         return clock() - start
@@ -151,7 +156,7 @@ def tune(
     try:
         with Journal(journal_of(options.output), head) as journal:
             programs = BuiltPrograms(ahead, journal, target, elapsed)
-            facts = facts_of(plan.model, (row.contract for row in plan.rows), fingerprint, options.command)
+            facts = facts_of(plan.model, called, fingerprint, options.command)
 
             def save(choices: StepChoices | None) -> Pack | None:
                 served, own = _built_to_serve(open_rows, programs)
@@ -164,6 +169,7 @@ def tune(
                 return write(made, before, options.output)
 
             session = _Session(plan, open_rows, beside, programs, journal, options, progress, elapsed, save)
+            session.say_what_stays(len(of_others), len(left))
             return session.run(timer, step_tuner)
     finally:
         ahead.close()
@@ -262,9 +268,14 @@ class _Session:
         self._stage = ""
         self._covered = 0
         self._notes = [*plan.notes, *journal.notes]
-        if beside:
-            whose = "" if plan.model.lm_head_quantization is None else ", or of a head that is not quantized"
-            self._notes.append(f"{len(beside)} rows stay as the pack has them of fewer ranks{whose}")
+
+    def say_what_stays(self, of_others: int, left: int) -> None:
+        """How many rows stay as the pack has them of fewer ranks or another head, and of ops that are left alone."""
+        if of_others:
+            whose = "" if self._plan.model.lm_head_quantization is None else ", or of a head that is not quantized"
+            self._notes.append(f"{of_others} rows stay as the pack has them of fewer ranks{whose}")
+        if left:
+            self._notes.append(f"{left} rows of other ops stay as the pack has them, and steps are measured with them")
 
     def run(self, timer: Timer, step_tuner: StepTuner | None) -> TuneResult:
         """Until all is done, the budget is spent, or the user interrupts."""

@@ -99,13 +99,15 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
     binaries = {each.file: each for each in before.pack.binaries if each.file in files}
     binaries |= {each.file: each for each in new.pack.binaries}
     models = {each.identity: each for each in (*before.pack.models, *new.pack.models)}
+    again = {(each.contracts, each.num_tokens) for each in new.pack.blocks}
+    old = [each for each in before.pack.blocks if (each.contracts, each.num_tokens) not in again]
     pack = msgspec.structs.replace(
         new.pack,
         rows=tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens))),
         binaries=tuple(binaries[file] for file in sorted(binaries)),
         source_hashes=new.pack.source_hashes | {row.op: current[row.op] for row in kept},
         models=tuple(models.values()),
-        blocks=with_rows((*new.pack.blocks, *with_rows(before.pack.blocks, _buckets(kept))), had | _buckets(kept)),
+        blocks=with_rows((*new.pack.blocks, *with_rows(old, _buckets(kept))), had | _buckets(kept)),
     )
     # Files are named by what is in them, so those of one name are the same.
     return TunedPack(pack, {**{file: before.binaries[file] for file in files}, **new.binaries})

@@ -37,7 +37,7 @@ CASES = [
 ]
 """Whether it is the worker of GPUs, the folder of the draft, and stages."""
 
-SHARED = [(True, None, 2), (False, "head", 3), (True, "head", 3)]
+SHARED = [(True, None, 2), (True, "head", 3)]
 """Those that two ranks share in each stage."""
 
 Told = tuple[dict[str, list[int]], int, int]

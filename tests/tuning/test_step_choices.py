@@ -325,6 +325,34 @@ def test_rows_that_are_tuned_again_take_the_times_of_their_blocks_with_them(tmp_
     assert block_times(tuned(tmp_path, blocks, times, *rows_of("fused_rope_attention")).pack) == {}
 
 
+def test_steps_of_some_ops_are_measured_with_what_the_pack_has_of_the_others(tmp_path: Path):
+    times = sums(32.0, 32.0, 32.0)
+    before = tuned(tmp_path, Blocks({FUSED: 30.0, FEWER: 31.0, SINGLE: 29.0}), times).pack
+    assert before is not None
+    name = "silu_and_mul_dynamic_per_token_quant"
+    plan = make_plan(MODEL, SM_90, refused, ops=(name,), sizes=(1,))
+    again = Blocks({FUSED: 27.0, FEWER: 31.5, SINGLE: 29.5})
+    result = World(tmp_path, plan.rows, times, others=plan.others).tune(step_tuner=again, effort="quick")
+    assert block_times(result.pack) == pytest.approx(again.block_us)
+    assert result.pack is not None
+    kept = [row for row in before.rows if row.op != name]
+    assert kept == [row for row in result.pack.rows if row.op != name]
+    assert {row.contract.name for row in result.rows} == {name}
+    assert any(f"{len(kept)} rows of other ops stay" in note for note in result.notes)
+    # The model calls what it called.
+    assert [set(entry.contracts) for entry in result.pack.models] == [set(entry.contracts) for entry in before.models]
+
+
+def test_ops_outside_of_blocks_leave_the_times_of_blocks_alone(tmp_path: Path):
+    times = sums(32.0, 32.0, 32.0)
+    tuned(tmp_path, Blocks({FUSED: 30.0, FEWER: 31.0, SINGLE: 29.0}), times)
+    plan = make_plan(MODEL, SM_90, refused, ops=("argmax",), sizes=(1,))
+    again = Blocks({FUSED: 27.0, FEWER: 27.0, SINGLE: 27.0})
+    result = World(tmp_path, plan.rows, times, others=plan.others).tune(step_tuner=again, effort="quick")
+    assert again.jobs == []
+    assert block_times(result.pack) == pytest.approx({FUSED: 30.0, FEWER: 31.0, SINGLE: 29.0})
+
+
 def test_sizes_between_two_that_were_tuned_are_decided_as_the_larger(tmp_path: Path):
     blocks = Blocks({FUSED: 32.0, FEWER: 30.0})
     tuned(tmp_path, blocks, sums(31.0, 37.0, 99.0), *rows_of(sizes=(4, 16)))

@@ -115,6 +115,7 @@ class World:
     fingerprint: Fingerprint = sample.H100
     compiler: FakeCompiler = field(default_factory=FakeCompiler)
     model: TunedModel = field(default_factory=lambda: tuned_model("qwen3-0.6b", "fp8_per_token"))
+    others: tuple[PlannedRow, ...] = ()
 
     def __post_init__(self) -> None:
         self.timer = FakeTimer(self.clock, self.time_us)
@@ -128,7 +129,7 @@ class World:
         step_tuner: StepTuner | None = None,
         progress: Callable[[TuneProgress], None] = lambda progress: None,
     ) -> TuneResult:
-        plan = Plan(self.model, SM_90, self.rows)
+        plan = Plan(self.model, SM_90, self.rows, others=self.others)
         options = TuneOptions(self.folder / name, budget_s, effort, seed_packs, "parhelion tune qwen3-0.6b")
         return tune(
             plan,
