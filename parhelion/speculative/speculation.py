@@ -25,7 +25,7 @@ _PLAIN_STEPS = 2
 _PATIENCE = 4
 """A request whose guesses do not pay, and would if they were better, tries one again when asked so many times."""
 
-_REST = 16
+_REST = 48
 """Steps for which nobody is asked again once guesses do not pay, each time in a row twice as many; unless there are
 half as many requests by then, or twice as many.
 """

@@ -94,4 +94,4 @@ def test_auto_is_close_to_the_best_fixed_number_of_guesses(num_requests: int, ra
 
 @pytest.mark.parametrize("num_requests", [1, 16])
 def test_auto_costs_little_where_nothing_is_right(num_requests: int) -> None:
-    assert gain(num_requests, 0.0) > 0.95
+    assert gain(num_requests, 0.0) > 0.97

@@ -181,13 +181,13 @@ def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
     proposer = Endless()
     speculation = Speculation(proposer, 5, paced({(1, 0): 1.0, (1, 5): 6.0}))
     resting = []
-    for step in range(40):
+    for step in range(140):
         speculation.begin_step(1, 1)
         resting.append(speculation.is_resting)
         assert speculation.guesses("a", list(range(step + 1)), 9) == []
-    assert resting == [False] + [True] * 16 + [False] + [True] * 22  # twice as long the second time
+    assert resting == [False] + [True] * 48 + [False] + [True] * 90  # twice as long the second time
     told = [tokens for _, _, tokens in proposer.told]
-    assert [token for tokens in told for token in tokens] == list(range(18))
+    assert [token for tokens in told for token in tokens] == list(range(50))
 
 
 def test_a_pace_is_a_line_between_what_was_measured() -> None:
