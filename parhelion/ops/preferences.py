@@ -16,7 +16,6 @@ ON_GPU: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scaled_mm": ("torch", "helion"),
         "embedding": ("torch", "helion"),
         "argmax": ("torch", "helion"),
-        "top_k_top_p_sampling": ("torch", "helion"),
         "step_inputs": (),
     }
 )
