@@ -72,13 +72,14 @@ def default_config(contract: TopKTopPSampling, bucket: int, target: GemmTarget) 
 def candidates(contract: TopKTopPSampling, bucket: int, target: GemmTarget) -> list[SamplingConfig]:
     """What is worth trying."""
     usual = default_config(contract, bucket, target)
-    return [
+    found = [
         usual,
         *(replace(usual, units=each) for each in (usual.units // 2, usual.units * 2)),
         *(replace(usual, gathered=each) for each in (64, 256)),
         *(replace(usual, parts=each) for each in (max(1, usual.parts // 2), usual.parts * 2)),
         replace(usual, row_warps=8),
     ]
+    return list(dict.fromkeys(found))
 
 
 def build_inputs(contract: TopKTopPSampling, bucket: int) -> list[tuple[torch.Tensor, ...]]:
