@@ -40,7 +40,7 @@ def merge(packs: Sequence[StoredPack], name: str) -> tuple[Pack, dict[str, bytes
         versions={package: version for stored in packs for package, version in stored.pack.versions.items()},
         command=f"merge of {', '.join(stored.pack.name for stored in packs)}",
         created_at=max(stored.pack.created_at for stored in packs),
-        models=_models(model for stored in packs for model in stored.pack.models),
+        models=united(model for stored in packs for model in stored.pack.models),
         ledger=_ledger([stored.pack.ledger for stored in packs]),
         blocks=_blocks([stored.pack for stored in packs], rows),
     )
@@ -166,13 +166,14 @@ def _identity(binary: Binary) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(binary, file="", compile_s=0.0), order="sorted")
 
 
-def _models(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
-    united: dict[tuple[str, str, str | None, int], ModelEntry] = {}
+def united(models: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
+    """One entry of each model, with the contracts of all its entries."""
+    found: dict[tuple[str, str, str | None, int], ModelEntry] = {}
     for model in models:
-        before = united.get(model.identity)
+        before = found.get(model.identity)
         contracts = dict.fromkeys((*(before.contracts if before else ()), *model.contracts))
-        united[model.identity] = msgspec.structs.replace(model, contracts=tuple(contracts))
-    return tuple(united.values())
+        found[model.identity] = msgspec.structs.replace(model, contracts=tuple(contracts))
+    return tuple(found.values())
 
 
 def _ledger(ledgers: Sequence[Ledger]) -> Ledger:

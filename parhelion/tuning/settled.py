@@ -34,17 +34,13 @@ def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) ->
         if (entry.name, entry.quantization) == (model.name, model.quantization.name) and _is_before(entry, model)
         for key in entry.contracts
     }
-    return _told([row for row in rows if row.contract.key() in called], before)
+    return standing([row for row in rows if row.contract.key() in called], before)
 
 
-def standing(rows: Sequence[RowState], before: Pack | None) -> list[RowState]:
+def standing(rows: Sequence[RowState], before: Pack) -> list[RowState]:
     """Those of the rows that the pack has, of whichever model, with the sources that are here. They are told who serves
     them.
     """
-    return [] if before is None else _told(rows, before)
-
-
-def _told(rows: Sequence[RowState], before: Pack) -> list[RowState]:
     best = {
         (row.contract, row.num_tokens): row.best
         for row in before.rows

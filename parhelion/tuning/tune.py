@@ -144,10 +144,11 @@ def tune(
     rows = states(plan.rows)
     of_others = settled(rows, plan.model, there)
     open_rows = [row for row in rows if row not in of_others]
-    left = standing(states(plan.others), there) if there is not None else []
+    # Steps call them, and nobody else asks for them.
+    left = [] if there is None or step_tuner is None else standing(states(plan.others), there)
     beside = [*of_others, *left]
-    called = [row.contract for row in (*rows, *left)]
-    head = Head(fingerprint, source_hashes_of({contract.name for contract in called}), versions(), _now())
+    ops = {row.contract.name for row in (*rows, *left)}
+    head = Head(fingerprint, source_hashes_of(ops), versions(), _now())
 
     def elapsed() -> float:
         return clock() - start
@@ -156,7 +157,7 @@ def tune(
     try:
         with Journal(journal_of(options.output), head) as journal:
             programs = BuiltPrograms(ahead, journal, target, elapsed)
-            facts = facts_of(plan.model, called, fingerprint, options.command)
+            facts = facts_of(plan.model, (row.contract for row in plan.rows), fingerprint, options.command)
 
             def save(choices: StepChoices | None) -> Pack | None:
                 served, own = _built_to_serve(open_rows, programs)
@@ -367,13 +368,9 @@ def _ledger(journal: Journal) -> Ledger:
 
 def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str) -> PackFacts:
     """What a pack says of itself whose rows are of these contracts of a model."""
-    return PackFacts(fingerprint, command, _now(), (entry_of(model, contracts),))
-
-
-def entry_of(model: TunedModel, contracts: Iterable[Contract]) -> ModelEntry:
-    """A model as a pack names it, with these of its contracts."""
     keys = tuple(dict.fromkeys(contract.key() for contract in contracts))
-    return ModelEntry(model.name, model.quantization.name, keys, model.tp, model.lm_head_quantization)
+    entry = ModelEntry(model.name, model.quantization.name, keys, model.tp, model.lm_head_quantization)
+    return PackFacts(fingerprint, command, _now(), (entry,))
 
 
 def _now() -> str:

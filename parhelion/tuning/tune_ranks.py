@@ -9,14 +9,12 @@ from dataclasses import replace
 import msgspec
 import torch
 
-from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, launch_module
 from parhelion.ops.registry import op, op_names
 from parhelion.packs.format import Fingerprint, Ledger, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
-from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Compiler, Outcome, Request, Trial
 from parhelion.tuning.model_calls import TunedModel, shared_contracts
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
@@ -24,7 +22,7 @@ from parhelion.tuning.programs import Program
 from parhelion.tuning.rank_timing import RankJob, time_on_ranks
 from parhelion.tuning.row_state import RowState
 from parhelion.tuning.target import Target
-from parhelion.tuning.tune import TuneOptions, TuneResult, entry_of, facts_of
+from parhelion.tuning.tune import TuneOptions, TuneResult, facts_of
 from parhelion.tuning.tuned_pack import read_before, tuned_pack, write
 
 LIMIT_S = 300.0
@@ -83,8 +81,7 @@ def tune_ranks(
         return None, notes
     programs = {row: _programs(row, built) for row in served}
     before = read_before(options.output, fingerprint)
-    known = [] if before is None else _known(before.pack, model)
-    facts = facts_of(model, [*known, *(row.contract for row in rows)], fingerprint, options.command)
+    facts = facts_of(model, [row.contract for row in rows], fingerprint, options.command)
     ledger = Ledger() if before is None else before.pack.ledger
     ledger = msgspec.structs.replace(ledger, tune_s=round(ledger.tune_s + time.monotonic() - start, 1))
     made = tuned_pack(pack_name(options.output), facts, served, programs, ledger)
@@ -124,13 +121,6 @@ def ranks_here(first: torch.device, count: int) -> list[torch.device]:
     name = torch.cuda.get_device_name(first)
     numbers = range(first.index or 0, torch.cuda.device_count())
     return [torch.device("cuda", each) for each in numbers if torch.cuda.get_device_name(each) == name][:count]
-
-
-def _known(pack: Pack, model: TunedModel) -> list[Contract]:
-    """The contracts that the pack names for the model already."""
-    own = entry_of(model, ()).identity
-    keys = [key for each in pack.models if each.identity == own for key in each.contracts]
-    return [contract_of_key(key) for key in keys]
 
 
 def _programs(row: RowState, built: Built) -> tuple[Program, ...]:

@@ -13,6 +13,7 @@ from parhelion.ops.source_hash import source_hash
 from parhelion.packs.blocks import Bucket, with_rows
 from parhelion.packs.files import RECORD
 from parhelion.packs.format import FORMAT_VERSION, BlockTime, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.merge import united
 from parhelion.packs.store import read_pack, write_pack
 from parhelion.tuning.build_pack import BUILD, built_with
 from parhelion.tuning.jobs import Outcome
@@ -98,15 +99,21 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
     files = {file for row in kept for each in (row.best, *row.runners_up) for file in each.binaries}
     binaries = {each.file: each for each in before.pack.binaries if each.file in files}
     binaries |= {each.file: each for each in new.pack.binaries}
-    models = {each.identity: each for each in (*before.pack.models, *new.pack.models)}
+    rows = tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens)))
+    # What a model called once it may call no more: of that there are no rows left.
+    still = {row.contract for row in rows}
+    called = [
+        msgspec.structs.replace(each, contracts=tuple(key for key in each.contracts if key in still))
+        for each in before.pack.models
+    ]
     again = {(each.contracts, each.num_tokens) for each in new.pack.blocks}
     old = [each for each in before.pack.blocks if (each.contracts, each.num_tokens) not in again]
     pack = msgspec.structs.replace(
         new.pack,
-        rows=tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens))),
+        rows=rows,
         binaries=tuple(binaries[file] for file in sorted(binaries)),
         source_hashes=new.pack.source_hashes | {row.op: current[row.op] for row in kept},
-        models=tuple(models.values()),
+        models=united([*called, *new.pack.models]),
         blocks=with_rows((*new.pack.blocks, *with_rows(old, _buckets(kept))), had | _buckets(kept)),
     )
     # Files are named by what is in them, so those of one name are the same.

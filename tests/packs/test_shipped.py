@@ -59,6 +59,13 @@ def contracts_of(stored: StoredPack, entry: ModelEntry) -> list[Contract]:
     return [*of_tokens, *layer_contracts(model, gemm_target(stored.pack.fingerprint.target)), *of_requests]
 
 
+def test_its_models_call_what_it_says_that_they_do(stored: StoredPack) -> None:
+    rows = {row.contract for row in stored.pack.rows}
+    for entry in stored.pack.models:
+        assert {contract.key() for contract in contracts_of(stored, entry)} & rows <= set(entry.contracts) <= rows
+        assert [contract_of_key(key).key() for key in entry.contracts] == list(entry.contracts)
+
+
 def test_every_tile_program_has_its_binaries(stored: StoredPack) -> None:
     for row in stored.pack.rows:
         assert bool(row.best.binaries) == (row.best.provider == "helion")
