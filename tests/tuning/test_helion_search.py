@@ -20,7 +20,14 @@ from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.platform.measure import summarize
 from parhelion.tuning import helion_gemm, helion_search
 from parhelion.tuning.cross_compile import cross_compile
-from parhelion.tuning.helion_search import FullEffort, HelionSearchError, Variant, best_variant, full_effort_search
+from parhelion.tuning.helion_search import (
+    Attempt,
+    FullEffort,
+    HelionSearchError,
+    Variant,
+    best_variant,
+    full_effort_search,
+)
 from parhelion.tuning.record import GeneratedCode, Launch
 from parhelion.tuning.target import target
 
@@ -100,8 +107,9 @@ def test_the_algorithms_of_the_search_are_those_of_the_candidates(num_tokens: in
     assert any(each.kernel == "split" for each in helion_search.variants(num_tokens)) == (num_tokens <= 256)
 
 
-def reference(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def reference(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """A search that finds torch, and for the swapped split a config that is wrong."""
+    variant = attempt.variant
     if variant.kernel == "whole":
         return helion_gemm.expected, "as it should be"
     if variant.swap_ab:
@@ -110,12 +118,35 @@ def reference(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Any, str]:
 
 
 def test_the_fastest_right_one_wins(monkeypatch: pytest.MonkeyPatch):
-    found = best_variant(GEMM, 64, CPU, reference)
+    found = best_variant(GEMM, 64, CPU, reference, 0.0)
     assert found.config in ("whole, swapped: as it should be", "whole: as it should be")
     assert found.time_us.median > 0
     monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("split", True), Variant("split", False)))
     with pytest.raises(HelionSearchError, match=r"above.*no config compiles"):
-        best_variant(GEMM, 8, CPU, reference)
+        best_variant(GEMM, 8, CPU, reference, 60.0)
+
+
+def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    attempts: list[Attempt] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+        nonlocal now
+        now += 20.0
+        attempts.append(attempt)
+        return helion_gemm.expected, str(attempt.number)
+
+    times = iter([3e-6, 2e-6, 2.5e-6])
+    monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("whole", True), Variant("whole", False)))
+    monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([next(times)]))
+    monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
+    found = best_variant(GEMM, 64, CPU, search, 50.0)
+    assert attempts == [
+        Attempt(Variant("whole", True), 0, 25.0),
+        Attempt(Variant("whole", False), 1, 25.0),
+        Attempt(Variant("whole", False), 2, 10.0),
+    ]
+    assert (found.config, found.seconds, found.searches) == ("whole: 1", 60.0, 3)
 
 
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:
@@ -131,7 +162,7 @@ def test_what_the_process_found_comes_back(tmp_path: Path):
         tmp_path,
         "assert sys.argv[1].startswith('scaled_mm(in_features=256') and sys.argv[2:4] == ['8', '--device']\n"
         "assert os.environ['HELION_AUTOTUNE_EFFORT'] == 'full'\n"
-        "assert os.environ['HELION_AUTOTUNE_BUDGET_SECONDS'] == '30'\n"
+        "assert sys.argv[sys.argv.index('--seconds') + 1] == '60.0'\n"
         "assert 'HELION_INTERPRET' not in os.environ\n"
         f"open(sys.argv[-1], 'w').write({found!r})",
     )

@@ -14,7 +14,7 @@ import torch
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
-from parhelion.packs.format import Candidate, Row
+from parhelion.packs.format import Candidate, ModelEntry, Row
 from parhelion.packs.store import write_pack
 from parhelion.platform.measure import summarize
 from parhelion.tuning.helion_search import FullEffort, HelionSearchError
@@ -49,7 +49,7 @@ TILES = candidate("helion", 4.0, "rms_norm.cubin")
 ROWS = (
     gemm_row(1, TILES, candidate("torch", 6.0), candidate("helion", 4.5), candidate("torch", 5.0)),
     gemm_row(16, candidate("torch", 3.0), TILES),
-    gemm_row(64, candidate("torch", 3.0), candidate("helion", 4.0)),
+    gemm_row(64, candidate("torch", 3.0), candidate("helion", 3.5), TILES),
     sample.row(8, RmsNorm(4096).key(), measured_at=8),
 )
 
@@ -63,17 +63,22 @@ def test_rows_have_their_shape_and_the_best_time_of_every_rival(script: Any):
     assert (rows[3].op, rows[3].k, rows[3].n) == ("rms_norm", None, None)
 
 
-def test_rows_are_sampled_where_there_is_a_program_to_compare(script: Any):
-    assert script.sampled(ROWS, 5) == list(ROWS[:2])
-    assert script.sampled(ROWS, 0) == []
+def test_rows_are_sampled_evenly_whatever_serves_them(script: Any):
+    entry = ModelEntry("a-model", "fp8_per_token", (GEMM.key(),))
+    pack = sample.pack(rows=ROWS, models=(entry,))
+    assert script.sampled(pack, "a-model", 5) == list(ROWS[:3])
+    assert script.sampled(pack, "a-model", 0) == []
+    assert script.sampled(pack, "another", 5) == []
     many = [gemm_row(1 << power, TILES) for power in range(8)]
-    assert [row.num_tokens for row in script.sampled(many, 4)] == [2, 8, 32, 128]
-    assert len({id(row) for row in script.sampled(many, 7)}) == 7
+    pack = sample.pack(rows=tuple(many), models=(entry,))
+    assert [row.num_tokens for row in script.sampled(pack, "a-model", 4)] == [2, 8, 32, 128]
+    assert len({id(row) for row in script.sampled(pack, "a-model", 7)}) == 7
 
 
 def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pack, output = tmp_path / "pack.zip", tmp_path / "result.json"
-    write_pack(sample.pack(rows=ROWS), sample.FILES, pack)
+    entry = ModelEntry("qwen3-8b", "fp8_per_token", (GEMM.key(),))
+    write_pack(sample.pack(rows=ROWS, models=(entry,)), sample.FILES, pack)
     found = FullEffort(summarize([3.5]), "whole: a config", 12.0)
     answers = iter([found, HelionSearchError("it did not end")])
 
@@ -85,7 +90,13 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
         return answer
 
     monkeypatch.setattr(script, "full_effort_search", search)
-    monkeypatch.setattr(script, "_timed_again", lambda *unused: (4.25, None))
+    asked: list[list[str]] = []
+
+    def timed_again(stored: Any, row: Row, candidates: list[Candidate], device: str) -> list[Any]:
+        asked.append([candidate.provider for candidate in candidates])
+        return [script._Again(4.25 + number, None) for number in range(len(candidates))]
+
+    monkeypatch.setattr(script, "_timed_again", timed_again)
     options = ["--skip-tune", "--pack", str(pack), "--output", str(output), "--device", "cpu"]
     monkeypatch.setattr(
         sys, "argv", ["h100_tune.py", *options, "--full-effort-rows", "2", "--full-effort-seconds", "7"]
@@ -97,6 +108,9 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
     assert len(result["rows"]) == len(ROWS)
     first, second = result["full_effort"]
     assert (first["m"], first["k"], first["n"]) == (1, 256, 128)
-    assert (first["found_us"], first["full_us"], first["full_config"]) == (4.25, 3.5, "whole: a config")
+    assert (first["found_us"], first["tile_us"], first["full_us"]) == (4.25, 4.25, 3.5)
+    assert first["full_config"] == "whole: a config"
+    assert (second["provider"], second["found_us"], second["tile_us"]) == ("torch", 4.25, 5.25)
+    assert asked == [["helion"], ["torch", "helion"]]
     assert second["full_us"] is None
     assert second["problem"] == "it did not end"
