@@ -38,7 +38,7 @@ from parhelion.packs.store import StoredPack, read_pack
 from parhelion.tuning.compile_pool import CompilePool, import_compilers
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.gpu_worker import GpuTimer
-from parhelion.tuning.helion_search import FullEffort, full_effort_search
+from parhelion.tuning.helion_search import KERNELS, FullEffort, full_effort_search
 from parhelion.tuning.jobs import TimingJob, Trial
 from parhelion.tuning.model_calls import tuned_model
 from parhelion.tuning.plan import HELION, make_plan, why_not_on
@@ -92,7 +92,7 @@ class Comparison:
         full_us: of what the search found; None if it failed.
         tune_s: seconds that the tuner took for this row. full_s: that the search took, in so many searches.
         config: of the tile program. full_config: what the search found.
-        problem: why a figure is missing.
+        problem: why a figure is missing, or a search was.
     """
 
     op: str
@@ -150,7 +150,9 @@ def sampled(pack: Pack, model: str, count: int) -> list[Row]:
     return [able[(2 * number + 1) * len(able) // (2 * count)] for number in range(count)]
 
 
-def compared(path: Path, rows: Sequence[Row], seconds: float, device: str) -> Iterator[Comparison]:
+def compared(
+    path: Path, rows: Sequence[Row], seconds: float, device: str, kernels: Sequence[str] = KERNELS
+) -> Iterator[Comparison]:
     """Search each row at full effort, and time what the pack holds for it by then right after that."""
     for row in rows:
         contract: Any = contract_of_key(row.contract)
@@ -158,7 +160,7 @@ def compared(path: Path, rows: Sequence[Row], seconds: float, device: str) -> It
         full: FullEffort | None = None
         problem = None
         try:
-            full = full_effort_search(contract, row.num_tokens, seconds, device)
+            full = full_effort_search(contract, row.num_tokens, seconds, device, kernels=kernels)
         except ParhelionError as error:
             problem = str(error)
         full_s = time.monotonic() - start
@@ -181,7 +183,10 @@ def compared(path: Path, rows: Sequence[Row], seconds: float, device: str) -> It
             searches=full.searches if full is not None else 0,
             config=tile.config if tile is not None else None,
             full_config=full.config if full is not None else "",
-            problem=problem or next((each.problem for each in again if each.problem), None),
+            problem="; ".join(
+                filter(None, (problem, *(full.problems if full else ()), *(each.problem for each in again)))
+            )
+            or None,
         )
 
 
@@ -301,6 +306,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full-effort-rows", type=int, default=0, help="how many rows Helion's search is given")
     parser.add_argument("--only-row", type=int, nargs="*", help="of these, by number; none means all")
     parser.add_argument("--full-effort-seconds", type=float, default=300.0, help="for each of them")
+    parser.add_argument("--full-effort-kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(argv)
@@ -323,7 +329,8 @@ def main() -> None:
     rows = sampled(stored.pack, options.model, options.full_effort_rows)
     if options.only_row:
         rows = [rows[number] for number in options.only_row]
-    for comparison in compared(options.pack, rows, options.full_effort_seconds, options.device):
+    asked = (options.full_effort_seconds, options.device, options.full_effort_kernels)
+    for comparison in compared(options.pack, rows, *asked):
         print(comparison, flush=True)
         report["full_effort"].append(asdict(comparison) | {"command": command_line(sys.argv)})
         write(report, options.output)

@@ -15,7 +15,6 @@ import helion.language as hl
 import torch
 from helion.autotuner import PowerOfTwoFragment
 
-from parhelion.ops.gemm.config import MAX_SPLIT_K
 from parhelion.ops.interpreting import interpreting
 
 _RELATIVE = 2e-2
@@ -92,7 +91,8 @@ def split(
         sums = torch.zeros([columns, rows], dtype=torch.float32, device=left.device).t()
     else:
         sums = torch.zeros([rows, columns], dtype=torch.float32, device=left.device)
-    split_k = hl.register_tunable("split_k", PowerOfTwoFragment(1, MAX_SPLIT_K))
+    # MAX_SPLIT_K, as a number: in a kernel Helion takes a module's names for sizes that are not known yet.
+    split_k = hl.register_tunable("split_k", PowerOfTwoFragment(1, 16))
     span = helion.next_power_of_2(helion.cdiv(depth, split_k))
     for tile_l, tile_r, part in hl.tile([rows, columns, depth], block_size=[None, None, span]):
         total = hl.zeros([tile_l, tile_r], dtype=torch.float32)

@@ -29,6 +29,9 @@ from parhelion.ops.oracle import Oracle
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.platform.measure import Summary, scaled
 
+KERNELS = ("whole", "split")
+"""Of ``helion_gemm``."""
+
 GRACE_S = 600.0
 """What a search may take beyond its budget, which Helion looks at between generations only."""
 
@@ -72,16 +75,23 @@ class FullEffort:
         config: the algorithm and Helion's config, in words.
         seconds: of all searches of this shape.
         searches: how many there were.
+        problems: of those that failed.
     """
 
     time_us: Summary
     config: str
     seconds: float
     searches: int = 1
+    problems: tuple[str, ...] = ()
 
 
 def full_effort_search(
-    contract: Contract, num_tokens: int, seconds: float, device: str = "cuda", command: Sequence[str] = ()
+    contract: Contract,
+    num_tokens: int,
+    seconds: float,
+    device: str = "cuda",
+    command: Sequence[str] = (),
+    kernels: Sequence[str] = KERNELS,
 ) -> FullEffort:
     """Search in a process of its own.
 
@@ -91,6 +101,7 @@ def full_effort_search(
         seconds: for all algorithms together, and all of them are used: where Helion's searches end by themselves, the
             fastest algorithm is searched again, from another beginning.
         command: runs instead of this module, with the same arguments.
+        kernels: which of ``helion_gemm`` are searched.
 
     Raises:
         ConfigError: the contract is another one.
@@ -101,7 +112,7 @@ def full_effort_search(
     with tempfile.TemporaryDirectory(prefix="parhelion-search-") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         options = [contract.key(), str(num_tokens), "--device", device, "--seconds", str(seconds)]
-        options += ["--output", str(result)]
+        options += ["--kernels", *kernels, "--output", str(result)]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*(command or own), *options],
@@ -120,11 +131,11 @@ def full_effort_search(
         return msgspec.json.decode(result.read_bytes(), type=FullEffort)
 
 
-def variants(num_tokens: int) -> tuple[Variant, ...]:
+def variants(num_tokens: int, kernels: Sequence[str] = KERNELS) -> tuple[Variant, ...]:
     """The algorithms that are searched for an M: those that the project's own candidates for it are of."""
     split = [Variant("split", True), Variant("split", False)] if num_tokens <= _MOST_SWAPPED else []
     swapped = [Variant("whole", True)] if num_tokens <= _MOST_SWAPPED else []
-    found = [*swapped, Variant("whole", False), *split]
+    found = [each for each in (*swapped, Variant("whole", False), *split) if each.kernel in kernels]
     if num_tokens < SMALL_BUCKET:
         # With fewer tokens than the matrix unit has rows, x is better on the right.
         found = [each for each in found if each.swap_ab]
@@ -150,7 +161,12 @@ Search = Callable[[Attempt, tuple[Any, ...]], tuple[Callable[..., torch.Tensor],
 
 
 def best_variant(
-    contract: ScaledMm, num_tokens: int, device: torch.device, search: Search, seconds: float
+    contract: ScaledMm,
+    num_tokens: int,
+    device: torch.device,
+    search: Search,
+    seconds: float,
+    kernels: Sequence[str] = KERNELS,
 ) -> FullEffort:
     """Search all variants here, and the fastest again until the time is spent; check and time what was found, as
     candidates are.
@@ -161,9 +177,11 @@ def best_variant(
     sets = rotating_inputs(contract, num_tokens, device)
     oracle = Oracle(contract, sets[0])
     found: list[tuple[Summary, str, Variant]] = []
-    problems = []
+    problems: list[str] = []
     start = time.monotonic()
-    waiting = list(variants(num_tokens))
+    waiting = list(variants(num_tokens, kernels))
+    if not waiting:
+        raise HelionSearchError(f"for M = {num_tokens} there is no {' or '.join(kernels)} to search")
     share = seconds / len(waiting)
     searches = 0
     while waiting or (found and time.monotonic() - start < seconds):
@@ -189,7 +207,7 @@ def best_variant(
     if not found:
         raise HelionSearchError("; ".join(problems))
     times, config, _variant = min(found, key=lambda each: each[0].median)
-    return FullEffort(times, config, time.monotonic() - start, searches)
+    return FullEffort(times, config, time.monotonic() - start, searches, tuple(problems))
 
 
 def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], str]:
@@ -261,10 +279,12 @@ def main() -> None:
     parser.add_argument("num_tokens", type=int)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     contract = _check(contract_of_key(options.contract))
-    found = best_variant(contract, options.num_tokens, torch.device(options.device), helion_search, options.seconds)
+    device = torch.device(options.device)
+    found = best_variant(contract, options.num_tokens, device, helion_search, options.seconds, options.kernels)
     options.output.write_bytes(msgspec.json.encode(found))
 
 

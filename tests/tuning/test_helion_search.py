@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
+from parhelion.ops.gemm.config import MAX_SPLIT_K
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.linear import Linear
 from parhelion.ops.scaled_mm import ScaledMm
@@ -65,6 +66,7 @@ def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.Monk
 def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
     variant: Variant, num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
+    from helion.autotuner.config_generation import ConfigGeneration
     from helion.runtime.ref_mode import RefMode
 
     monkeypatch.delenv("HELION_INTERPRET", raising=False)
@@ -77,6 +79,12 @@ def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
     # What the search may change must be open: the three tiles, and for the split the number of parts.
     assert len(begin["block_sizes"]) == 3
     assert ("split_k" in begin) == (variant.kernel == "split")
+    # A search begins with random ones, which cannot be drawn if a bound is no number.
+    flat = ConfigGeneration(bound.config_spec)
+    drawn = [dict(flat.random_config().config) for _ in range(40)]
+    assert {each.get("split_k", 1) for each in drawn} <= {1, 2, 4, 8, 16}
+    if variant.kernel == "split":
+        assert MAX_SPLIT_K in {each["split_k"] for each in drawn}
     for changes in ({}, {"block_sizes": [128, 64, 32], "num_stages": 3, "split_k": 2}):
         config = {**begin, **{name: value for name, value in changes.items() if name in begin}}
         built = cross_compile(launch_of(variant, bound.to_triton_code(config), arguments), target("sm_90"))
@@ -121,9 +129,15 @@ def test_the_fastest_right_one_wins(monkeypatch: pytest.MonkeyPatch):
     found = best_variant(GEMM, 64, CPU, reference, 0.0)
     assert found.config in ("whole, swapped: as it should be", "whole: as it should be")
     assert found.time_us.median > 0
-    monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("split", True), Variant("split", False)))
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("split", True), Variant("split", False)))
     with pytest.raises(HelionSearchError, match=r"above.*no config compiles"):
         best_variant(GEMM, 8, CPU, reference, 60.0)
+
+
+def test_one_kernel_can_be_searched_alone():
+    assert helion_search.variants(8, ["split"]) == (Variant("split", True),)
+    with pytest.raises(HelionSearchError, match="M = 512 there is no split"):
+        best_variant(GEMM, 512, CPU, reference, 1.0, ["split"])
 
 
 def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch):
@@ -137,7 +151,7 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
         return helion_gemm.expected, str(attempt.number)
 
     times = iter([3e-6, 2e-6, 2.5e-6])
-    monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("whole", True), Variant("whole", False)))
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True), Variant("whole", False)))
     monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([next(times)]))
     monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
     found = best_variant(GEMM, 64, CPU, search, 50.0)

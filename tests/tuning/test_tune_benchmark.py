@@ -79,11 +79,11 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
     pack, output = tmp_path / "pack.zip", tmp_path / "result.json"
     entry = ModelEntry("qwen3-8b", "fp8_per_token", (GEMM.key(),))
     write_pack(sample.pack(rows=ROWS, models=(entry,)), sample.FILES, pack)
-    found = FullEffort(summarize([3.5]), "whole: a config", 12.0)
+    found = FullEffort(summarize([3.5]), "whole: a config", 12.0, 2, ("one of them failed",))
     answers = iter([found, HelionSearchError("it did not end")])
 
-    def search(contract: Any, num_tokens: int, seconds: float, device: str) -> FullEffort:
-        assert (contract, seconds, device) == (GEMM, 7.0, "cpu")
+    def search(contract: Any, num_tokens: int, seconds: float, device: str, kernels: list[str]) -> FullEffort:
+        assert (contract, seconds, device, kernels) == (GEMM, 7.0, "cpu", ["whole"])
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
@@ -98,9 +98,8 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
 
     monkeypatch.setattr(script, "_timed_again", timed_again)
     options = ["--skip-tune", "--pack", str(pack), "--output", str(output), "--device", "cpu"]
-    monkeypatch.setattr(
-        sys, "argv", ["h100_tune.py", *options, "--full-effort-rows", "2", "--full-effort-seconds", "7"]
-    )
+    options += ["--full-effort-rows", "2", "--full-effort-seconds", "7", "--full-effort-kernels", "whole"]
+    monkeypatch.setattr(sys, "argv", ["h100_tune.py", *options])
     script.main()
     result = json.loads(output.read_text())
     assert result["device"] == sample.H100.device
@@ -110,6 +109,7 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
     assert (first["m"], first["k"], first["n"]) == (1, 256, 128)
     assert (first["found_us"], first["tile_us"], first["full_us"]) == (4.25, 4.25, 3.5)
     assert first["full_config"] == "whole: a config"
+    assert (first["searches"], first["problem"]) == (2, "one of them failed")
     assert (second["provider"], second["found_us"], second["tile_us"]) == ("torch", 4.25, 5.25)
     assert asked == [["helion"], ["torch", "helion"]]
     assert second["full_us"] is None
