@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,10 +111,19 @@ class Comparison:
     problem: str | None = None
 
 
-def tuned_rows(pack: Pack) -> list[TunedRow]:
-    """All rows of a pack."""
+def rows_of(pack: Pack, model: str, tp: Sequence[int]) -> list[Row]:
+    """What a model calls, divided among so many ranks."""
+    entries = [entry for entry in pack.models if entry.name == model and entry.tp in tp]
+    called = {key for entry in entries for key in entry.contracts}
+    return [row for row in pack.rows if row.contract in called]
+
+
+def tuned_rows(rows: Iterable[Row]) -> list[TunedRow]:
+    """Those that were measured."""
     found = []
-    for row in pack.rows:
+    for row in rows:
+        if not row.measured_at:
+            continue
         contract = contract_of_key(row.contract)
         rivals: dict[str, float] = {}
         for candidate in (row.best, *row.runners_up):
@@ -138,13 +147,9 @@ def tuned_rows(pack: Pack) -> list[TunedRow]:
     return found
 
 
-def sampled(pack: Pack, model: str, count: int) -> list[Row]:
-    """Matrix products of a model, spread evenly over shapes and sizes of M, whatever serves them."""
-    called = {key for entry in pack.models if entry.name == model and entry.tp == 1 for key in entry.contracts}
-    able = sorted(
-        (row for row in pack.rows if row.op == _SEARCHED and row.contract in called),
-        key=lambda row: (row.num_tokens, row.contract),
-    )
+def sampled(rows: Iterable[Row], count: int) -> list[Row]:
+    """Matrix products, spread evenly over shapes and sizes of M, whatever serves them."""
+    able = sorted((row for row in rows if row.op == _SEARCHED), key=lambda row: (row.num_tokens, row.contract))
     if count >= len(able):
         return able
     return [able[(2 * number + 1) * len(able) // (2 * count)] for number in range(count)]
@@ -272,7 +277,7 @@ def report_of(pack: Pack, options: argparse.Namespace, tune_s: float, notes: Seq
         "tune_s": round(tune_s, 1),
         "ledger": msgspec.to_builtins(pack.ledger),
         "notes": list(notes),
-        "rows": [asdict(row) for row in tuned_rows(pack)],
+        "rows": [asdict(row) for row in tuned_rows(rows_of(pack, options.model, options.tp))],
         "full_effort": [],
     }
 
@@ -326,7 +331,7 @@ def main() -> None:
     write(report, options.output)
     for note in notes:
         print(note)
-    rows = sampled(stored.pack, options.model, options.full_effort_rows)
+    rows = sampled(rows_of(stored.pack, options.model, options.tp), options.full_effort_rows)
     if options.only_row:
         rows = [rows[number] for number in options.only_row]
     asked = (options.full_effort_seconds, options.device, options.full_effort_kernels)

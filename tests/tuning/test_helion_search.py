@@ -61,6 +61,22 @@ def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.Monk
     torch.testing.assert_close(y, contract.reference(*given), rtol=2**-7, atol=1e-3)
 
 
+def test_a_candidate_is_refused_for_what_the_contract_refuses():
+    y = GEMM.reference(*inputs(64))
+    # A few elements of a large row are off by more than most elements are large; the sums are as they should be.
+    large = torch.full_like(y, 100.0)
+    large[0] = 1.0
+    off = large.clone()
+    off[3, :4] += 2.0
+    helion_gemm.check(off, large)
+    with pytest.raises(AssertionError, match=r"off by 0\.01"):
+        helion_gemm.check((y.float() * 1.01).float(), y)
+    with pytest.raises(AssertionError, match="off by nan"):
+        helion_gemm.check(torch.full_like(y, torch.nan), y)
+    for twin in (helion_gemm.whole, helion_gemm.split):
+        assert twin.settings.autotune_baseline_accuracy_check_fn is helion_gemm.check
+
+
 @pytest.mark.parametrize("num_tokens", [1, 32])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_a_twin_is_built_for_hopper_from_where_the_search_begins(

@@ -55,7 +55,8 @@ ROWS = (
 
 
 def test_rows_have_their_shape_and_the_best_time_of_every_rival(script: Any):
-    rows = script.tuned_rows(sample.pack(rows=ROWS))
+    rows = script.tuned_rows([*ROWS, sample.row(4, GEMM.key(), op="scaled_mm", measured_at=0)])
+    assert len(rows) == len(ROWS)
     assert (rows[0].m, rows[0].k, rows[0].n) == (1, 256, 128)
     assert rows[0].rivals == {"torch": 5.0}
     assert rows[1].provider == "torch"
@@ -65,14 +66,14 @@ def test_rows_have_their_shape_and_the_best_time_of_every_rival(script: Any):
 
 def test_rows_are_sampled_evenly_whatever_serves_them(script: Any):
     entry = ModelEntry("a-model", "fp8_per_token", (GEMM.key(),))
-    pack = sample.pack(rows=ROWS, models=(entry,))
-    assert script.sampled(pack, "a-model", 5) == list(ROWS[:3])
-    assert script.sampled(pack, "a-model", 0) == []
-    assert script.sampled(pack, "another", 5) == []
+    rows = script.rows_of(sample.pack(rows=ROWS, models=(entry,)), "a-model", (1,))
+    assert rows == list(ROWS[:3])
+    assert script.rows_of(sample.pack(rows=ROWS, models=(entry,)), "a-model", (2,)) == []
+    assert script.sampled(ROWS, 5) == list(ROWS[:3])
+    assert script.sampled(ROWS, 0) == []
     many = [gemm_row(1 << power, TILES) for power in range(8)]
-    pack = sample.pack(rows=tuple(many), models=(entry,))
-    assert [row.num_tokens for row in script.sampled(pack, "a-model", 4)] == [2, 8, 32, 128]
-    assert len({id(row) for row in script.sampled(pack, "a-model", 7)}) == 7
+    assert [row.num_tokens for row in script.sampled(many, 4)] == [2, 8, 32, 128]
+    assert len({id(row) for row in script.sampled(many, 7)}) == 7
 
 
 def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +105,7 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
     result = json.loads(output.read_text())
     assert result["device"] == sample.H100.device
     assert result["tune_s"] == sample.pack().ledger.tune_s
-    assert len(result["rows"]) == len(ROWS)
+    assert len(result["rows"]) == 3
     first, second = result["full_effort"]
     assert (first["m"], first["k"], first["n"]) == (1, 256, 128)
     assert (first["found_us"], first["tile_us"], first["full_us"]) == (4.25, 4.25, 3.5)
@@ -114,3 +115,18 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
     assert asked == [["helion"], ["torch", "helion"]]
     assert second["full_us"] is None
     assert second["problem"] == "it did not end"
+
+
+def test_the_best_of_several_searches_counts_and_their_time_is_added_up(script: Any):
+    from full_effort_table import FullEffort, full_effort_lines
+
+    def search(m: int, found_us: float, full_us: float | None, full_s: float) -> FullEffort:
+        return FullEffort(m, 4096, 6144, "helion", found_us, found_us, full_us, full_s)
+
+    lines = full_effort_lines([search(16, 10.0, 8.0, 300), search(2, 6.0, 9.0, 120), search(2, 6.3, 7.0, 200)])
+    assert lines[2:] == [
+        "| 2, 4096 x 6144 | helion | 6.3 | 6.3 | 7.0 | 320 s | 0.90 |",
+        "| 16, 4096 x 6144 | helion | 10.0 | 10.0 | 8.0 | 300 s | 1.25 |",
+        "| geometric mean, highest | | | | | | 1.06, 1.25 |",
+    ]
+    assert full_effort_lines([search(2, 6.0, None, 300)]) == []
