@@ -247,7 +247,8 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
         built_for = target(fingerprint.target)
         with CompilePool(built_for, num_processors=processors, jobs=options.jobs) as pool:
             seeds = tuple(read_pack(path).pack for path in options.seed_packs)
-            asked = TuneOptions(options.pack, options.budget, options.effort, seeds, command_line(sys.argv))
+            left_s = max(0.0, options.budget - (time.monotonic() - start))
+            asked = TuneOptions(options.pack, left_s, options.effort, seeds, command_line(sys.argv))
             tuner = timer.tune_step
             result = tune_each(plans, built_for, fingerprint, timer, pool, asked, step_tuner=tuner, progress=say)
             if not only:
