@@ -77,6 +77,9 @@ def compare(
     graphs: Annotated[
         str, typer.Option(help="When Parhelion captures CUDA graphs; the peers do at startup.")
     ] = "startup",
+    peer_weights: Annotated[
+        bool, typer.Option(help="Draw vLLM's dummy weights as Parhelion's are. Its own are nearly all zeros in FP8.")
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result as JSON, anew after each point.")
     ] = None,
@@ -116,6 +119,7 @@ def compare(
         seed=seed,
         pack=pack,
         graphs=graphs,
+        peer_weights=peer_weights,
     )
     online = OnlineSettings(
         num_requests=num_requests,

@@ -26,6 +26,7 @@ class OfflineSettings:
         timeout_s: how long an engine may take to load, or to answer once.
         seed: of the prompts.
         pack, graphs: options of Parhelion's own. Graphs are captured at the start, because the peers do so.
+        peer_weights: vLLM's dummy weights are drawn as Parhelion's are; else they are its own, nearly all zeros.
     """
 
     batches: tuple[int, ...] = (1, 16, 64, 256)
@@ -39,6 +40,7 @@ class OfflineSettings:
     seed: int = 0
     pack: str = "auto"
     graphs: str = "startup"
+    peer_weights: bool = True
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
