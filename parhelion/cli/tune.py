@@ -47,6 +47,9 @@ def tune(
     tp: Annotated[
         str, typer.Option(help="Ranks that share each layer: one rank's shapes are tuned. Several with commas.")
     ] = "1",
+    helion_search: Annotated[
+        str, typer.Option(help="Ask Helion's own search too, and give it so long a product: 5m. Default: not asked.")
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +70,11 @@ def tune(
     from parhelion.tuning.passes import EFFORTS
 
     budget_s = seconds("--budget", budget)
+    helion_search_s = seconds("--helion-search", helion_search) if helion_search else 0.0
+    if helion_search_s >= budget_s:
+        raise ConfigError(
+            f"--helion-search is {helion_search} a product and --budget {budget} in all: give a larger --budget"
+        )
     if effort not in EFFORTS:
         raise ConfigError(f"--effort is {effort!r}; the efforts are {', '.join(EFFORTS)}")
     if target is not None and not dry_run:
@@ -75,11 +83,14 @@ def tune(
     names = tuple(name.strip() for name in ops.split(",") if name.strip())
     sizes = integers("--m", m) if m else ()
     if dry_run:
-        _show_plans(wanted, target or "sm_90", names, sizes, effort, json_)
+        _show_plans(wanted, target or "sm_90", names, sizes, effort, helion_search_s, json_)
         return
     scheme = wanted[0].quantization.name
     command = _command(model, scheme, lm_head_quantization, budget, names, effort, seed_pack or [], m, tp)
-    result, path = _tune(wanted, _gpu(device), names, sizes, effort, seed_pack or [], budget_s, output, command)
+    command += f" --helion-search {helion_search}" if helion_search else ""
+    result, path = _tune(
+        wanted, _gpu(device), names, sizes, effort, seed_pack or [], budget_s, helion_search_s, output, command
+    )
     _report(result, path, json_)
     if result.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -129,10 +140,12 @@ def _tune(
     effort: str,
     seed_packs: list[str],
     budget_s: float,
+    helion_search_s: float,
     output: Path | None,
     command: str,
 ) -> tuple[TuneResult, Path]:
     from dataclasses import replace
+    from functools import partial
 
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.location import open_pack, user_packs
@@ -140,6 +153,7 @@ def _tune(
     start = time.monotonic()
     from parhelion.tuning.compile_pool import CompilePool, import_compilers
     from parhelion.tuning.gpu_worker import GpuTimer
+    from parhelion.tuning.helion_search import full_effort_search
     from parhelion.tuning.plan import make_plan, why_not_on
     from parhelion.tuning.target import target as target_named
     from parhelion.tuning.tune import TuneOptions, tune_each
@@ -156,10 +170,19 @@ def _tune(
         path = output or user_packs() / slug(fingerprint.device)
         # Importing compilers and starting on the device take some of it.
         left_s = max(0.0, budget_s - (time.monotonic() - start))
-        options = TuneOptions(path, left_s, effort, seeds, command)
+        options = TuneOptions(path, left_s, effort, seeds, command, helion_search_s)
+        searched = partial(full_effort_search, device=str(device))
         with CompilePool(target, num_processors=fingerprint.num_processors) as pool, progress_view() as progress:
             result = tune_each(
-                plans, target, fingerprint, timer, pool, options, step_tuner=timer.tune_step, progress=progress
+                plans,
+                target,
+                fingerprint,
+                timer,
+                pool,
+                options,
+                step_tuner=timer.tune_step,
+                helion_search=searched,
+                progress=progress,
             )
             if not ops and not result.interrupted:
                 # The process that has timed so far would share its GPU with a rank.
@@ -193,7 +216,13 @@ def _command(
 
 
 def _show_plans(
-    models: list[TunedModel], target: str, ops: tuple[str, ...], sizes: tuple[int, ...], effort: str, json_: bool
+    models: list[TunedModel],
+    target: str,
+    ops: tuple[str, ...],
+    sizes: tuple[int, ...],
+    effort: str,
+    helion_search_s: float,
+    json_: bool,
 ) -> None:
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.platform.cores import usable_cores
@@ -211,15 +240,16 @@ def _show_plans(
         print_json(found if len(found) > 1 else found[0])
         return
     for plan, each in zip(plans, found, strict=True):
-        _print_plan(plan, each, effort)
+        _print_plan(plan, each, effort, helion_search_s)
 
 
-def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
+def _print_plan(plan: Plan, found: Estimate, effort: str, helion_search_s: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from parhelion.packs.format import NEVER_SERVE
-    from parhelion.tuning.plan import COMPILING_SIZES
+    from parhelion.tuning.helion_search import has_twin
+    from parhelion.tuning.plan import COMPILING_SIZES, grouped
 
     head = plan.model.lm_head_quantization
     model = f"{plan.model.name} ({plan.model.quantization.name}{f', lm_head {head}' if head is not None else ''})"
@@ -247,6 +277,14 @@ def _print_plan(plan: Plan, found: Estimate, effort: str) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if helion_search_s:
+        able = [group for group in grouped(plan.rows, lambda row: row) if has_twin(group[-1].contract)]
+        console.print(
+            f"Helion's own search takes {helion_search_s:g} s for each product that it is asked for: those of "
+            f"{len(able)} that may still gain most, as long as there is time",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _report(result: TuneResult, path: Path, json_: bool) -> None:

@@ -1,4 +1,5 @@
-"""Helion's own autotuner at full effort, in a process of its own: the yardstick for what the project's tuner finds.
+"""Helion's own autotuner at full effort, in a process of its own: one of the tuner's strategies, and the yardstick for
+what it finds otherwise.
 
 Its searches take minutes a shape, compile thousands of programs and start processes themselves; one that does not end
 is killed with all that it has started. ``python -m parhelion.tuning.helion_search`` is that process.
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import torch
@@ -24,6 +25,8 @@ import torch
 from parhelion.errors import ConfigError, ParhelionError
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.gemm.candidates import SMALL_BUCKET
+from parhelion.ops.gemm.config import GemmConfig
+from parhelion.ops.kernel_config import PidType
 from parhelion.ops.kernel_timer import rotating_inputs, time_launcher
 from parhelion.ops.oracle import Oracle
 from parhelion.ops.scaled_mm import ScaledMm
@@ -76,6 +79,7 @@ class FullEffort:
         seconds: of all searches of this shape.
         searches: how many there were.
         problems: of those that failed.
+        gemm: the same choices, as far as the tile program that serves has them; None: not told.
     """
 
     time_us: Summary
@@ -83,6 +87,7 @@ class FullEffort:
     seconds: float
     searches: int = 1
     problems: tuple[str, ...] = ()
+    gemm: GemmConfig | None = None
 
 
 def full_effort_search(
@@ -156,8 +161,30 @@ class Attempt:
     budget_s: float
 
 
-Search = Callable[[Attempt, tuple[Any, ...]], tuple[Callable[..., torch.Tensor], str]]
-"""Finds a variant's best config for these arguments: what launches it, and the config in words."""
+Choices = Mapping[str, Any]
+"""A ``helion.Config``, or a dictionary of the same."""
+
+Search = Callable[[Attempt, tuple[Any, ...]], tuple[Callable[..., torch.Tensor], Choices]]
+"""Finds a variant's best config for these arguments, and what launches it."""
+
+
+def gemm_config(variant: Variant, choices: Choices) -> GemmConfig:
+    """A config of a twin as one of the tile program that serves: what that one has no choice of is left out."""
+    # Helion numbers block sizes as they are registered: of K, then of the tile's rows and columns.
+    block_k, left, right = choices["block_sizes"]
+    block_m, block_n = (right, left) if variant.swap_ab else (left, right)
+    pid_type = choices.get("pid_type", "flat")
+    return GemmConfig(
+        block_m,
+        block_n,
+        block_k,
+        swap_ab=variant.swap_ab,
+        split_k=choices.get("split_k", 1),
+        num_warps=choices.get("num_warps", 4),
+        num_stages=choices.get("num_stages", 1),
+        group_m=(choices.get("l2_groupings") or [1])[0],
+        pid_type=pid_type if pid_type in get_args(PidType) else "flat",
+    )
 
 
 def best_variant(
@@ -176,7 +203,7 @@ def best_variant(
     """
     sets = rotating_inputs(contract, num_tokens, device)
     oracle = Oracle(contract, sets[0])
-    found: list[tuple[Summary, str, Variant]] = []
+    found: list[tuple[Summary, Choices, Variant]] = []
     problems: list[str] = []
     start = time.monotonic()
     waiting = list(variants(num_tokens, kernels))
@@ -199,18 +226,20 @@ def best_variant(
             if wrong:
                 raise HelionSearchError(f"y {wrong[0]}")
             times = scaled(time_launcher(launch, sets, device), 1e6)
-            found.append((times, f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}", variant))
+            found.append((times, config, variant))
         # One algorithm may fail in any way; the others are searched all the same.
         except Exception as error:
             problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
         print(f"{attempt}: {time.monotonic() - start:.0f} s, {len(found)} found, {problems[-1:]}", flush=True)
     if not found:
         raise HelionSearchError("; ".join(problems))
-    times, config, _variant = min(found, key=lambda each: each[0].median)
-    return FullEffort(times, config, time.monotonic() - start, searches, tuple(problems))
+    times, config, variant = min(found, key=lambda each: each[0].median)
+    words = f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}"
+    took_s = time.monotonic() - start
+    return FullEffort(times, words, took_s, searches, tuple(problems), gemm_config(variant, config))
 
 
-def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], str]:
+def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], Choices]:
     """Helion's autotuner, with the effort that the environment says."""
     from parhelion.tuning import helion_gemm
 
@@ -219,7 +248,7 @@ def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callabl
     kernel.settings.autotune_random_seed += attempt.number
     bound = kernel.bind(arguments)
     config = bound.autotune(arguments, force=True)
-    return bound.compile_config(config), str(config)
+    return bound.compile_config(config), config
 
 
 def _launcher(variant: Variant, run: Callable[..., torch.Tensor]) -> Launcher:
@@ -230,17 +259,23 @@ def _launcher(variant: Variant, run: Callable[..., torch.Tensor]) -> Launcher:
     return launch
 
 
+def has_twin(contract: Contract) -> bool:
+    """Whether Helion can search it: an FP8 ``scaled_mm`` to bfloat16 without bias."""
+    return (
+        isinstance(contract, ScaledMm)
+        and contract.quant_dtype == torch.float8_e4m3fn
+        and contract.dtype == torch.bfloat16
+        and not contract.bias
+    )
+
+
 def _check(contract: Contract) -> ScaledMm:
-    if (
-        not isinstance(contract, ScaledMm)
-        or contract.quant_dtype != torch.float8_e4m3fn
-        or contract.dtype != torch.bfloat16
-        or contract.bias
-    ):
+    if not has_twin(contract):
         raise ConfigError(
             f"{contract.key()} has no twin that Helion can search: give a scaled_mm of float8_e4m3fn to bfloat16 "
             "without bias"
         )
+    assert isinstance(contract, ScaledMm)
     return contract
 
 

@@ -94,8 +94,25 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     block_us: float | None = None
 
 
-Entry = Compiled | Timed | Step
-Line = Head | Compiled | Timed | Step
+class Searched(msgspec.Struct, frozen=True, tag="searched"):
+    """What Helion's own search found for a matrix product.
+
+    Attributes:
+        seconds: that it was given; ``took_s``: that it took.
+        config: of the tile program that serves; None if it failed for the ``problem``.
+    """
+
+    contract: str
+    num_tokens: int
+    seconds: float
+    config: Any | None
+    problem: str | None
+    took_s: float
+    at_s: float = 0.0
+
+
+Entry = Compiled | Timed | Step | Searched
+Line = Head | Compiled | Timed | Step | Searched
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,11 @@ class Journal:
         """What is known of a step's tuning."""
         found = self._entries.get(_step_key(num_tokens, shortlists))
         return found if isinstance(found, Step) else None
+
+    def searched(self, contract: str, num_tokens: int, seconds: float) -> Searched | None:
+        """What is known of Helion's search."""
+        found = self._entries.get(_searched_key(contract, num_tokens, seconds))
+        return found if isinstance(found, Searched) else None
 
     def add(self, entry: Entry) -> None:
         """Write down what was found out."""
@@ -248,6 +270,8 @@ def _key(entry: Entry) -> str:
         return _compiled_key(entry.contract, entry.bucket, entry.config)
     if isinstance(entry, Step):
         return _step_key(entry.num_tokens, entry.shortlists)
+    if isinstance(entry, Searched):
+        return _searched_key(entry.contract, entry.num_tokens, entry.seconds)
     return _timed_key(entry.contract, entry.num_tokens, entry.provider, entry.config, entry.rounds, entry.checked)
 
 
@@ -261,6 +285,10 @@ def _timed_key(contract: str, num_tokens: int, provider: str, config: Any, round
 
 def _step_key(num_tokens: int, shortlists: str) -> str:
     return _text("step", num_tokens, shortlists)
+
+
+def _searched_key(contract: str, num_tokens: int, seconds: float) -> str:
+    return _text("searched", contract, num_tokens, seconds)
 
 
 def _text(*values: object) -> str:

@@ -126,6 +126,10 @@ class Passes:
         """The rows that can still gain, the most promising first, each among its candidates."""
         self._work(self._open_groups(), self._search_configs, self._search_row)
 
+    def ask(self, configs_of: Callable[[Group], list[Any]]) -> None:
+        """What somebody else has for the rows that can still gain, the most promising first."""
+        self._work(self._open_groups(), configs_of, self._search_row)
+
     def refine(self) -> None:
         """The neighbours of the best configs, for as long as that gains."""
         stalled: set[int] = set()

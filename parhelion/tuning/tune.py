@@ -16,6 +16,7 @@ from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.compile_ahead import CompileAhead
+from parhelion.tuning.helion_strategy import HelionSearch, HelionStrategy
 from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
@@ -52,6 +53,8 @@ class TuneOptions:
         effort: a name of ``EFFORTS``.
         seed_packs: packs whose configs are tried first.
         command: what the pack says that it was made with.
+        helion_search_s: seconds that Helion's own search gets for each matrix product that it is asked for; 0: it
+            is not asked.
     """
 
     output: Path
@@ -59,6 +62,7 @@ class TuneOptions:
     effort: str = "normal"
     seed_packs: tuple[Pack, ...] = ()
     command: str = "parhelion tune"
+    helion_search_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def tune(
     options: TuneOptions,
     *,
     step_tuner: StepTuner | None = None,
+    helion_search: HelionSearch | None = None,
     progress: Callable[[TuneProgress], None] = lambda progress: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
@@ -124,6 +129,7 @@ def tune(
     Args:
         target, fingerprint: of the device.
         step_tuner: chooses in the step; without one each row's fastest serves.
+        helion_search: is asked for configs as well, if the options give it time.
         clock: in seconds.
 
     Raises:
@@ -171,7 +177,7 @@ def tune(
 
             session = _Session(plan, open_rows, beside, programs, journal, options, progress, elapsed, save)
             session.say_what_stays(len(of_others), len(left))
-            return session.run(timer, step_tuner)
+            return session.run(timer, step_tuner, helion_search)
     finally:
         ahead.close()
 
@@ -185,6 +191,7 @@ def tune_each(
     options: TuneOptions,
     *,
     step_tuner: StepTuner | None = None,
+    helion_search: HelionSearch | None = None,
     progress: Callable[[TuneProgress], None] = lambda progress: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
@@ -198,7 +205,16 @@ def tune_each(
         left_s = max(0.0, options.budget_s - (clock() - start)) / (len(plans) - number)
         own = replace(options, budget_s=left_s)
         result = tune(
-            plan, target, fingerprint, timer, compiler, own, step_tuner=step_tuner, progress=progress, clock=clock
+            plan,
+            target,
+            fingerprint,
+            timer,
+            compiler,
+            own,
+            step_tuner=step_tuner,
+            helion_search=helion_search,
+            progress=progress,
+            clock=clock,
         )
         rows, notes = rows + result.rows, notes + result.notes
         if result.interrupted:
@@ -278,11 +294,11 @@ class _Session:
         if left:
             self._notes.append(f"{left} rows of other ops stay as the pack has them, and steps are measured with them")
 
-    def run(self, timer: Timer, step_tuner: StepTuner | None) -> TuneResult:
+    def run(self, timer: Timer, step_tuner: StepTuner | None, helion_search: HelionSearch | None) -> TuneResult:
         """Until all is done, the budget is spent, or the user interrupts."""
         interrupted = False
         try:
-            self._run(timer, step_tuner)
+            self._run(timer, step_tuner, helion_search)
         except KeyboardInterrupt:
             interrupted = True
             self._programs.cancel()
@@ -291,7 +307,7 @@ class _Session:
         self._say_what_is_missing(pack)
         return TuneResult(pack, tuple(self._rows), tuple(self._notes), interrupted)
 
-    def _run(self, timer: Timer, step_tuner: StepTuner | None) -> None:
+    def _run(self, timer: Timer, step_tuner: StepTuner | None, helion_search: HelionSearch | None) -> None:
         budget_s = self._options.budget_s
         refined_s = budget_s * (REFINE_SHARE if step_tuner is not None else 1)
         seeds = SeedBank(self._options.seed_packs, self._plan.target)
@@ -311,6 +327,8 @@ class _Session:
         self._begin("search")
         passes.search()
         passes.deadline_s = refined_s
+        if helion_search is not None and self._options.helion_search_s:
+            self._ask_helion(helion_search, passes)
         if step_tuner is not None:
             self._begin("overlap")
             passes.overlap()
@@ -327,6 +345,19 @@ class _Session:
         self._begin("compiling providers")
         passes.deadline_s = budget_s
         passes.compare()
+
+    def _ask_helion(self, search: HelionSearch, passes: Passes) -> None:
+        self._begin("Helion's search")
+        strategy = HelionStrategy(
+            search,
+            self._options.helion_search_s,
+            self._journal,
+            self._plan.target,
+            self._elapsed,
+            passes.deadline_s,
+        )
+        passes.ask(strategy.configs)
+        self._notes += strategy.notes(self._rows)
 
     def _say_what_is_missing(self, pack: Pack | None) -> None:
         if pack is None:

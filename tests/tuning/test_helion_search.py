@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
-from parhelion.ops.gemm.config import MAX_SPLIT_K
+from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.linear import Linear
 from parhelion.ops.scaled_mm import ScaledMm
@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 GEMM = ScaledMm(256, 128, torch.float8_e4m3fn, torch.bfloat16)
 VARIANTS = [Variant(kernel, swap_ab) for kernel in ("whole", "split") for swap_ab in (False, True)]
 CODE = GeneratedCode()
+RIGHT = {"block_sizes": [128, 64, 16]}
 FOUND = FullEffort(summarize([3.0]), "whole: some config", 12.5)
 
 
@@ -135,15 +136,17 @@ def reference(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """A search that finds torch, and for the swapped split a config that is wrong."""
     variant = attempt.variant
     if variant.kernel == "whole":
-        return helion_gemm.expected, "as it should be"
+        return helion_gemm.expected, RIGHT
     if variant.swap_ab:
-        return lambda *given: helion_gemm.expected(*given) * 1.1, "wrong"
+        return lambda *given: helion_gemm.expected(*given) * 1.1, {"block_sizes": [64, 32, 16]}
     raise RuntimeError("no config compiles")
 
 
 def test_the_fastest_right_one_wins(monkeypatch: pytest.MonkeyPatch):
     found = best_variant(GEMM, 64, CPU, reference, 0.0)
-    assert found.config in ("whole, swapped: as it should be", "whole: as it should be")
+    assert found.config in (f"whole, swapped: {RIGHT}", f"whole: {RIGHT}")
+    tile = (16, 64) if found.config.startswith("whole, swapped") else (64, 16)
+    assert found.gemm == GemmConfig(*tile, 128, tile[0] == 16, num_stages=1)
     assert found.time_us.median > 0
     monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("split", True), Variant("split", False)))
     with pytest.raises(HelionSearchError, match=r"above.*no config compiles"):
@@ -164,7 +167,7 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
         nonlocal now
         now += 20.0
         attempts.append(attempt)
-        return helion_gemm.expected, str(attempt.number)
+        return helion_gemm.expected, {"block_sizes": [64, 64, 64], "num_stages": attempt.number}
 
     times = iter([3e-6, 2e-6, 2.5e-6])
     monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True), Variant("whole", False)))
@@ -176,7 +179,8 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
         Attempt(Variant("whole", False), 1, 25.0),
         Attempt(Variant("whole", False), 2, 10.0),
     ]
-    assert (found.config, found.seconds, found.searches) == ("whole: 1", 60.0, 3)
+    assert found.gemm is not None
+    assert (found.gemm.num_stages, found.seconds, found.searches) == (1, 60.0, 3)
 
 
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:

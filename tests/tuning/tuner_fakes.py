@@ -15,6 +15,7 @@ from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.measure import summarize
+from parhelion.tuning.helion_strategy import HelionSearch
 from parhelion.tuning.jobs import Outcome, Request, TimingJob, Trial, no_more
 from parhelion.tuning.model_calls import TunedModel, tuned_model
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
@@ -127,10 +128,13 @@ class World:
         effort: str = "normal",
         seed_packs: tuple[Any, ...] = (),
         step_tuner: StepTuner | None = None,
+        helion_search: HelionSearch | None = None,
+        helion_search_s: float = 0.0,
         progress: Callable[[TuneProgress], None] = lambda progress: None,
     ) -> TuneResult:
         plan = Plan(self.model, SM_90, self.rows, others=self.others)
-        options = TuneOptions(self.folder / name, budget_s, effort, seed_packs, "parhelion tune qwen3-0.6b")
+        command = "parhelion tune qwen3-0.6b"
+        options = TuneOptions(self.folder / name, budget_s, effort, seed_packs, command, helion_search_s)
         return tune(
             plan,
             target("sm_90"),
@@ -139,6 +143,7 @@ class World:
             self.compiler,
             options,
             step_tuner=step_tuner,
+            helion_search=helion_search,
             progress=progress,
             clock=self.clock,
         )
