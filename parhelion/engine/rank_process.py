@@ -6,6 +6,7 @@ that rank 0 hands it. It ends when it is told to, when anything fails, or when w
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ from parhelion.engine.rank_messages import (
     Serve,
     ToRank,
 )
+from parhelion.engine.rank_start import SHOW_STACKS
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
 from parhelion.models.resolve import resolve_model
@@ -60,6 +62,7 @@ def main() -> int:
     # Rank 0 decides when to stop: a Ctrl-C in a terminal reaches all processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(SHOW_STACKS)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
     end_with_parent(options.parent, options.address)
     channel = RankChannel(options)

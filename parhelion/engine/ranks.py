@@ -43,11 +43,11 @@ STOP_TIMEOUT_S = 3.0
 CAUSE_TIMEOUT_S = 3.0
 """How long a failed step waits to learn whether another rank is to blame."""
 
-STEP_TIMEOUT_S = 600.0
-"""How long the last stage of a pipeline may take for the oldest step under way."""
-
 LOST_TIMEOUT_S = 1.0
 """How long is waited to be told how a process ended whose connection is gone."""
+
+SHOW_S = 0.5
+"""How long ranks get to write where they are, before anything ends."""
 
 CHECK_S = 0.1
 """How often whoever waits for the other ranks looks whether they still live."""
@@ -158,15 +158,10 @@ class RankProcesses:
 
         Raises:
             ParhelionError: see ``check``.
-            EngineDeadError: it took too long.
         """
-        deadline = time.monotonic() + STEP_TIMEOUT_S
         while step not in self._done:
             if not self._read(CHECK_S):
                 self.check()
-            if time.monotonic() > deadline:
-                rank = max(self._processes) + 1 - self._tp
-                raise EngineDeadError(f"{self._name(rank)} did not complete step {step} in {STEP_TIMEOUT_S:g} s")
         return self._done.pop(step)
 
     def check(self) -> None:
@@ -202,6 +197,27 @@ class RankProcesses:
     def _silent(self) -> str:
         """How a rank is that does not answer, in words."""
         return f"is cut off or hangs: its connection ended, or it gave no sign of life for {self._silence_s:g} s"
+
+    @property
+    def names(self) -> list[str]:
+        """Of each its number, stage, host and process."""
+        return [self._name(rank) for rank in self._processes]
+
+    def give_up(self, why: EngineDeadError) -> None:
+        """Let each show where it is, as far as that can be; then whoever looks how they are finds that they ended for
+        this reason.
+        """
+        for process in self._processes.values():
+            process.show_stacks()
+        time.sleep(SHOW_S)
+        with self._checking:
+            self._cause = self._cause or why
+
+    def abandon(self) -> None:
+        """End all of them and leave no file: this process is about to end, whatever its other threads do."""
+        for process in self._processes.values():
+            process.kill()
+        self._port.remove_folder()
 
     def check_for(self, seconds: float) -> None:
         """See whether one fails within so many seconds; see ``check``."""

@@ -180,6 +180,9 @@ class RayRank:
             return f"is lost: {first_and_last_line(error)}"
         return how
 
+    def show_stacks(self) -> None:
+        """Its actor waits for its end and hears nothing else."""
+
     def kill(self) -> None:
         ray.kill(self._actor)
 

@@ -30,7 +30,7 @@ from parhelion.engine.placement import rank_device, rank_hosts
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
-from parhelion.errors import ParhelionError
+from parhelion.errors import EngineDeadError, ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import QuantScheme, choose_head_scheme, choose_scheme
@@ -102,10 +102,23 @@ class OtherRanks:
         if self._device.type != "cpu":
             if not self.place.group.is_alone:
                 self._releaser = Releaser(self._device, self.place.group)
-            self._start_watcher(self._give_up)
+            self._start_watcher(self._release_device)
         return size
 
-    def _give_up(self) -> None:
+    @property
+    def names(self) -> list[str]:
+        """Of every other rank its number, host and process."""
+        return self._processes.names
+
+    def give_up(self, why: EngineDeadError) -> None:
+        """End what this rank waits for, and with it the engine, for this reason."""
+        self._processes.give_up(why)
+
+    def abandon(self) -> None:
+        """End them and leave no file, whatever this rank does."""
+        self._processes.abandon()
+
+    def _release_device(self) -> None:
         """End what the device waits for."""
         if self.place.links is not None:
             self.place.links.abort()

@@ -55,6 +55,7 @@ def model(**changes: Any) -> ModelConfig:
         ({"pp": 2, "compile": True}, "compile makes blocks of one rank, and pp is 2: leave it out, or take pp 1"),
         ({"dp": 0}, "dp is 0; it must be at least 1"),
         ({"heartbeat_timeout_s": 0.5}, "heartbeat_timeout_s is 0.5; it must be at least 1, or 0 to wait for ever"),
+        ({"step_timeout_s": 0.5}, "step_timeout_s is 0.5; it must be at least 1, 0 to wait for ever, or left out"),
         ({"dp": 2, "executor": "inproc"}, "executor is inproc, which runs one engine, and dp is 2"),
     ],
 )
