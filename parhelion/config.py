@@ -185,11 +185,8 @@ class EngineConfig:
         if not several:
             return
         asked = " and ".join(f"{name} is {size}" for name, size in several.items())
-        way_out = " and ".join(f"{name} 1" for name in several)
         if self.executor == "inproc":
             raise ConfigError(f"executor is inproc, which runs one rank, and {asked}: choose auto or multiproc")
-        if self.compile:
-            raise ConfigError(f"compile makes blocks of one rank, and {asked}: leave it out, or take {way_out}")
 
     @property
     def num_ranks(self) -> int:
