@@ -84,7 +84,7 @@ class EngineConfig:
         heartbeat_timeout_s: a process of the engine that gives no sign of life for so many seconds, because it is
             stopped or its machine is cut off, is ended; 0: never. Computing, compiling and waiting are no silence.
         step_timeout_s: an engine whose step does not end for so many seconds, because a process runs and does not
-            proceed, is ended; 0: never. None is 120 on GPUs and 600 on CPUs.
+            proceed, is ended; 0: never. None is 120 on GPUs where nothing compiles, else 600.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.

@@ -203,7 +203,7 @@ def _load_engine(
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
     ranks_s = others.start_s if others is not None else 0.0
-    watch = StepWatch(step_timeout(config, on_gpu), others)
+    watch = StepWatch(step_timeout(config, on_gpu and not resolver.compiles), others)
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
         _with_others(worker, others, config.pp),

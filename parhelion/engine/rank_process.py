@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 import msgspec
 import torch
 
-from parhelion.distributed.rendezvous import reach_store, take_place
+from parhelion.distributed.rendezvous import file_store, reach_store, take_place
 from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
@@ -95,7 +95,9 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
         chosen = read_draft(path_here(options, options.draft_path, config.draft_model))
     found = _next(channel, Join)
     device = rank_device(config, options.rank)
-    store = reach_store(found.port, config.num_ranks, found.address)
+    num_ranks = config.num_ranks
+    by_file = bool(found.path)
+    store = file_store(found.path, num_ranks) if by_file else reach_store(found.port, num_ranks, found.address)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
     # Draft models and heads are beside the last stage.
     own = chosen if place.stage == config.pp - 1 else None

@@ -20,11 +20,11 @@ from parhelion.errors import EngineDeadError
 
 logger = logging.getLogger("parhelion.engine")
 
-TIMEOUT_ON_GPU_S = 120.0
-"""A step takes milliseconds there; the first one of its size some seconds, where no pack serves and it compiles."""
+TIMEOUT_S = 120.0
+"""On a GPU a step takes milliseconds."""
 
-TIMEOUT_ON_CPU_S = 600.0
-"""Chunks of prompts of large models take minutes on few cores."""
+LONG_TIMEOUT_S = 600.0
+"""Where no pack serves, the first step of a size compiles; and on few cores a chunk of a prompt takes minutes."""
 
 CHECK_S = 0.25
 """How often it looks."""
@@ -50,10 +50,14 @@ class WatchedRanks(Protocol):
         ...
 
 
-def step_timeout(config: EngineConfig, on_gpu: bool) -> float:
-    """Seconds that a step may take; 0: for ever."""
+def step_timeout(config: EngineConfig, is_quick: bool) -> float:
+    """Seconds that a step may take; 0: for ever.
+
+    Args:
+        is_quick: on a GPU where nothing compiles.
+    """
     asked = config.step_timeout_s
-    return asked if asked is not None else TIMEOUT_ON_GPU_S if on_gpu else TIMEOUT_ON_CPU_S
+    return asked if asked is not None else TIMEOUT_S if is_quick else LONG_TIMEOUT_S
 
 
 class StepWatch:
@@ -111,9 +115,8 @@ class StepWatch:
         logger.error("%s; its threads:\n%s", why, _stacks())
         if self._others is not None:
             self._others.give_up(why)
-        if self._closed.wait(GRACE_S):
-            return
-        if self._others is not None:
+            if self._closed.wait(GRACE_S):
+                return
             self._others.abandon()
         if self._force is not None:
             self._force(str(why))

@@ -16,7 +16,7 @@ from parhelion.distributed.rendezvous import (
     LEAVE_TIMEOUT_S,
     Place,
     abort_connections,
-    host_store,
+    check_no_group,
     leave,
     open_connections,
     take_place,
@@ -68,18 +68,18 @@ class OtherRanks:
         self._failure: ParhelionError | None = None
         self._has_group = config.tp > 1
         self.place = Place()
+        check_no_group()
         hosts = rank_hosts(config)
         try:
             self.config = hosts.config
             self._device = device = rank_device(self.config, 0)
-            store = host_store(config.num_ranks, hosts.interface)
             self._processes = RankProcesses(config, model_path, hosts, draft_path)
         except BaseException:
             hosts.close()
             raise
         try:
             self._processes.wait_for_all()
-            self._processes.join(store.port)
+            store = self._processes.join()
             before = open_connections()
             with self.blamed():
                 self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
@@ -209,7 +209,9 @@ class OtherRanks:
         self._closed.set()
         if self._watcher is not None:
             self._watcher.join(2 * RELEASE_S)
-        self._processes.close()
+        self._processes.close(self._leave)
+
+    def _leave(self) -> None:
         if self.place.links is not None:
             self.place.links.abort(LEAVE_TIMEOUT_S)
         if self._has_group:

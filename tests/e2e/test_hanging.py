@@ -58,7 +58,7 @@ def children(process: psutil.Process, module: str) -> list[psutil.Process]:
     ids=["rank 0", "stage"],
 )
 def test_an_engine_with_a_process_that_hangs_ends_with_all_others_and_leaves_nothing(
-    patient_path: Path, files: Path, sizes: dict[str, int], module: str
+    patient_path: Path, files: Path, capfd: pytest.CaptureFixture[str], sizes: dict[str, int], module: str
 ) -> None:
     async def hang() -> None:
         engine = await AsyncEngine.from_config(config_of(patient_path, **sizes))
@@ -75,33 +75,40 @@ def test_an_engine_with_a_process_that_hangs_ends_with_all_others_and_leaves_not
         assert all(f"(process {each.pid})" in said for each in processes)
         await asyncio.to_thread(wait_for_end, processes, 30)
         await engine.shutdown()
+        logged = capfd.readouterr().err
+        assert "sitecustomize.py" in logged, "where the threads are"
+        if victim != process:
+            assert f"(process {victim.pid}) did not end by itself" in logged
 
     ends(hang())
     assert list(files.iterdir()) == []
 
 
-def test_a_replica_that_hangs_is_started_again_and_what_was_not_seen_is_answered(tiny_path: Path, files: Path) -> None:
+def test_a_replica_that_hangs_is_started_again_and_what_was_not_seen_is_answered(
+    patient_path: Path, files: Path
+) -> None:
     async def hang() -> None:
-        engine = await AsyncEngine.from_config(
-            config_of(tiny_path, dp=2, tp=2), restarts=RestartPolicy(first_s=0.05, most_s=0.2)
-        )
-        await until_all_serve(engine)
-        first = engine.replicas[0].process or 0
-        (rank,) = children(psutil.Process(first), "parhelion.engine.rank_process")
-        streams = [engine.generate("go on", LONG) for _ in range(2)]
-        await asyncio.gather(*(anext(stream) for stream in streams))
-        rank.send_signal(HANG)
-        unseen = [asyncio.create_task(last(engine.generate("x", SHORT))) for _ in range(4)]
-        said = await error_of(streams[0])
-        assert "replica 0: no step has ended for 2 s: one of these runs and does not proceed: " in said
-        assert f"(process {rank.pid})" in said
-        assert len({(await each).outputs[0].text for each in unseen}) == 1
-        await until_all_serve(engine)
-        assert [each.restarts for each in engine.replicas] == [1, 0]
-        assert not psutil.pid_exists(first)
-        assert not psutil.pid_exists(rank.pid)
-        await streams[1].aclose()
-        await engine.shutdown()
+        restarts = RestartPolicy(first_s=0.05, most_s=0.2)
+        engine = await AsyncEngine.from_config(config_of(patient_path, dp=2, tp=2), restarts=restarts)
+        try:
+            await until_all_serve(engine)
+            stream = engine.generate("go on", LONG)
+            await anext(stream)
+            (number,) = [each.state.replica for each in (await engine.stats()).replicas if each.stats.num_running]
+            process = engine.replicas[number].process or 0
+            (rank,) = children(psutil.Process(process), "parhelion.engine.rank_process")
+            rank.send_signal(HANG)
+            unseen = [asyncio.create_task(last(engine.generate("x", SHORT))) for _ in range(4)]
+            said = await error_of(stream)
+            assert f"replica {number}: no step has ended for 2 s: one of these runs and does not proceed: " in said
+            assert f"(process {rank.pid})" in said
+            assert len({(await each).outputs[0].text for each in unseen}) == 1
+            await until_all_serve(engine)
+            assert [each.restarts for each in engine.replicas] == [int(index == number) for index in range(2)]
+            assert not psutil.pid_exists(process)
+            assert not psutil.pid_exists(rank.pid)
+        finally:
+            await engine.shutdown()
 
     ends(hang(), 120)
     assert list(files.iterdir()) == []

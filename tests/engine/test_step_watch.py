@@ -120,7 +120,7 @@ def test_time_in_which_the_whole_process_was_stopped_is_not_counted(monkeypatch:
 
 
 def test_the_limit_is_the_one_asked_for_or_the_devices() -> None:
-    def limit(asked: float | None, on_gpu: bool) -> float:
-        return step_timeout(EngineConfig(model="any", step_timeout_s=asked), on_gpu)
+    def limit(asked: float | None, is_quick: bool) -> float:
+        return step_timeout(EngineConfig(model="any", step_timeout_s=asked), is_quick)
 
     assert [limit(None, True), limit(None, False), limit(0, True), limit(7, True)] == [120, 600, 0, 7]
