@@ -11,6 +11,10 @@ import psutil
 from fault_leftovers import ENGINE, RANK, running
 
 TP, PP, DP, RAY = ("--tp", "2"), ("--pp", "2"), ("--dp", "2"), ("--executor", "ray")
+SOON = ("--step-timeout-s", "5")
+
+HANG = signal.SIGUSR2
+"""Lets a process go on without proceeding, see ``hanging/sitecustomize.py``."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Kind:
         victim: ``front``, ``engine``, ``rank`` or ``actor`` (the parent of a rank).
         then: what is promised: the server ``ends``, ``is dead`` and says so, or ``recovers``.
         rounds: how many there are of it.
-        signal: that ends it, or stops it.
+        signal: that ends it, stops it, or lets it hang.
     """
 
     name: str
@@ -39,6 +43,11 @@ class Kind:
     def needs_ray(self) -> bool:
         """Its ranks are in a Ray cluster."""
         return "ray" in self.options
+
+    @property
+    def what_happens(self) -> str:
+        """To the process, for readers."""
+        return "hangs" if self.signal == HANG else self.signal.name
 
     @property
     def outcomes(self) -> frozenset[str]:
@@ -81,12 +90,20 @@ KINDS = (
     Kind("replica", "a replica", DP, "engine", "recovers", 8),
     Kind("replica-rank", "a rank of a replica", (*DP, *TP), "rank", "recovers", 4),
     Kind("actor", "a Ray actor", (*TP, *RAY), "actor", "recovers", 6),
+    Kind("ray-engine", "the engine, which is rank 0", (*TP, *RAY), "engine", "recovers", 3),
+    Kind("ray-rank", "a rank in a Ray cluster", (*TP, *RAY), "rank", "recovers", 3),
     Kind("stopped-engine", "the engine", (), "engine", "is dead", 3, signal.SIGSTOP),
     Kind("stopped-rank", "the other rank", TP, "rank", "is dead", 4, signal.SIGSTOP),
     Kind("stopped-stage", "the second stage", PP, "rank", "is dead", 4, signal.SIGSTOP),
     Kind("stopped-replica", "a replica", DP, "engine", "recovers", 4, signal.SIGSTOP),
     Kind("stopped-replica-rank", "a rank of a replica", (*DP, *TP), "rank", "recovers", 2, signal.SIGSTOP),
     Kind("stopped-ray-rank", "a rank in a Ray cluster", (*TP, *RAY), "rank", "recovers", 3, signal.SIGSTOP),
+    Kind("hung-engine", "the engine", SOON, "engine", "is dead", 2, HANG),
+    Kind("hung-rank", "the other rank", (*TP, *SOON), "rank", "is dead", 3, HANG),
+    Kind("hung-stage", "the second stage", (*PP, *SOON), "rank", "is dead", 3, HANG),
+    Kind("hung-replica", "a replica", (*DP, *SOON), "engine", "recovers", 3, HANG),
+    Kind("hung-replica-rank", "a rank of a replica", (*DP, *TP, *SOON), "rank", "recovers", 2, HANG),
+    Kind("hung-ray-rank", "a rank in a Ray cluster", (*TP, *RAY, *SOON), "rank", "recovers", 2, HANG),
 )
 """In the order in which they run."""
 

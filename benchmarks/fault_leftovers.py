@@ -15,6 +15,9 @@ CHECK_S = 0.1
 
 ENGINE, RANK = "parhelion.engine.process", "parhelion.engine.rank_process"
 
+HANGING = Path(__file__).parent / "hanging"
+"""On ``PYTHONPATH``, lets processes hang that are told to."""
+
 _SHARED = Path("/dev/shm")
 _SYSTEM_V = Path("/proc/sysvipc")
 

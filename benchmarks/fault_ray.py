@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from fault_leftovers import RANK, is_alive, running
+from fault_leftovers import HANGING, RANK, is_alive, running
 
 from parhelion.config import environment_variables
 
@@ -56,7 +57,7 @@ def running_cluster() -> Iterator[Cluster]:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": f"{HANGING}{os.pathsep}{Path(__file__).parent.parent}",
         }
         with environment_variables(own):
             process = subprocess.Popen(

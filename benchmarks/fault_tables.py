@@ -31,7 +31,7 @@ def fault_table(content: bytes) -> str:
 
 def fault_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line a kind."""
-    head = ["what is struck", "model", "options", "signal", "rounds", *OUTCOMES]
+    head = ["what is struck", "model", "options", "how", "rounds", *OUTCOMES]
     head += ["last answer (s)", "settled (s)", "missed"]
     lines = [f"| {' | '.join(head)} |", "|---|---|---|---|" + "---:|" * (len(head) - 4)]
     for kind in KINDS:
@@ -40,7 +40,7 @@ def fault_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         got = sum((Counter(row["got"]) for row in ours), Counter[str]())
         options = f"`{' '.join(kind.options)}`" if kind.options else ""
-        cells = [kind.who, ours[0]["model"], options, kind.signal.name, f"{len(ours)}"]
+        cells = [kind.who, ours[0]["model"], options, kind.what_happens, f"{len(ours)}"]
         cells += [f"{got[outcome]}" for outcome in OUTCOMES]
         cells += [_spread(row[name] for row in ours) for name in ("last_answer_s", "settled_s")]
         cells.append(f"{sum(bool(row['missed']) for row in ours)}")

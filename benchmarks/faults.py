@@ -1,4 +1,5 @@
-"""Processes of a server are killed under load, one at a time: what clients get, what is left, and what comes back.
+"""Processes of a server are killed, stopped or left hanging under load, one at a time: what clients get, what is left,
+and what comes back.
 
     PYTHONPATH=. python benchmarks/faults.py [--only KIND,...] [--rounds N] [--model tiny] [--length N] [--output FILE]
 
@@ -11,7 +12,8 @@ ends one process at a random moment, and looks at everything until the server ha
 - what the documents say starts again does so, and answers the same; anything else says that it is dead (503);
 - 30 s after the server has ended, nothing of its session lives, and no shared memory, semaphore or file is left.
 
-The result is written after each round. The status is 1 if a bar was missed.
+The result is written after each round; with ``--keep``, rounds of other kinds that it has already stay there. The
+status is 1 if a bar was missed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import sys
@@ -38,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fault_clients import Load, Question, ask_all
 from fault_kinds import KINDS, Kind, kinds_named
-from fault_leftovers import ENGINE, RANK, SharedMemory, is_alive, processes_of, running, until
+from fault_leftovers import ENGINE, HANGING, RANK, SharedMemory, is_alive, processes_of, running, until
 from fault_ray import Cluster, running_cluster
 from fault_tables import fault_lines
 from two_hosts import write_model
@@ -161,7 +164,8 @@ class Round:
             options = (*OPTIONS, *self._kind.options)
             if self._cluster is not None:
                 options = (*options, "--ray-address", self._cluster.address)
-            environment = {"TMPDIR": folder}
+            searched = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+            environment = {"TMPDIR": folder, "PYTHONPATH": os.pathsep.join([str(HANGING), *searched])}
             with running_server(self._path, options, environment=environment, log=log, own_session=True) as server:
                 assert server.process is not None
                 self._session = server.process.pid
@@ -330,6 +334,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each kind; left out, those of the table")
     parser.add_argument("--model", choices=LENGTHS, help="left out, SmolLM2 where its heads divide, else the tiny one")
     parser.add_argument("--length", type=int, help="tokens of an answer")
+    parser.add_argument("--keep", action="store_true", help="add to what the output has of other kinds")
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser.parse_args(arguments)
 
@@ -340,6 +345,10 @@ def main(arguments: Sequence[str]) -> int:
     kinds = kinds_named(options.only.split(","))
     rows: list[dict[str, Any]] = []
     circumstances = asdict(describe_circumstances())
+    if options.keep:
+        before = json.loads(options.output.read_text())
+        rows = [row for row in before["rounds"] if row["kind"] not in {kind.name for kind in kinds}]
+        circumstances["command"] = f"{before['circumstances']['command']}; {circumstances['command']}"
     with contextlib.ExitStack() as ending:
         setting = Setting(ending, options.length)
         for kind in kinds:

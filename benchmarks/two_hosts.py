@@ -1,13 +1,16 @@
-"""Two hosts on one machine: a model that they share, a link that is cut in mid-stream, and what clients see of it.
+"""Two hosts on one machine: a model that they share, a link that is cut in mid-stream, or a process of Ray's that is
+killed, and what clients see of it.
 
-    sudo PYTHONPATH=. python benchmarks/two_hosts.py [--way tp] [--down SECONDS] [--output FILE]
+    sudo PYTHONPATH=. python benchmarks/two_hosts.py [--way tp] [--strike link] [--down SECONDS] [--output FILE]
 
 Needs root, Ray, `ip` (Debian: apt-get install iproute2), `unshare` (util-linux) and `pgrep` (procps). Each host is a
 network namespace with an address, a name and processes of its own; a bridge in a third namespace joins them, and
 clients sit there. Ray's head and the server run on one host, and a Ray node with room for one rank on the other.
 
 It sees that two ranks say what one process says, cuts the other host off while a client reads a stream (packets vanish,
-and nothing tells that they do), joins it again, and sees that all processes and places are gone at the end. All that it
+and nothing tells that they do), joins it again, and sees that all processes and places are gone at the end. With
+``--strike`` the link stays, and instead the raylet of the other host (``raylet``), that of the server's host
+(``head``), or the cluster's control store (``gcs``) is killed; whoever keeps Ray running starts it again. All that it
 makes is in the namespaces, and goes with them.
 """
 
@@ -25,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -92,6 +95,11 @@ class Host:
         """The commands that run there and have a word in them."""
         return [line for line in self.output("ps", "ax", "-o", "args").splitlines() if word in line]
 
+    def pids(self, word: str) -> list[str]:
+        """The processes there that have a word in the first of their arguments, or are of that Python module."""
+        lines = [line.split() for line in self.output("ps", "ax", "-o", "pid,args").splitlines()]
+        return [words[0] for words in lines if any(word in each for each in words[1:4])]
+
     def close(self) -> None:
         """End the host and all of its processes."""
         self._unshare.kill()
@@ -156,8 +164,8 @@ def health() -> tuple[int, dict[str, Any]]:
     return answer.status_code, answer.json()
 
 
-def cut_in_mid_stream(link: str) -> dict[str, Any]:
-    """Cut the link after a part of a stream has come; what came then."""
+def strike_in_mid_stream(strike: Callable[[], None]) -> dict[str, Any]:
+    """Let something happen after a part of a stream has come; what came then."""
     import httpx
 
     body = {
@@ -168,24 +176,26 @@ def cut_in_mid_stream(link: str) -> dict[str, Any]:
         "ignore_eos": True,
         "stream": True,
     }
-    events, cut_at = 0, 0.0
+    events, struck_at, heard_at = 0, 0.0, 0.0
     with httpx.stream("POST", f"{URL}/v1/completions", json=body, timeout=60) as answer:
         for line in answer.iter_lines():
             if not line.startswith("data: "):
                 continue
             events += 1
             if events == 50:
-                ip("link", "set", link, "down")
-                cut_at = time.monotonic()
+                strike()
+                struck_at = time.monotonic()
             message = json.loads(line.removeprefix("data: ")) if line != "data: [DONE]" else {}
             if "error" in message:
                 status, body_of_health = health()
                 return {
                     "events before the error": events - 1,
-                    "error after s": round(time.monotonic() - cut_at, 2),
+                    "error after s": round(time.monotonic() - struck_at, 2),
+                    "silence before the error s": round(time.monotonic() - heard_at, 2),
                     "error": message["error"],
                     "health": [status, body_of_health],
                 }
+            heard_at = time.monotonic()
     raise SystemExit("the stream ended without an error")
 
 
@@ -232,7 +242,7 @@ print(sum(group["state"] != "REMOVED" for group in placement_group_table().value
 """
 
 
-def trial(folder: Path, names: list[str], way: str, down_s: float) -> dict[str, Any]:
+def trial(folder: Path, names: list[str], way: str, what: str, down_s: float) -> dict[str, Any]:
     """The whole trial, from within the namespace of the clients."""
     expected = texts_of_one_process(folder)
     with contextlib.ExitStack() as ending:
@@ -254,15 +264,22 @@ def trial(folder: Path, names: list[str], way: str, down_s: float) -> dict[str, 
         start_s = until(lambda: health()[0] == 200, 60, "the server answers")
         check(len(worker_host.processes("rank_process")) == 1, "a rank runs on the other host")
         check([complete(prompt) for prompt in PROMPTS] == expected, "two hosts say what one process says")
-        seen = cut_in_mid_stream("worker")
-        cut_at = time.monotonic() - seen["error after s"]
-        check(seen["error after s"] <= ERROR_WITHIN_S, f"an error came {seen['error after s']} s after the cut")
+        (rank,) = worker_host.pids("rank_process")
+        seen = strike_in_mid_stream(lambda: strike(what, server_host, worker_host))
+        struck_at = time.monotonic() - seen["error after s"]
+        # A stream goes on as long as Ray lets its ranks live.
+        silent_s = seen["silence before the error s"]
+        said = f"an error came {seen['error after s']} s after the strike, {silent_s} s after the last token"
+        check(silent_s <= ERROR_WITHIN_S, said)
         check(seen["health"][0] == 503, f"/health says {seen['health'][1]}")
-        until(lambda: not worker_host.processes("rank_process"), 20, "the rank that was cut off has ended")
-        time.sleep(max(0.0, cut_at + down_s - time.monotonic()))
-        ip("link", "set", "worker", "up")
+        until(lambda: rank not in worker_host.pids("rank_process"), 20, "the rank on the other host has ended")
+        down = {}
+        if what == "link":
+            time.sleep(max(0.0, struck_at + down_s - time.monotonic()))
+            ip("link", "set", "worker", "up")
+            down = {"link down s": down_s}
         again_s = until(lambda: health()[0] == 200, 90, "the server answers again")
-        check(complete(PROMPTS[0]) == expected[0], f"{again_s} s after the link was up it answers again, and the same")
+        check(complete(PROMPTS[0]) == expected[0], f"{again_s} s later it answers again, and the same")
         ended_s = time.monotonic()
         server_pid = server_host.output("pgrep", "-f", "-o", "parhelion.cli serve").strip()
         server_host.output("kill", "-TERM", server_pid)
@@ -276,10 +293,21 @@ def trial(folder: Path, names: list[str], way: str, down_s: float) -> dict[str, 
             "cluster s": cluster_s,
             "server ready s": start_s,
             **seen,
-            "link down s": down_s,
+            **down,
             "answers again after s": again_s,
             "server ended s": ended_s,
         }
+
+
+def strike(what: str, server_host: Host, worker_host: Host) -> None:
+    """Cut the link, or kill one of Ray's processes."""
+    if what == "link":
+        ip("link", "set", "worker", "down")
+        return
+    host = worker_host if what == "raylet" else server_host
+    name = "gcs/gcs_server" if what == "gcs" else "raylet/raylet"
+    (victim,) = host.pids(name)
+    host.output("kill", "-KILL", victim)
 
 
 def has_joined(host: Host) -> bool:
@@ -312,16 +340,18 @@ def networks(names: list[str]) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", default="tp", choices=["tp", "pp"], help="how the two ranks divide the model")
+    parser.add_argument("--strike", default="link", choices=["link", "raylet", "head", "gcs"], help="what is struck")
     parser.add_argument("--down", type=float, default=15.0, help="seconds that the link is cut")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--inside", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         folder, *names = options.inside
-        result = trial(Path(folder), names, options.way, options.down)
+        result = trial(Path(folder), names, options.way, options.strike, options.down)
         described = {
             "command": "python benchmarks/two_hosts.py"
             + (f" --way {options.way}" if options.way != "tp" else "")
+            + (f" --strike {options.strike}" if options.strike != "link" else "")
             + (f" --down {options.down:g}" if options.down != 15.0 else ""),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
             "versions": {name: version(name) for name in ("parhelion", "torch", "ray", "pyzmq")},
@@ -346,7 +376,7 @@ def main() -> None:
         ray_files.mkdir()
         write_model(model)
         inside = [sys.executable, __file__, "--inside", str(model), *names, "--way", options.way]
-        inside += ["--down", str(options.down)]
+        inside += ["--strike", options.strike, "--down", str(options.down)]
         # Whoever knows the token may use the cluster: this trial and nobody else.
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(ray_files)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

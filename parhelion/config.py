@@ -83,6 +83,8 @@ class EngineConfig:
             such as ``eth0``; None takes on each the one with the address that Ray knows the machine by.
         heartbeat_timeout_s: a process of the engine that gives no sign of life for so many seconds, because it is
             stopped or its machine is cut off, is ended; 0: never. Computing, compiling and waiting are no silence.
+        step_timeout_s: an engine whose step does not end for so many seconds, because a process runs and does not
+            proceed, is ended; 0: never. None is 120 on GPUs where nothing compiles, else 600.
         compile: let TorchInductor make each block of the model one function for steps of a single token (needs a C++
             compiler; costs seconds at the first start, less later, and a copy of the weights). CPUs only.
         seed: base of the seeds drawn for requests that bring none, and of dummy weights.
@@ -120,6 +122,7 @@ class EngineConfig:
     ray_address: str | None = None
     interface: str | None = None
     heartbeat_timeout_s: float = 8.0
+    step_timeout_s: float | None = None
     compile: bool = False
     seed: int = 0
 
@@ -150,6 +153,10 @@ class EngineConfig:
             raise ConfigError(
                 f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}; it must be at least 1, or 0 to wait for ever"
             )
+        if self.step_timeout_s is not None and self.step_timeout_s != 0 and not self.step_timeout_s >= 1:
+            raise ConfigError(
+                f"step_timeout_s is {self.step_timeout_s:g}; it must be at least 1, 0 to wait for ever, or left out"
+            )
         self._check_ranks()
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
@@ -178,11 +185,8 @@ class EngineConfig:
         if not several:
             return
         asked = " and ".join(f"{name} is {size}" for name, size in several.items())
-        way_out = " and ".join(f"{name} 1" for name in several)
         if self.executor == "inproc":
             raise ConfigError(f"executor is inproc, which runs one rank, and {asked}: choose auto or multiproc")
-        if self.compile:
-            raise ConfigError(f"compile makes blocks of one rank, and {asked}: leave it out, or take {way_out}")
 
     @property
     def num_ranks(self) -> int:

@@ -20,6 +20,7 @@ LONGEST = (
     "e2e/test_replicas.py",
     "e2e/test_pipeline_parallel.py",
     "e2e/test_compile.py",
+    "e2e/test_hanging.py",
     "layers/test_one_token.py",
 )
 """Files that take tens of seconds. They come first, for a file's tests run in one process: it would keep the others

@@ -58,9 +58,8 @@ def why_not(model: ModelSize, layout: Layout, gpus_per_node: int) -> str | None:
     if reason is not None:
         works = [tp for tp in sizes_of_tp(model) if _fits(tp, gpus_per_node)]
         return f"{reason}; tp may be {_listed(works)}"
-    if model.num_layers % layout.pp:
-        works = divisors(model.num_layers)
-        return f"{model.num_layers} layers are no multiple of pp {layout.pp}; pp may be {_listed(works)}"
+    if model.num_layers < layout.pp:
+        return f"{model.num_layers} layers are too few for pp {layout.pp}; pp may be 1 to {model.num_layers}"
     return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from parhelion.distributed.layouts import Layout, shared_or_whole
 from parhelion.distributed.model_size import ELEMENT, HeadSize, ModelSize
+from parhelion.distributed.stages import Stage
 
 RESERVED_BYTES = 512 << 20
 """What the driver's context and libraries take: an estimate."""
@@ -52,23 +53,35 @@ class RankMemory:
 
 
 def rank_memory(model: ModelSize, layout: Layout, total: int, max_tokens: int, max_seqs: int) -> RankMemory:
-    """Of the fullest rank: of a pipeline's stages the last, which a draft model is beside, or the first, which holds as
-    much without one. A head brings the embedding's table there.
+    """Of the rank with room for the fewest tokens, as whose cache all others are.
 
     Args:
         total: bytes of the device.
         max_tokens: of the largest step.
         max_seqs: that run at once.
+
+    Raises:
+        ConfigError: there are more stages than layers.
     """
-    shard = replace(model.shard(layout.tp), num_layers=model.num_layers // layout.pp)
-    both_tables = layout.pp == 1 or isinstance(model.draft, HeadSize)
-    weights = shard.num_layers * shard.layer_bytes + _table_bytes(shard, both_tables)
+    sizes = total, max_tokens, max_seqs
+    # Stages that are neither the first nor the last hold nothing but layers, of which one before the last has the most.
+    numbers = {0, max(0, layout.pp - 2), layout.pp - 1}
+    stages = model.stages(layout.pp)
+    found = [_stage_memory(model, layout.tp, stages[number], *sizes) for number in numbers]
+    return min(found, key=lambda each: (each.kv_tokens, -each.weights))
+
+
+def _stage_memory(model: ModelSize, tp: int, stage: Stage, total: int, max_tokens: int, max_seqs: int) -> RankMemory:
+    """Of a rank of a stage. A draft model is beside the last one, and a head brings the embedding's table there."""
+    shard = replace(model.shard(tp), num_layers=len(stage.layers))
+    draft = model.draft if stage.is_last else None
+    weights = shard.num_layers * shard.layer_bytes + _table_bytes(shard, stage, isinstance(draft, HeadSize))
     kv_bytes = shard.kv_bytes_per_token
-    if model.draft is not None:
-        draft = shared_or_whole(model.draft, layout.tp)
-        weights += draft.weight_bytes
-        kv_bytes += draft.kv_bytes_per_token
-    activations = _activation_bytes(shard, max_tokens, max_seqs, layout.tp)
+    if draft is not None:
+        part = shared_or_whole(draft, tp)
+        weights += part.weight_bytes
+        kv_bytes += part.kv_bytes_per_token
+    activations = _activation_bytes(shard, max_tokens, max_seqs if stage.is_last else 0, tp)
     graphs = NUM_GRAPHS * GRAPH_BYTES
     free = total - RESERVED_BYTES - weights
     kv_cache = max(0, min(int(KV_FRACTION * free), free - activations - graphs))
@@ -86,11 +99,13 @@ def why_no_room(memory: RankMemory, seq_len: int) -> str | None:
     )
 
 
-def _table_bytes(shard: ModelSize, both: bool) -> int:
-    """Of embedding and output head the larger; or of both, which may be one."""
-    if not both:
-        return max(shard.table_bytes, shard.head_bytes)
-    return shard.table_bytes + (0 if shard.shares_table else shard.head_bytes)
+def _table_bytes(shard: ModelSize, stage: Stage, needs_table: bool) -> int:
+    """Of the embedding, in the first stage and where it is needed, and of the output head, in the last; or of both,
+    which may be one.
+    """
+    has_table = stage.is_first or needs_table
+    shared = has_table and stage.is_last and shard.shares_table
+    return has_table * shard.table_bytes + (stage.is_last and not shared) * shard.head_bytes
 
 
 def _gib(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from parhelion.distributed.stages import Stage, divide_layers
 from parhelion.quantization import UNQUANTIZED, QuantScheme
 
 ELEMENT = 2
@@ -46,6 +47,15 @@ class ModelSize:
             intermediate_size=self.intermediate_size // tp,
             vocab_size=-(-self.vocab_size // tp),
         )
+
+    def stages(self, pp: int) -> tuple[Stage, ...]:
+        """The layers divided into ``pp`` stages by the bytes of weights that a step reads: those of the layers, and for
+        the last stage those of the output head.
+
+        Raises:
+            ConfigError: there are more stages than layers.
+        """
+        return divide_layers(self.num_layers, pp, self.head_bytes / self.layer_bytes)
 
     @property
     def projections(self) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,8 @@
-"""How ranks find each other: a store that rank 0 keeps, and torch's process group.
+"""How ranks find each other: a store, and torch's process group.
 
-Everything listens on one network interface, the loopback's where all ranks are on one host: the store on a socket of
-its own, gloo's and NCCL's on the interface that their environment variables name.
+An engine's ranks on one host meet in a file that only their user can reach; ranks on several hosts, and those that
+measure, through a socket of rank 0's. Sockets, also gloo's and NCCL's, are on one network interface, the loopback's on
+one host.
 """
 
 from __future__ import annotations
@@ -56,6 +57,31 @@ class Place:
     links: StageLinks | None = None
 
 
+def check_no_group() -> None:
+    """See that this process can be rank 0 of a group.
+
+    Raises:
+        ConfigError: it is in a group already.
+    """
+    if dist.is_initialized():
+        raise ConfigError(
+            "this process already has an engine of several ranks, and torch has one group a process: shut that down "
+            "first, or start the other one in a process of its own"
+        )
+
+
+def file_store(path: str, num_ranks: int) -> dist.FileStore:
+    """Every rank's end of the store of one host.
+
+    Args:
+        path: where it shall be, in a folder that nobody else can enter.
+        num_ranks: in all; the last one that leaves removes it.
+    """
+    store = dist.FileStore(path, num_ranks)
+    store.set_timeout(JOIN_TIMEOUT)
+    return store
+
+
 def host_store(num_ranks: int, interface: Interface | None = None) -> dist.TCPStore:
     """Rank 0's end of the store, on a free port; it does not wait for the others.
 
@@ -66,11 +92,7 @@ def host_store(num_ranks: int, interface: Interface | None = None) -> dist.TCPSt
     Raises:
         ConfigError: this process is in a group already.
     """
-    if dist.is_initialized():
-        raise ConfigError(
-            "this process already has an engine of several ranks, and torch has one group a process: shut that down "
-            "first, or start the other one in a process of its own"
-        )
+    check_no_group()
     address = interface.address if interface is not None else LOOPBACK
     listener = socket.socket()
     listener.bind((address, 0))

@@ -90,13 +90,19 @@ class StageTimes:
         layers: of all layers together, all-reduces included.
         before, behind: of the first and the last stage beside their layers.
         hand_overs: between the stages.
+        shares: of the layers that each stage has.
     """
 
     layers: Cost
     before: Cost
     behind: Cost
     hand_overs: Cost
-    pp: int
+    shares: tuple[float, ...] = (1.0,)
+
+    @property
+    def pp(self) -> int:
+        """Number of stages."""
+        return len(self.shares)
 
     @cached_property
     def whole(self) -> Cost:
@@ -106,11 +112,12 @@ class StageTimes:
     @cached_property
     def slowest(self) -> Cost:
         """The stage that takes longest, and its hand-over."""
-        mine = self.layers.times(1 / self.pp)
         if self.pp == 1:
             return self.whole
-        edge = max(self.before, self.behind, key=lambda cost: cost.total)
-        return mine + edge + self.hand_overs.times(1 / (self.pp - 1))
+        stages = [self.layers.times(share) for share in self.shares]
+        stages[0] += self.before
+        stages[-1] += self.behind
+        return max(stages, key=lambda cost: cost.total) + self.hand_overs.times(1 / (self.pp - 1))
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,7 @@ class StepModel:
             + self._cost(Counter(self._quickest(calls.head, sampled)), sampled)
             + Cost(links=self.fabric.all_gather_us(likeliest, layout.tp)),
             hand_overs=Cost(links=sent),
-            pp=layout.pp,
+            shares=tuple(len(stage.layers) / self.model.num_layers for stage in self.model.stages(layout.pp)),
         )
 
     def _layers(self, calls: RankCalls, rows: StepRows, reduce_us: float) -> Cost:

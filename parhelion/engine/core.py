@@ -11,6 +11,7 @@ from typing import Protocol
 
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
 from parhelion.engine.step_result import PendingStep, StepResult
+from parhelion.engine.step_watch import StepWatch
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
 from parhelion.speculative import Speculator
 from parhelion.types import EngineStats
@@ -51,6 +52,7 @@ class EngineCore:
         speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
         peers: the other ranks, which the core ends; None: the worker is alone.
+        watch: sees that steps end; the core ends it. None: nobody does.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class EngineCore:
         speculation: Speculator | None = None,
         thread: ThreadPoolExecutor | None = None,
         peers: Peers | None = None,
+        watch: StepWatch | None = None,
     ) -> None:
         self._scheduler = Scheduler(scheduler_config, speculation)
         self._speculation = speculation
         self._worker = worker
         self._peers = peers
+        self._watch = watch or StepWatch(0)
         self._requests: dict[str, AddRequest] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._in_flight: deque[tuple[StepPlan, Future[PendingStep], float]] = deque()
@@ -111,6 +115,10 @@ class EngineCore:
         Raises:
             Exception: whatever the worker raised; the core is of no use after that.
         """
+        with self._watch:
+            return self._step()
+
+    def _step(self) -> list[TokenOutput]:
         speculation = self._speculation
         while len(self._in_flight) < self._most_in_flight:
             plan = self._next_plan()
@@ -224,6 +232,7 @@ class EngineCore:
             if graphs is not None:
                 graphs.clear()
             self._peers.close()
+        self._watch.close()
 
     def _await_steps(self) -> None:
         """Let the device finish what it was handed: other ranks wait for its part, and it reads what they share."""

@@ -24,6 +24,7 @@ from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
 from parhelion.engine.pipeline_parallel import PipelineWorker, size_of, stage_of
 from parhelion.engine.placement import compute_on, rank_device, rank_threads
+from parhelion.engine.step_watch import StepWatch, step_timeout
 from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
@@ -52,10 +53,15 @@ _ONE_STAGE: dict[str, Any] = {"pp": 1, "executor": "auto", "ray_address": None, 
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A core that is ready, and what it has become."""
+    """A core that is ready, and what it has become.
+
+    Attributes:
+        watch: sees that the core's steps end.
+    """
 
     core: EngineCore
     info: EngineInfo
+    watch: StepWatch
 
 
 def load_engine(
@@ -197,6 +203,7 @@ def _load_engine(
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
     ranks_s = others.start_s if others is not None else 0.0
+    watch = StepWatch(step_timeout(config, on_gpu and not resolver.compiles), others)
     core = EngineCore(
         _scheduler_config(config, size, on_gpu),
         _with_others(worker, others, config.pp),
@@ -205,6 +212,7 @@ def _load_engine(
         speculation=speculator(config, chosen, cost),
         thread=thread,
         peers=others,
+        watch=watch,
     )
     info = EngineInfo(
         model_name=model_name,
@@ -245,7 +253,7 @@ def _load_engine(
             Phase("graphs", graph_s),
         ],
     )
-    return LoadedEngine(core, info)
+    return LoadedEngine(core, info, watch)
 
 
 def _with_others(worker: Worker | DeviceWorker, others: OtherRanks | None, pp: int) -> StepExecutor:

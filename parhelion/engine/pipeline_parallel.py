@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from parhelion.distributed.model_size import ModelSize
-from parhelion.distributed.stages import Stage, divide_layers
+from parhelion.distributed.stages import Stage
 from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.graphs import GraphCache
 from parhelion.engine.messages import AddRequest
@@ -143,14 +143,12 @@ class _StepElsewhere:
 
 
 def stage_of(model: ModelConfig, scheme: QuantScheme, head_scheme: QuantScheme, pp: int, number: int) -> Stage:
-    """A stage of a model that is divided into ``pp`` by the bytes of weights that a step reads: those of the layers,
-    and for the last stage those of the output head.
+    """One of ``pp`` stages of a model; see ``ModelSize.stages``.
 
     Raises:
         ConfigError: there are more stages than layers.
     """
-    size = size_of(model, scheme, head_scheme)
-    return divide_layers(model.num_layers, pp, size.head_bytes / size.layer_bytes)[number]
+    return size_of(model, scheme, head_scheme).stages(pp)[number]
 
 
 def size_of(model: ModelConfig, scheme: QuantScheme, head_scheme: QuantScheme = UNQUANTIZED) -> ModelSize:

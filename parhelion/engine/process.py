@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import psutil
@@ -21,10 +22,10 @@ import zmq
 from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
-from parhelion.engine.messages import EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
+from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.placement import compute_on, rank_device, replica_config
-from parhelion.errors import ParhelionError
+from parhelion.errors import EngineDeadError, ParhelionError
 
 CHECK_MS = 1000
 """How often an idle engine looks whether its ranks still live."""
@@ -64,6 +65,16 @@ class SocketChannel:
         self._context.destroy()
 
 
+def end_late(options: ProcessOptions, why: str) -> NoReturn:
+    """End this process from another thread than the one that serves, which may never come back."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as outputs:
+        outputs.setsockopt(zmq.LINGER, 2000)
+        outputs.connect(options.outputs_address)
+        outputs.send(msgspec.msgpack.encode(EngineFailed(EngineDeadError.__name__, why)))
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main() -> int:
     """Run the engine; returns the exit status."""
     # The front end decides when to stop: a Ctrl-C in a terminal reaches both processes.
@@ -89,6 +100,7 @@ def main() -> int:
         except Exception as error:
             channel.send(failure(error))
             raise
+        loaded.watch.end_by(lambda why: end_late(options, why))
         info: EngineInfo = loaded.info
         channel.send(info)
         run_loop(loaded.core, channel)

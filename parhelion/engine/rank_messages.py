@@ -41,10 +41,11 @@ class RankOptions(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, tag=True, frozen=True):
-    """Join the group through the store at this port of rank 0's address, and load the model."""
+    """Join the group through the store in this file, or at this port of rank 0's address, and load the model."""
 
-    port: int
+    port: int = 0
     address: str = LOOPBACK
+    path: str = ""
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):

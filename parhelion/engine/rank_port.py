@@ -119,5 +119,14 @@ class RankPort:
         """Close the socket; what is queued is sent within a second or never."""
         with self._lock:
             self._context.destroy(linger=1000)
-            if self._folder is not None:
-                self._folder.cleanup()
+            self.remove_folder()
+
+    @property
+    def folder(self) -> str | None:
+        """Which only this user can enter, if it is for one host."""
+        return self._folder.name if self._folder is not None else None
+
+    def remove_folder(self) -> None:
+        """Where the socket lies, if it is for one host."""
+        if self._folder is not None:
+            self._folder.cleanup()

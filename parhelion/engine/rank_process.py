@@ -6,6 +6,7 @@ that rank 0 hands it. It ends when it is told to, when anything fails, or when w
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from typing import NoReturn, TypeVar
 import msgspec
 import torch
 
-from parhelion.distributed.rendezvous import reach_store, take_place
+from parhelion.distributed.rendezvous import file_store, reach_store, take_place
 from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
@@ -41,6 +42,7 @@ from parhelion.engine.rank_messages import (
     Serve,
     ToRank,
 )
+from parhelion.engine.rank_start import SHOW_STACKS
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
 from parhelion.models.resolve import resolve_model
@@ -60,6 +62,7 @@ def main() -> int:
     # Rank 0 decides when to stop: a Ctrl-C in a terminal reaches all processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(SHOW_STACKS)
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
     end_with_parent(options.parent, options.address)
     channel = RankChannel(options)
@@ -92,7 +95,9 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
         chosen = read_draft(path_here(options, options.draft_path, config.draft_model))
     found = _next(channel, Join)
     device = rank_device(config, options.rank)
-    store = reach_store(found.port, config.num_ranks, found.address)
+    num_ranks = config.num_ranks
+    by_file = bool(found.path)
+    store = file_store(found.path, num_ranks) if by_file else reach_store(found.port, num_ranks, found.address)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
     # Draft models and heads are beside the last stage.
     own = chosen if place.stage == config.pp - 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Protocol
@@ -16,6 +17,9 @@ from parhelion.engine.rank_messages import RankOptions
 
 RANK_COMMAND = (sys.executable, "-m", "parhelion.engine.rank_process")
 """What a rank's process runs."""
+
+SHOW_STACKS = signal.SIGUSR1
+"""Whereupon a rank's process writes where its threads are, whatever they do."""
 
 
 class StartedRank(Protocol):
@@ -33,6 +37,10 @@ class StartedRank(Protocol):
 
     def ended(self, seconds: float) -> str | None:
         """How it ended, in words; None if it has not within so many seconds, as far as is known here."""
+        ...
+
+    def show_stacks(self) -> None:
+        """Let it write to its standard error where its threads are, if it can be told so."""
         ...
 
     def kill(self) -> None:
@@ -100,6 +108,9 @@ class LocalRank:
             return how_it_ended(self._process.wait(seconds))
         except subprocess.TimeoutExpired:
             return None
+
+    def show_stacks(self) -> None:
+        self._process.send_signal(SHOW_STACKS)
 
     def kill(self) -> None:
         self._process.kill()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch.distributed as dist
+
 from parhelion.config import EngineConfig
 from parhelion.distributed.interfaces import LOOPBACK
+from parhelion.distributed.rendezvous import file_store, host_store
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.rank_messages import (
@@ -31,6 +35,11 @@ from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError, ParhelionError, error_of_kind
 from parhelion.scheduler import StepPlan
 
+logger = logging.getLogger("parhelion.engine")
+
+STORE = "store"
+"""The file in which ranks of one host meet, in the folder of their socket."""
+
 HELLO_TIMEOUT_S = 120.0
 """How long a process may take to import what it needs and say hello."""
 
@@ -43,11 +52,11 @@ STOP_TIMEOUT_S = 3.0
 CAUSE_TIMEOUT_S = 3.0
 """How long a failed step waits to learn whether another rank is to blame."""
 
-STEP_TIMEOUT_S = 600.0
-"""How long the last stage of a pipeline may take for the oldest step under way."""
-
 LOST_TIMEOUT_S = 1.0
 """How long is waited to be told how a process ended whose connection is gone."""
+
+SHOW_S = 0.5
+"""How long ranks get to write where they are, before anything ends."""
 
 CHECK_S = 0.1
 """How often whoever waits for the other ranks looks whether they still live."""
@@ -125,9 +134,16 @@ class RankProcesses:
         """
         self._collect(Hello, self._hello_timeout_s, "said nothing")
 
-    def join(self, port: int) -> None:
-        """Let them join the group through the store at this port, and load."""
-        self._port.send(Join(port, self._address))
+    def join(self) -> dist.Store:
+        """Let them join the group through a store, and load; returns this rank's end of it."""
+        num_ranks = 1 + len(self._processes)
+        if self._port.folder is not None:
+            path = f"{self._port.folder}/{STORE}"
+            self._port.send(Join(path=path))
+            return file_store(path, num_ranks)
+        store = host_store(num_ranks, self._hosts.interface)
+        self._port.send(Join(store.port, self._address))
+        return store
 
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """Wait until all have loaded, and settle for the KV blocks that every rank has room for.
@@ -158,15 +174,10 @@ class RankProcesses:
 
         Raises:
             ParhelionError: see ``check``.
-            EngineDeadError: it took too long.
         """
-        deadline = time.monotonic() + STEP_TIMEOUT_S
         while step not in self._done:
             if not self._read(CHECK_S):
                 self.check()
-            if time.monotonic() > deadline:
-                rank = max(self._processes) + 1 - self._tp
-                raise EngineDeadError(f"{self._name(rank)} did not complete step {step} in {STEP_TIMEOUT_S:g} s")
         return self._done.pop(step)
 
     def check(self) -> None:
@@ -203,6 +214,27 @@ class RankProcesses:
         """How a rank is that does not answer, in words."""
         return f"is cut off or hangs: its connection ended, or it gave no sign of life for {self._silence_s:g} s"
 
+    @property
+    def names(self) -> list[str]:
+        """Of each its number, stage, host and process."""
+        return [self._name(rank) for rank in self._processes]
+
+    def give_up(self, why: EngineDeadError) -> None:
+        """Let each show where it is, as far as that can be; then whoever looks how they are finds that they ended for
+        this reason.
+        """
+        for process in self._processes.values():
+            process.show_stacks()
+        time.sleep(SHOW_S)
+        with self._checking:
+            self._cause = self._cause or why
+
+    def abandon(self) -> None:
+        """End all of them and leave no file: this process is about to end, whatever its other threads do."""
+        for process in self._processes.values():
+            process.kill()
+        self._port.remove_folder()
+
     def check_for(self, seconds: float) -> None:
         """See whether one fails within so many seconds; see ``check``."""
         deadline = time.monotonic() + seconds
@@ -210,8 +242,12 @@ class RankProcesses:
             self.check()
             time.sleep(CHECK_S)
 
-    def close(self) -> None:
-        """End all of them; those that do not end by themselves are killed."""
+    def close(self, leave: Callable[[], None] | None = None) -> None:
+        """End all of them; those that do not end by themselves are killed.
+
+        Args:
+            leave: lets this rank leave the group, once the others have ended and while there is a store.
+        """
         if self._closed:
             return
         self._closed = True
@@ -221,7 +257,11 @@ class RankProcesses:
         told = set(self._port.hosts) - self._port.lost()
         for rank, process in self._processes.items():
             if process.ended(max(0.0, deadline - time.monotonic()) if rank in told else 0.0) is None:
+                if rank in told:
+                    logger.warning("%s did not end by itself, and is killed", self._name(rank))
                 process.kill()
+        if leave is not None:
+            leave()
         self._port.close()
         self._hosts.close()
 

@@ -24,6 +24,8 @@ from parhelion.engine.rank_start import StartedRank
 from parhelion.engine.ray_actor import Machine, RankActor, installed_versions
 from parhelion.errors import ConfigError, EngineDeadError, ParhelionError, first_line
 
+logger = logging.getLogger("parhelion.engine")
+
 CONNECT_TIMEOUT_S = 5.0
 """How long the cluster's head may take to accept a connection."""
 
@@ -85,6 +87,9 @@ class RayHosts:
                 ray.kill(actor)
             if self._placed is not None:
                 remove_placement_group(self._placed)
+        except Exception as error:
+            # The cluster, or its control store, is another one by now, and nothing of this engine is in it.
+            logger.info("a Ray cluster took nothing back: %s", first_line(error))
         finally:
             ray.shutdown()
 
@@ -179,6 +184,9 @@ class RayRank:
         except Exception as error:
             return f"is lost: {first_and_last_line(error)}"
         return how
+
+    def show_stacks(self) -> None:
+        """Its actor waits for its end and hears nothing else."""
 
     def kill(self) -> None:
         ray.kill(self._actor)

@@ -16,7 +16,7 @@ from parhelion.distributed.rendezvous import (
     LEAVE_TIMEOUT_S,
     Place,
     abort_connections,
-    host_store,
+    check_no_group,
     leave,
     open_connections,
     take_place,
@@ -30,7 +30,7 @@ from parhelion.engine.placement import rank_device, rank_hosts
 from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.engine.worker import Worker
-from parhelion.errors import ParhelionError
+from parhelion.errors import EngineDeadError, ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import QuantScheme, choose_head_scheme, choose_scheme
@@ -68,18 +68,18 @@ class OtherRanks:
         self._failure: ParhelionError | None = None
         self._has_group = config.tp > 1
         self.place = Place()
+        check_no_group()
         hosts = rank_hosts(config)
         try:
             self.config = hosts.config
             self._device = device = rank_device(self.config, 0)
-            store = host_store(config.num_ranks, hosts.interface)
             self._processes = RankProcesses(config, model_path, hosts, draft_path)
         except BaseException:
             hosts.close()
             raise
         try:
             self._processes.wait_for_all()
-            self._processes.join(store.port)
+            store = self._processes.join()
             before = open_connections()
             with self.blamed():
                 self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
@@ -102,10 +102,23 @@ class OtherRanks:
         if self._device.type != "cpu":
             if not self.place.group.is_alone:
                 self._releaser = Releaser(self._device, self.place.group)
-            self._start_watcher(self._give_up)
+            self._start_watcher(self._release_device)
         return size
 
-    def _give_up(self) -> None:
+    @property
+    def names(self) -> list[str]:
+        """Of every other rank its number, host and process."""
+        return self._processes.names
+
+    def give_up(self, why: EngineDeadError) -> None:
+        """End what this rank waits for, and with it the engine, for this reason."""
+        self._processes.give_up(why)
+
+    def abandon(self) -> None:
+        """End them and leave no file, whatever this rank does."""
+        self._processes.abandon()
+
+    def _release_device(self) -> None:
         """End what the device waits for."""
         if self.place.links is not None:
             self.place.links.abort()
@@ -196,7 +209,9 @@ class OtherRanks:
         self._closed.set()
         if self._watcher is not None:
             self._watcher.join(2 * RELEASE_S)
-        self._processes.close()
+        self._processes.close(self._leave)
+
+    def _leave(self) -> None:
         if self.place.links is not None:
             self.place.links.abort(LEAVE_TIMEOUT_S)
         if self._has_group:

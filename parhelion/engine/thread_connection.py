@@ -12,7 +12,8 @@ from parhelion.config import EngineConfig
 from parhelion.engine.connection import STOP_TIMEOUT_S
 from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
-from parhelion.engine.messages import FromEngine, LoadProgress, Shutdown, ToEngine
+from parhelion.engine.messages import EngineFailed, FromEngine, LoadProgress, Shutdown, ToEngine
+from parhelion.errors import EngineDeadError
 
 CHECK_S = 1.0
 """How often an idle engine looks whether its ranks still live."""
@@ -56,6 +57,7 @@ class ThreadConnection:
             self._deliver(failure(error))
             return
         self._deliver(loaded.info)
+        loaded.watch.end_by(lambda why: self._deliver(EngineFailed(EngineDeadError.__name__, why)))
         try:
             run_loop(loaded.core, self._channel)
         except Exception:

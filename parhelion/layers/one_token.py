@@ -13,8 +13,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed._functional_collectives import wait_tensor
 
 from parhelion.layers.program import Call
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract, as_tuple
 from parhelion.ops.linear import Linear
 from parhelion.ops.linear.cpu import one_token_product
@@ -153,7 +156,18 @@ def _compiled_alone(contract: Contract) -> Function:
     return function
 
 
+def _sum_over_ranks(contract: AllReduce) -> Function:
+    """Gloo's sum as a function without side effects, as which the compiler knows it; the group is torch's default."""
+    group = dist.distributed_c10d._get_default_group().group_name
+
+    def summed(hidden: torch.Tensor) -> torch.Tensor:
+        return wait_tensor(torch.ops._c10d_functional.all_reduce(hidden, "sum", group))
+
+    return summed
+
+
 _FORMULAS: Mapping[str, Callable[[Any], Function]] = {
+    "all_reduce": _sum_over_ranks,
     "linear": lambda contract: one_token_product,
     "paged_attention": attend_one_token,
     "rms_norm": _compiled_alone,

@@ -31,8 +31,8 @@ def test_a_quantized_head_is_half_a_table_and_beside_the_embedding_even_if_that_
     assert [each.weight_bytes - each.num_layers * each.layer_bytes for each in heads] == [table + codes] * 2
     halves = [weights(each, Layout(2)) for each in (QWEN3_8B, heads[0])]
     assert halves[0] - halves[1] == (table - codes) // 2
-    # The first stage has the embedding as it was.
-    assert weights(heads[0], Layout(1, 2)) == weights(QWEN3_8B, Layout(1, 2))
+    # The first stage has the embedding as it was, and a layer less, since the last one reads less of the head.
+    assert weights(heads[0], Layout(1, 2)) == weights(QWEN3_8B, Layout(1, 2)) - QWEN3_8B.layer_bytes
 
 
 def test_a_tied_table_is_held_once() -> None:
@@ -55,8 +55,15 @@ def test_kv_heads_are_replicated_beyond_their_number() -> None:
     assert eight.kv_bytes_per_token == sixteen.kv_bytes_per_token == 2 * 36 * 128 * 2
 
 
-def test_stages_share_layers() -> None:
-    assert rank_memory(QWEN3_8B, Layout(1, 4), 80 * GIB, 4096, 256).kv_bytes_per_token == 2 * 9 * 8 * 128 * 2
+@pytest.mark.parametrize("pp", [2, 4, 6, 36])
+def test_stages_share_layers_as_the_engine_divides_them_and_the_fullest_one_counts(pp: int) -> None:
+    found = rank_memory(QWEN3_8B, Layout(1, pp), 80 * GIB, 4096, 256)
+    layers = [len(stage.layers) for stage in QWEN3_8B.stages(pp)]
+    assert sum(layers) == 36
+    assert found.kv_bytes_per_token == 2 * max(layers) * 8 * 128 * 2
+    # The first stage has the embedding, and fewer layers if they do not all have equally many.
+    table = QWEN3_8B.table_bytes if layers[0] == max(layers) else 0
+    assert found.weights == max(layers) * QWEN3_8B.layer_bytes + table
 
 
 def test_block_scales_are_few() -> None:
@@ -80,11 +87,16 @@ def test_a_draft_model_is_shared_by_the_same_ranks_and_keeps_its_keys_in_the_sam
 
 def test_a_draft_model_is_whole_beside_the_last_stage_and_a_head_brings_the_embedding_there() -> None:
     head = HeadSize("head", 1, 4096, 12288, 32, 8, 128, 32000, True, UNQUANTIZED, fused=3 * 4096)
+    table = QWEN3_8B.table_bytes
     plain, drafted, headed = (
-        rank_memory(replace(QWEN3_8B, draft=draft), Layout(1, 2), 80 * GIB, 4096, 256) for draft in (None, DRAFT, head)
+        rank_memory(replace(QWEN3_8B, draft=draft), Layout(1, 36), 80 * GIB, 4096, 256) for draft in (None, DRAFT, head)
     )
+    assert plain.weights == QWEN3_8B.layer_bytes + table, "a layer with the embedding, or with the output head"
     assert drafted.weights - plain.weights == DRAFT.weight_bytes
-    assert headed.weights - plain.weights == head.weight_bytes + QWEN3_8B.table_bytes
+    assert headed.weights - plain.weights == head.weight_bytes + table
+    # The first of two stages has so many more layers than the last that it has less room, even beside a head.
+    two = [rank_memory(replace(QWEN3_8B, draft=draft), Layout(1, 2), 80 * GIB, 4096, 256) for draft in (None, head)]
+    assert two[0] == two[1]
 
 
 def test_a_draft_model_that_does_not_divide_is_whole_on_every_rank() -> None:

@@ -70,7 +70,7 @@ def test_a_batch_that_does_not_fit_names_the_one_that_does() -> None:
         (6, 6, None, "32 heads are no multiple of tp 6; tp may be"),
         (8, 6, None, "tp may be"),
         (12, 8, None, "such as --gpus 16"),
-        (8, 1, 8, "36 layers are no multiple of pp 8"),
+        (64, 1, 64, "36 layers are too few for pp 64"),
         (8, 0, None, "at least 1"),
         (0, None, None, "at least 1"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from parhelion import LLM, AsyncEngine, SamplingParams
 from parhelion.config import EngineConfig
-from parhelion.engine import draft_choice, ranks
+from parhelion.engine import draft_choice
 from parhelion.errors import ConfigError, EngineDeadError
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.test_speculation import Prophet
@@ -27,7 +27,7 @@ from tests.e2e.test_tensor_parallel import (
     written,
 )
 from tests.e2e.tiny_models import TinyModel
-from tests.processes import have_ended, wait_for_end
+from tests.processes import wait_for_end
 
 FIVE_LAYERS = TinyModel("qwen3-five-layers", "Qwen3", {"num_hidden_layers": 5, "head_dim": 16})
 
@@ -102,19 +102,6 @@ def test_smollm2_in_two_stages_and_not_in_more_than_it_has_layers(smollm2_path: 
         with LLM(str(smollm2_path), pp=pp, **options) as llm:
             texts.append(tokens_of(llm.generate("The capital of France is", replace(GREEDY, max_tokens=10))))
     assert texts[1] == texts[0]
-
-
-def test_a_step_that_never_comes_back_is_given_up(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "STEP_TIMEOUT_S", 0.01)
-    others = ranks.RankProcesses(replace(config_of(tiny_path), pp=2), tiny_path)
-    processes = [psutil.Process(pid) for pid in others.pids.values()]
-    assert len(processes) == 3
-    try:
-        with pytest.raises(EngineDeadError, match=r"rank 2 \(stage 1\) on .* did not complete step 7 in 0.01 s"):
-            others.result_of(7)
-    finally:
-        others.close()
-    assert have_ended(processes)
 
 
 def strike_in_a_step(config: EngineConfig, strike: Callable[[psutil.Process], None], said: str, end_s: float) -> None:

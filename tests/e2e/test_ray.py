@@ -149,18 +149,23 @@ def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list
     asyncio.run(run())
 
 
-def test_stages_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list[Tokens]) -> None:
-    async def run() -> None:
-        engine = await AsyncEngine.from_config(config_of(tiny_path, cluster, tp=1, pp=2))
-        assert tokens_of(await answers(engine)) == expected
+def test_stages_that_ray_places_in_the_cluster_that_the_environment_names(
+    tiny_path: Path, cluster: Cluster, expected: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    config = replace(config_of(tiny_path, cluster, tp=1, pp=2), ray_address=None)
+    with LLM(**vars(config)) as llm:
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
         (rank,) = cluster.ranks
-        await engine.shutdown()
-        await until(lambda: not rank.is_running() and cluster.num_groups == 0)
-
-    asyncio.run(run())
+    asyncio.run(until(lambda: not rank.is_running() and cluster.num_groups == 0))
 
 
-def test_an_address_where_no_cluster_is_is_refused_at_once(tiny_path: Path, cluster: Cluster) -> None:
-    config = replace(config_of(tiny_path, cluster), ray_address="127.0.0.1:1")
-    with pytest.raises(ConfigError, match=r"there is no Ray cluster at 127.0.0.1:1 .*ray start --head"):
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_an_address_where_no_cluster_is_is_refused_at_once(
+    tiny_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, from_environment: bool
+) -> None:
+    nowhere = "127.0.0.1:1"
+    monkeypatch.setenv("RAY_ADDRESS", nowhere if from_environment else cluster.address)
+    config = replace(config_of(tiny_path, cluster), ray_address=None if from_environment else nowhere)
+    with pytest.raises(ConfigError, match=rf"there is no Ray cluster at {nowhere} .*ray start --head"):
         RayHosts(config)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
@@ -23,6 +24,7 @@ from parhelion.engine.ranks import RankProcesses
 from parhelion.errors import CheckpointError, ConfigError, EngineDeadError
 from parhelion.types import TokenLogprobs
 from tests.checkpoints.quantized import FORMATS
+from tests.e2e.conftest import open_llm
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.tiny_models import TinyModel, write_byte_tokenizer
 from tests.processes import have_ended, wait_for_end
@@ -224,13 +226,11 @@ def test_ranks_end_with_the_engine(tiny_path: Path) -> None:
 
 
 def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
-    store = host_store(2)
     ranks = RankProcesses(config_of(tiny_path), tiny_path / "missing")
     processes = [psutil.Process(pid) for pid in ranks.pids.values()]
     try:
         ranks.wait_for_all()
-        ranks.join(store.port)
-        join(store, 0, 2, torch.device("cpu"))
+        join(ranks.join(), 0, 2, torch.device("cpu"))
         with pytest.raises(CheckpointError, match=r"rank 1 on .* failed: there is no file or folder .*missing"):
             ranks.smallest(KVCacheSize(8, 64, 8))
     finally:
@@ -242,8 +242,9 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
 def test_a_rank_that_ends_before_it_joins_is_not_waited_for(
     tiny_path: Path, make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill_instead(self: RankProcesses, port: int) -> None:
+    def kill_instead(self: RankProcesses) -> dist.Store:
         psutil.Process(self.pids[1]).kill()
+        return dist.HashStore()
 
     monkeypatch.setattr(RankProcesses, "join", kill_instead)
     with pytest.raises(EngineDeadError, match=r"rank 1 on .* was killed by SIGKILL"):
@@ -260,7 +261,30 @@ def test_a_rank_that_says_nothing_is_given_up_and_ended(tiny_path: Path) -> None
     assert have_ended(processes)
 
 
-def test_the_store_is_for_this_host_only() -> None:
+def test_ranks_of_one_host_meet_in_a_file_that_nobody_else_can_reach(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, Path]] = []
+    join = RankProcesses.join
+
+    def joined(self: RankProcesses) -> dist.Store:
+        assert self._port.folder is not None
+        folder = Path(self._port.folder)
+        found.append((folder.stat().st_mode & 0o777, folder))
+        store = join(self)
+        assert isinstance(store, dist.FileStore)
+        return store
+
+    monkeypatch.setattr(RankProcesses, "join", joined)
+    with open_llm(tiny_path, tp=2):
+        sockets = [each for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        assert {each.laddr.ip for each in sockets} <= {"127.0.0.1"}, "gloo's"
+    ((mode, folder),) = found
+    assert mode == 0o700
+    assert not folder.exists()
+
+
+def test_the_store_of_a_socket_is_on_the_loopback_interface_unless_another_one_is_named() -> None:
     store = host_store(2)
     listening = [each for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
     assert [each.laddr.ip for each in listening if each.laddr.port == store.port] == ["127.0.0.1"]

@@ -49,12 +49,11 @@ def model(**changes: Any) -> ModelConfig:
         ({"executor": "ray", "tp": 2, "device": "cuda:1"}, "device is cuda:1, but Ray chooses among the GPUs"),
         ({"tp": 2, "interface": "eth0"}, "ray_address and interface are for ranks on several machines"),
         ({"tp": 2, "ray_address": "10.0.0.1:6379"}, "ray_address and interface are for ranks on several machines"),
-        ({"tp": 2, "compile": True}, "compile makes blocks of one rank, and tp is 2: leave it out, or take tp 1"),
         ({"pp": 0}, "pp is 0; it must be at least 1"),
         ({"pp": 2, "executor": "inproc"}, "executor is inproc, which runs one rank, and pp is 2"),
-        ({"pp": 2, "compile": True}, "compile makes blocks of one rank, and pp is 2: leave it out, or take pp 1"),
         ({"dp": 0}, "dp is 0; it must be at least 1"),
         ({"heartbeat_timeout_s": 0.5}, "heartbeat_timeout_s is 0.5; it must be at least 1, or 0 to wait for ever"),
+        ({"step_timeout_s": 0.5}, "step_timeout_s is 0.5; it must be at least 1, 0 to wait for ever, or left out"),
         ({"dp": 2, "executor": "inproc"}, "executor is inproc, which runs one engine, and dp is 2"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,15 @@ QWEN2 = TinyModel(
 )
 
 
-def _step(model: DecoderModel, cache: list[torch.Tensor], blocks: list[int], token: int, position: int) -> torch.Tensor:
-    """Hidden state of one decode row of ``position + 1`` tokens in these blocks."""
+def _step(
+    model: DecoderModel,
+    cache: list[torch.Tensor],
+    blocks: list[int],
+    token: int,
+    position: int,
+    received: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Hidden state of one decode row of ``position + 1`` tokens in these blocks; see ``DecoderModel.forward``."""
     table = np.array([blocks], np.int64)
     windows = frozenset(model.config.sliding_window(layer) for layer in range(model.config.num_layers))
     slot = blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
@@ -47,7 +55,7 @@ def _step(model: DecoderModel, cache: list[torch.Tensor], blocks: list[int], tok
             cpu=plan_cpu_attention(table, [position], [1], BLOCK_SIZE, windows, torch.float32),
         ),
     )
-    return model.forward(batch, cache)
+    return model.forward(batch, cache, received=received)
 
 
 @pytest.mark.parametrize("tiny", [QWEN3, QWEN2], ids=lambda tiny: tiny.name)
@@ -76,6 +84,23 @@ def test_one_token_gives_the_hidden_state_and_the_cache_of_the_ordinary_blocks(t
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     for ordinary, compiled in zip(*caches, strict=True):
         torch.testing.assert_close(compiled, ordinary, rtol=1e-4, atol=1e-4)
+
+
+def test_a_later_stage_takes_what_it_is_handed_into_its_compiled_blocks(tmp_path: Path):
+    QWEN3.write(tmp_path)
+    config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", block_size=BLOCK_SIZE, pp=2)
+    models = [load_model(replace(config, compile=compiled), tmp_path, stage=1).model for compiled in (False, True)]
+    dimensions = models[0].config
+    shape = (NUM_BLOCKS, BLOCK_SIZE, 2 * dimensions.num_kv_heads, dimensions.head_dim)
+    generator = torch.Generator().manual_seed(2)
+    received = torch.randn((2, 1, dimensions.hidden_size), generator=generator)
+    start = [torch.randn(shape, generator=generator) for _ in range(dimensions.num_layers)]
+    with torch.inference_mode():
+        expected, got = (
+            _step(model, [tensor.clone() for tensor in start], [3, 4, 5], 0, 10, received.clone()) for model in models
+        )
+    assert not torch.equal(got, expected), "sums in another order: other code"
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_quantized_blocks_are_left_to_the_ordinary_programs():
