@@ -1,8 +1,8 @@
 """How ranks find each other: a store, and torch's process group.
 
-An engine's ranks on one host meet in a file that only their user can reach; ranks on several hosts, and those that
-measure, through a socket of rank 0's. Sockets, also gloo's and NCCL's, are on one network interface, the loopback's on
-one host.
+An engine's ranks on the CPUs of one host meet in a file that only their user can reach; those on GPUs or on several
+hosts, and those that measure, through a socket of rank 0's. Sockets, also gloo's and NCCL's, are on one network
+interface, the loopback's on one host.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from parhelion.config import EngineConfig
@@ -134,10 +135,15 @@ class RankProcesses:
         """
         self._collect(Hello, self._hello_timeout_s, "said nothing")
 
-    def join(self) -> dist.Store:
-        """Let them join the group through a store, and load; returns this rank's end of it."""
+    def join(self, device: torch.device) -> dist.Store:
+        """Let them join the group through a store, and load; returns this rank's end of it.
+
+        Args:
+            device: that this rank computes on. GPUs' ranks meet through torch's own server: what NCCL and symmetric
+                memory ask of a store has been tried with no other.
+        """
         num_ranks = 1 + len(self._processes)
-        if self._port.folder is not None:
+        if self._port.folder is not None and device.type == "cpu":
             path = f"{self._port.folder}/{STORE}"
             self._port.send(Join(path=path))
             return file_store(path, num_ranks)

@@ -230,7 +230,7 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
     processes = [psutil.Process(pid) for pid in ranks.pids.values()]
     try:
         ranks.wait_for_all()
-        join(ranks.join(), 0, 2, torch.device("cpu"))
+        join(ranks.join(torch.device("cpu")), 0, 2, torch.device("cpu"))
         with pytest.raises(CheckpointError, match=r"rank 1 on .* failed: there is no file or folder .*missing"):
             ranks.smallest(KVCacheSize(8, 64, 8))
     finally:
@@ -242,7 +242,7 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
 def test_a_rank_that_ends_before_it_joins_is_not_waited_for(
     tiny_path: Path, make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill_instead(self: RankProcesses) -> dist.Store:
+    def kill_instead(self: RankProcesses, device: torch.device) -> dist.Store:
         psutil.Process(self.pids[1]).kill()
         return dist.HashStore()
 
@@ -267,11 +267,11 @@ def test_ranks_of_one_host_meet_in_a_file_that_nobody_else_can_reach(
     found: list[tuple[int, Path]] = []
     join = RankProcesses.join
 
-    def joined(self: RankProcesses) -> dist.Store:
+    def joined(self: RankProcesses, device: torch.device) -> dist.Store:
         assert self._port.folder is not None
         folder = Path(self._port.folder)
         found.append((folder.stat().st_mode & 0o777, folder))
-        store = join(self)
+        store = join(self, device)
         assert isinstance(store, dist.FileStore)
         return store
 
