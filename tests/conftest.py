@@ -15,10 +15,9 @@ from parhelion.models.resolve import resolve_model
 
 LONGEST = (
     "tuning/test_programs.py",
-    "e2e/test_smollm2_matches_transformers.py",
+    "e2e/test_smollm2.py",
     "e2e/test_tensor_parallel.py",
     "tuning/test_matrix.py",
-    "e2e/test_speculation_smollm2.py",
     "e2e/test_replicas.py",
     "e2e/test_pipeline_parallel.py",
     "e2e/test_compile.py",
