@@ -21,6 +21,10 @@ LONGEST = (
     "e2e/test_replicas.py",
     "e2e/test_pipeline_parallel.py",
     "e2e/test_compile.py",
+    "bench/test_tp_benchmark.py",
+    "bench/test_faults.py",
+    "e2e/test_ray.py",
+    "tuning/test_gpu_worker.py",
     "layers/test_one_token.py",
 )
 """Files that take tens of seconds. They come first, for a file's tests run in one process: it would keep the others
