@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from full_effort_table import FullEffort, full_effort_lines
 
 
 class TuneRow(msgspec.Struct):
@@ -24,17 +25,6 @@ class TuneRow(msgspec.Struct):
     def of(self, provider: str) -> float | None:
         """Microseconds of a provider; None if it was not measured."""
         return self.time_us if provider == self.provider else self.rivals.get(provider)
-
-
-class FullEffort(msgspec.Struct):
-    """One matrix product beside Helion's own search."""
-
-    m: int
-    k: int
-    n: int
-    found_us: float | None
-    full_us: float | None
-    full_s: float
 
 
 class TuneResult(msgspec.Struct):
@@ -78,16 +68,8 @@ def tune_table(content: bytes) -> str:
                 served.append(torch_us / row.time_us)
                 tiles += [torch_us / own_us] if own_us is not None else []
         lines.append(f"| {first} to {last} | {_mean_and_lowest(served)} | {_mean_and_lowest(tiles)} |")
-    compared = [each for each in result.full_effort if each.found_us is not None and each.full_us is not None]
-    if compared:
-        lines += ["", "| K x N, M | tuner us | Helion's search us | the search took | found / searched |"]
-        lines.append("|---|---:|---:|---:|---:|")
-        for each in compared:
-            assert each.found_us is not None
-            assert each.full_us is not None
-            ratio = each.found_us / each.full_us
-            figures = f"{each.found_us:.2f} | {each.full_us:.2f} | {each.full_s:.0f} s | {ratio:.2f}"
-            lines.append(f"| {each.k} x {each.n}, {each.m} | {figures} |")
+    if searched := full_effort_lines(result.full_effort):
+        lines += ["", *searched]
     versions = ", ".join(f"{name} {result.versions[name]}" for name in ("torch", "triton", "helion"))
     note = (
         f"{result.model} {result.quantization}: {len(result.rows)} rows in {result.tune_s:.0f} s. Ratios are geometric "

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from parhelion.bench.compare.engines import OURS
-from parhelion.bench.compare.results import Comparison, EngineRow, OnlineRow, Row, Spread
+from parhelion.bench.compare.results import Comparison, EngineRow, LoadFigures, OnlineRow, Row, Spread
 from parhelion.bench.compare.settings import OnlineSettings
 
 
@@ -71,7 +71,15 @@ def _under_load(row: OnlineRow, peer: str, settings: OnlineSettings) -> str:
         f"Servers, {row.model}, {load}: {good:.0f} requests a second with their first token within "
         f"{settings.ttft_limit_ms:.0f} ms and {settings.tpot_limit_ms:.0f} ms a token, {peer} {their_good:.0f} "
         f"(**{good / their_good:.2f}x**); first token after {first:.0f} ms, {peer} {their_first:.0f} (medians)."
+        f"{_stricter(ours, theirs, peer)}"
     )
+
+
+def _stricter(ours: LoadFigures, theirs: LoadFigures, peer: str) -> str:
+    """How many requests kept stricter limits."""
+    shared = [limit for limit in ours.stricter if limit in theirs.stricter]
+    each = [f"{limit} ms: {ours.stricter[limit].median:.0f}, {theirs.stricter[limit].median:.0f}" for limit in shared]
+    return f" Requests a second with stricter limits a token, {peer}'s second: {'; '.join(each)}." if each else ""
 
 
 def _start_and_memory(model: str, ours: EngineRow, theirs: EngineRow, peer: str) -> str:

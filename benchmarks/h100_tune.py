@@ -4,8 +4,9 @@
     PYTHONPATH=. python benchmarks/h100_tune.py --skip-tune --full-effort-rows 6 --only-row 0 --full-effort-seconds 300
 
 The pack is written to ``--pack``, and read from there if nothing is tuned. The result is written after every part, so
-that a run that is cut off leaves what it has; with ``--skip-tune`` it is added to what the file holds. What the tuner
-found is timed again next to what the search found.
+that a run that is cut off leaves what it has; with ``--skip-tune`` it is added to what the file holds. Which products
+are searched is known before anything is tuned. What the pack holds when a search has ended is timed right after it, so
+that one device can tune while another one searches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,6 @@ from h100_ops import as_json
 
 from parhelion.bench.machine import command_line
 from parhelion.errors import ParhelionError
-from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import launch_module
@@ -38,7 +38,7 @@ from parhelion.packs.store import StoredPack, read_pack
 from parhelion.tuning.compile_pool import CompilePool, import_compilers
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.gpu_worker import GpuTimer
-from parhelion.tuning.helion_search import FullEffort, full_effort_search
+from parhelion.tuning.helion_search import KERNELS, FullEffort, full_effort_search
 from parhelion.tuning.jobs import TimingJob, Trial
 from parhelion.tuning.model_calls import tuned_model
 from parhelion.tuning.plan import HELION, make_plan, why_not_on
@@ -88,29 +88,42 @@ class Comparison:
     """One matrix product, as the tuner and as Helion's own search found it, timed in one run.
 
     Attributes:
-        found_us: the tuner's. full_us: the search's; None if it failed.
-        tune_s: seconds that the tuner took for this row. full_s: that the search took.
-        config, full_config: what was found.
-        problem: why there is no figure.
+        provider, found_us: what serves, and its time. tile_us: of the tuner's best tile program, which may be the same.
+        full_us: of what the search found; None if it failed.
+        tune_s: seconds that the tuner took for this row. full_s: that the search took, in so many searches.
+        config: of the tile program. full_config: what the search found.
+        problem: why a figure is missing, or a search was.
     """
 
     op: str
     m: int
     k: int
     n: int
+    provider: str
     found_us: float | None
+    tile_us: float | None
     full_us: float | None
     tune_s: float
     full_s: float
+    searches: int
     config: dict[str, Any] | None
     full_config: str
     problem: str | None = None
 
 
-def tuned_rows(pack: Pack) -> list[TunedRow]:
-    """All rows of a pack."""
+def rows_of(pack: Pack, model: str, tp: Sequence[int]) -> list[Row]:
+    """What a model calls, divided among so many ranks."""
+    entries = [entry for entry in pack.models if entry.name == model and entry.tp in tp]
+    called = {key for entry in entries for key in entry.contracts}
+    return [row for row in pack.rows if row.contract in called]
+
+
+def tuned_rows(rows: Iterable[Row]) -> list[TunedRow]:
+    """Those that were measured."""
     found = []
-    for row in pack.rows:
+    for row in rows:
+        if not row.measured_at:
+            continue
         contract = contract_of_key(row.contract)
         rivals: dict[str, float] = {}
         for candidate in (row.best, *row.runners_up):
@@ -134,15 +147,52 @@ def tuned_rows(pack: Pack) -> list[TunedRow]:
     return found
 
 
-def sampled(rows: Sequence[Row], count: int) -> list[Row]:
-    """Rows that a tile program of the searched op serves, spread evenly over shapes and sizes of M."""
-    able = sorted(
-        (row for row in rows if row.op == _SEARCHED and _tile_program(row) is not None),
-        key=lambda row: (row.num_tokens, row.contract),
-    )
+def sampled(rows: Iterable[Row], count: int) -> list[Row]:
+    """Matrix products, spread evenly over shapes and sizes of M, whatever serves them."""
+    able = sorted((row for row in rows if row.op == _SEARCHED), key=lambda row: (row.num_tokens, row.contract))
     if count >= len(able):
         return able
     return [able[(2 * number + 1) * len(able) // (2 * count)] for number in range(count)]
+
+
+def compared(
+    path: Path, rows: Sequence[Row], seconds: float, device: str, kernels: Sequence[str] = KERNELS
+) -> Iterator[Comparison]:
+    """Search each row at full effort, and time what the pack holds for it by then right after that."""
+    for row in rows:
+        contract: Any = contract_of_key(row.contract)
+        start = time.monotonic()
+        full: FullEffort | None = None
+        problem = None
+        try:
+            full = full_effort_search(contract, row.num_tokens, seconds, device, kernels=kernels)
+        except ParhelionError as error:
+            problem = str(error)
+        full_s = time.monotonic() - start
+        stored = read_pack(path)
+        key = (row.op, row.contract, row.num_tokens)
+        tuned = next(each for each in stored.pack.rows if (each.op, each.contract, each.num_tokens) == key)
+        tile = _tile_program(tuned)
+        again = _timed_again(stored, tuned, [tuned.best, *([tile] if tile not in (None, tuned.best) else [])], device)
+        yield Comparison(
+            op=row.op,
+            m=row.num_tokens,
+            k=contract.in_features,
+            n=contract.out_features,
+            provider=tuned.best.provider,
+            found_us=again[0].time_us,
+            tile_us=again[-1].time_us if tile is not None else None,
+            full_us=full.time_us.median if full is not None else None,
+            tune_s=tuned.tune_s,
+            full_s=round(full_s, 1),
+            searches=full.searches if full is not None else 0,
+            config=tile.config if tile is not None else None,
+            full_config=full.config if full is not None else "",
+            problem="; ".join(
+                filter(None, (problem, *(full.problems if full else ()), *(each.problem for each in again)))
+            )
+            or None,
+        )
 
 
 def _tile_program(row: Row) -> Candidate | None:
@@ -151,48 +201,33 @@ def _tile_program(row: Row) -> Candidate | None:
     return next(own, None)
 
 
-def compared(stored: StoredPack, rows: Sequence[Row], seconds: float, device: str) -> Iterator[Comparison]:
-    """Search each row at full effort, and time what the pack holds for it right after that."""
-    for row in rows:
-        candidate = _tile_program(row)
-        assert candidate is not None
-        contract: Any = contract_of_key(row.contract)
-        what = (row.op, row.measured_at, contract.in_features, contract.out_features)
-        start = time.monotonic()
-        full: FullEffort | None = None
-        problem = None
-        try:
-            full = full_effort_search(contract, row.measured_at, seconds, device)
-        except ParhelionError as error:
-            problem = str(error)
-        full_s = time.monotonic() - start
-        found_us, why_not = _timed_again(stored, row, candidate, contract, device)
-        yield Comparison(
-            *what,
-            found_us=found_us,
-            full_us=full.time_us.median if full is not None else None,
-            tune_s=row.tune_s,
-            full_s=round(full_s, 1),
-            config=candidate.config,
-            full_config=full.config if full is not None else "",
-            problem=problem or why_not,
-        )
+@dataclass(frozen=True)
+class _Again:
+    """Microseconds, or why there are none."""
+
+    time_us: float | None = None
+    problem: str | None = "the deadline passed"
 
 
-def _timed_again(
-    stored: StoredPack, row: Row, candidate: Candidate, contract: Contract, device: str
-) -> tuple[float | None, str | None]:
-    """Microseconds of what the pack holds, or why there are none."""
-    config = msgspec.convert(candidate.config, launch_module(row.op).Config)
+def _timed_again(stored: StoredPack, row: Row, candidates: Sequence[Candidate], device: str) -> list[_Again]:
+    """Each candidate, as the tuner times it."""
+    trials = tuple(_trial(stored, row.op, candidate) for candidate in candidates)
+    job = TimingJob(contract_of_key(row.contract), row.num_tokens, trials, TIMING, True)
+    found = [_Again()] * len(trials)
+    # A process of its own each time: while Helion searches, nobody else is on the device.
+    with GpuTimer(torch.device(device)) as timer:
+        for number, outcome in timer.run(job, _DEADLINE_S):
+            found[number] = _Again(outcome.time_us.median if outcome.time_us is not None else None, outcome.problem)
+    return found
+
+
+def _trial(stored: StoredPack, op: str, candidate: Candidate) -> Trial:
+    if candidate.config is None:
+        return Trial(candidate.provider, None)
     programs = tuple(
         Program(binary, stored.binary(binary)) for binary in stored.pack.binaries if binary.file in candidate.binaries
     )
-    trial = Trial(HELION, config, programs)
-    # A process of its own each time: while Helion searches, nobody else is on the device.
-    with GpuTimer(torch.device(device)) as timer:
-        for _, outcome in timer.run(TimingJob(contract, row.measured_at, (trial,), TIMING, True), _DEADLINE_S):
-            return (outcome.time_us.median if outcome.time_us is not None else None), outcome.problem
-    return None, "the deadline passed"
+    return Trial(candidate.provider, msgspec.convert(candidate.config, launch_module(op).Config), programs)
 
 
 def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
@@ -212,7 +247,8 @@ def tune_model(options: argparse.Namespace) -> tuple[float, list[str]]:
         built_for = target(fingerprint.target)
         with CompilePool(built_for, num_processors=processors, jobs=options.jobs) as pool:
             seeds = tuple(read_pack(path).pack for path in options.seed_packs)
-            asked = TuneOptions(options.pack, options.budget, options.effort, seeds, command_line(sys.argv))
+            left_s = max(0.0, options.budget - (time.monotonic() - start))
+            asked = TuneOptions(options.pack, left_s, options.effort, seeds, command_line(sys.argv))
             tuner = timer.tune_step
             result = tune_each(plans, built_for, fingerprint, timer, pool, asked, step_tuner=tuner, progress=say)
             if not only:
@@ -242,7 +278,7 @@ def report_of(pack: Pack, options: argparse.Namespace, tune_s: float, notes: Seq
         "tune_s": round(tune_s, 1),
         "ledger": msgspec.to_builtins(pack.ledger),
         "notes": list(notes),
-        "rows": [asdict(row) for row in tuned_rows(pack)],
+        "rows": [asdict(row) for row in tuned_rows(rows_of(pack, options.model, options.tp))],
         "full_effort": [],
     }
 
@@ -276,6 +312,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full-effort-rows", type=int, default=0, help="how many rows Helion's search is given")
     parser.add_argument("--only-row", type=int, nargs="*", help="of these, by number; none means all")
     parser.add_argument("--full-effort-seconds", type=float, default=300.0, help="for each of them")
+    parser.add_argument("--full-effort-kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(argv)
@@ -295,10 +332,11 @@ def main() -> None:
     write(report, options.output)
     for note in notes:
         print(note)
-    rows = sampled(stored.pack.rows, options.full_effort_rows)
+    rows = sampled(rows_of(stored.pack, options.model, options.tp), options.full_effort_rows)
     if options.only_row:
         rows = [rows[number] for number in options.only_row]
-    for comparison in compared(stored, rows, options.full_effort_seconds, options.device):
+    asked = (options.full_effort_seconds, options.device, options.full_effort_kernels)
+    for comparison in compared(options.pack, rows, *asked):
         print(comparison, flush=True)
         report["full_effort"].append(asdict(comparison) | {"command": command_line(sys.argv)})
         write(report, options.output)

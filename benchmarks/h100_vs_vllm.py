@@ -3,7 +3,7 @@
 docs/compare.md says how the peer gets to a machine without a network, and what the figures mean.
 
     python benchmarks/h100_vs_vllm.py [--peer-path FOLDER] [--peer-python PYTHON] [--mode offline|online|both]
-                                      [--model qwen3-8b] [--output FILE] [--plot FILE]
+                                      [--model qwen3-8b] [--rates RATE...] [--output FILE] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--peer-python", help="vLLM's Python; this one if left out")
     parser.add_argument("--mode", default="offline", choices=list(MODES))
     parser.add_argument("--model", action="append", help="qwen3-1.7b and qwen3-8b if left out")
+    parser.add_argument("--rates", type=float, nargs="*", default=(), help="of the servers' open loop")
+    parser.add_argument("--num-requests", type=int, default=200, help="of each run of the servers")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -36,7 +38,7 @@ def main() -> None:
         models=tuple(args.model or ("qwen3-1.7b", "qwen3-8b")),
         mode=MODES[args.mode],
         offline=OfflineSettings(device="cuda", timeout_s=400.0),
-        online=OnlineSettings(),
+        online=OnlineSettings(num_requests=args.num_requests, rates=tuple(args.rates)),
     )
     comparison = compare(plan, args.output, lambda text: print(text, flush=True))
     if args.plot is not None:

@@ -325,6 +325,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h200_vs_vllm": compare_table,
     "h200_speed": lambda content: speed_table(content, "h200_engine"),
     "h200_tune": tune_table,
+    "h200_tune_32b": tune_table,
     "h100_launchers": plain_table,
     "h100_tune": tune_table,
     "cold_start": cold_start_table,

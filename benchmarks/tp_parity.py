@@ -11,8 +11,8 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def float32_texts(folder: Path, device: str, several: dict[str, int], output_len
     """
     random = write_random(folder / "random")
     write_tokenizer(random, TINY.vocab_size)
-    yield _guarded(random, device, FLOAT32, _prompts(), output_len, "auto", several)
+    yield _guarded(Generated(random, device, FLOAT32, output_len, several=several))
 
 
 def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iterator[dict[str, Any]]:
@@ -163,11 +163,11 @@ def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iter
         (dummies, Kind("auto", kernels=()), "dummy"),
         (random, FLOAT32, "auto"),
     ):
-        yield _guarded(path, device, kind, _prompts(), output_len, load_format)
+        yield _guarded(Generated(path, device, kind, output_len, load_format))
     if real is not None:
-        told = ["The capital of France is", "def fibonacci(n):", "Once upon a time there was a lighthouse keeper"]
+        told = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a lighthouse keeper")
         for kind in (FLOAT32, Kind("bfloat16")):
-            yield _guarded(real, device, kind, told, output_len, "auto")
+            yield _guarded(Generated(real, device, kind, output_len, prompts=told))
 
 
 def killed(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -218,18 +218,31 @@ def _limits(device: str) -> dict[str, Any]:
     return {"max_num_seqs": 8, "max_model_len": 512, "kv_cache_memory": (1 << 30) if device != "cpu" else (16 << 20)}
 
 
-def _guarded(
-    path: Path,
-    device: str,
-    kind: Kind,
-    prompts: list[Any],
-    output_len: int,
-    load_format: str,
-    several: dict[str, int] | None = None,
-) -> dict[str, Any]:
-    about = {"what": "texts", "model": path.name, **kind.told}
+@dataclass(frozen=True)
+class Generated:
+    """A comparison of texts.
+
+    Attributes:
+        path: of the model.
+        output_len: tokens of each text.
+        load_format: as of the engine.
+        prompts: texts; None: of random ids.
+        several: ranks that are compared with one, as of the engine.
+    """
+
+    path: Path
+    device: str
+    kind: Kind
+    output_len: int
+    load_format: str = "auto"
+    prompts: tuple[str, ...] | None = None
+    several: Mapping[str, int] = field(default_factory=lambda: {"tp": 2})
+
+
+def _guarded(case: Generated) -> dict[str, Any]:
+    about = {"what": "texts", "model": case.path.name, **case.kind.told}
     try:
-        return about | _texts(path, device, kind, prompts, output_len, load_format, several or {"tp": 2})
+        return about | _texts(case)
     except ConfigError as error:
         # Two ranks cannot share every model, which is no fault.
         return about | {"refused": str(error), "passed": True}
@@ -238,32 +251,29 @@ def _guarded(
         return about | {"error": f"{type(error).__name__}: {str(error)[:500]}", "passed": False}
 
 
-def _texts(
-    path: Path,
-    device: str,
-    kind: Kind,
-    prompts: list[Any],
-    output_len: int,
-    load_format: str,
-    several: dict[str, int],
-) -> dict[str, Any]:
-    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+def _texts(case: Generated) -> dict[str, Any]:
+    kind, several = case.kind, case.several
+    prompts = _prompts() if case.prompts is None else list(case.prompts)
+    params = SamplingParams(temperature=0.0, max_tokens=case.output_len, ignore_eos=True)
     options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
     found, captured, about = {}, {}, {}
-    for way, ranks, graphs in (("one", {}, "lazy"), ("two", several, "lazy"), ("eager", several, "off")):
+    runs = (("one", {}, "lazy"), ("two", several, "lazy"), ("eager", several, "off"))
+    for way, ranks, graphs in runs:
         started = time.monotonic()
-        options |= {"load_format": load_format, "graphs": graphs}
-        with LLM(str(path), device=device, **options, **ranks, **_limits(device)) as llm:
+        options |= {"load_format": case.load_format, "graphs": graphs}
+        with LLM(str(case.path), device=case.device, **options, **ranks, **_limits(case.device)) as llm:
             found[way] = ids_of(llm.generate(prompts, params))
             captured[way] = llm.stats().num_graphs
             about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}
-        print(f"{path.name}, {ranks or 'one rank'}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True)
+        print(
+            f"{case.path.name}, {ranks or 'one rank'}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True
+        )
     one, two, eager = found["one"], found["two"], found["eager"]
     return {
         "same_texts": sum(a == b for a, b in zip(two, one, strict=True)),
         "of": len(one),
         "common_prefix": [common_prefix(a, b) for a, b in zip(two, one, strict=True)],
-        "output_len": output_len,
+        "output_len": case.output_len,
         "graphs_captured": captured["two"],
         "graphs_as_eager": two == eager,
         **about,

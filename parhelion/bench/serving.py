@@ -218,7 +218,7 @@ def summarize_load(records: Sequence[RequestRecord], settings: ServingSettings) 
     good = [record for record in records if not record.error]
     if not good:
         raise ParhelionError(f"none of {len(records)} requests succeeded; the first one said: {records[0].error}")
-    wall_s = max(record.ended for record in records) - min(record.sent for record in records)
+    wall_s = wall_seconds(records)
     gaps = [1e3 * gap for record in good for gap in record.gaps_s]
     case = describe_load(settings)
 
@@ -238,6 +238,11 @@ def summarize_load(records: Sequence[RequestRecord], settings: ServingSettings) 
         rate("goodput", count_good(records, settings)),
         Measurement(case, "failed requests", "count", summarize([float(len(records) - len(good))])),
     ]
+
+
+def wall_seconds(records: Sequence[RequestRecord]) -> float:
+    """From when the first request was sent until the last one had ended."""
+    return max(record.ended for record in records) - min(record.sent for record in records)
 
 
 def count_good(records: Sequence[RequestRecord], settings: ServingSettings) -> int:

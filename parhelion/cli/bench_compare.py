@@ -68,12 +68,18 @@ def compare(
     tpot_limit: Annotated[
         float, typer.Option(help="... and this time per output token in ms.", rich_help_panel=ONLINE)
     ] = 50.0,
+    stricter_tpot_limits: Annotated[
+        str, typer.Option(help="Count goodput at these limits as well, in ms.", rich_help_panel=ONLINE)
+    ] = "10,5,3,2",
     timeout: Annotated[float, typer.Option(help="Seconds that an engine may take to load, or to answer.")] = 900.0,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
     pack: Annotated[str, typer.Option(help="Parhelion's: auto, off, a name or a path.")] = "auto",
     graphs: Annotated[
         str, typer.Option(help="When Parhelion captures CUDA graphs; the peers do at startup.")
     ] = "startup",
+    peer_weights: Annotated[
+        bool, typer.Option(help="Draw vLLM's dummy weights as Parhelion's are. Its own are nearly all zeros in FP8.")
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result as JSON, anew after each point.")
     ] = None,
@@ -113,9 +119,16 @@ def compare(
         seed=seed,
         pack=pack,
         graphs=graphs,
+        peer_weights=peer_weights,
     )
     online = OnlineSettings(
-        num_requests, concurrency, tuple(rate or ()), ttft_limit, tpot_limit, clients or default_clients()
+        num_requests=num_requests,
+        concurrency=concurrency,
+        rates=tuple(rate or ()),
+        ttft_limit_ms=ttft_limit,
+        tpot_limit_ms=tpot_limit,
+        stricter_tpot_limits_ms=_limits(stricter_tpot_limits),
+        clients=clients or default_clients(),
     )
     peers = _peers(peer, url, peer_python, peer_path)
     models = tuple(model or ("qwen3-1.7b", "qwen3-8b"))
@@ -132,6 +145,15 @@ def compare(
         stdout().print(to_tables(comparison))
     if failed:
         raise ParhelionError("not all could be measured:\n" + "\n".join(failed))
+
+
+def _limits(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(limit) for limit in text.split(",") if limit)
+    except ValueError:
+        raise ConfigError(
+            f"--stricter-tpot-limits is {text!r}; it must be milliseconds separated by commas, such as 10,5,2.5"
+        ) from None
 
 
 def _peers(names: list[str] | None, urls: list[str] | None, python: str | None, path: str | None) -> tuple[Engine, ...]:

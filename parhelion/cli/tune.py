@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,6 +136,8 @@ def _tune(
 
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.location import open_pack, user_packs
+
+    start = time.monotonic()
     from parhelion.tuning.compile_pool import CompilePool, import_compilers
     from parhelion.tuning.gpu_worker import GpuTimer
     from parhelion.tuning.plan import make_plan, why_not_on
@@ -151,7 +154,9 @@ def _tune(
         configs_target = replace(gemm_target(target.name), num_processors=fingerprint.num_processors)
         plans = [make_plan(model, configs_target, why_not_on(device), ops=ops, sizes=sizes) for model in models]
         path = output or user_packs() / slug(fingerprint.device)
-        options = TuneOptions(path, budget_s, effort, seeds, command)
+        # Importing compilers and starting on the device take some of it.
+        left_s = max(0.0, budget_s - (time.monotonic() - start))
+        options = TuneOptions(path, left_s, effort, seeds, command)
         with CompilePool(target, num_processors=fingerprint.num_processors) as pool, progress_view() as progress:
             result = tune_each(
                 plans, target, fingerprint, timer, pool, options, step_tuner=timer.tune_step, progress=progress

@@ -29,6 +29,9 @@ from parhelion.ops.oracle import Oracle
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.platform.measure import Summary, scaled
 
+KERNELS = ("whole", "split")
+"""Of ``helion_gemm``."""
+
 GRACE_S = 600.0
 """What a search may take beyond its budget, which Helion looks at between generations only."""
 
@@ -71,23 +74,34 @@ class FullEffort:
         time_us: microseconds of one launch, measured as the project's own are.
         config: the algorithm and Helion's config, in words.
         seconds: of all searches of this shape.
+        searches: how many there were.
+        problems: of those that failed.
     """
 
     time_us: Summary
     config: str
     seconds: float
+    searches: int = 1
+    problems: tuple[str, ...] = ()
 
 
 def full_effort_search(
-    contract: Contract, num_tokens: int, seconds: float, device: str = "cuda", command: Sequence[str] = ()
+    contract: Contract,
+    num_tokens: int,
+    seconds: float,
+    device: str = "cuda",
+    command: Sequence[str] = (),
+    kernels: Sequence[str] = KERNELS,
 ) -> FullEffort:
     """Search in a process of its own.
 
     Args:
         contract: an FP8 ``scaled_mm`` without bias, the one op that has a twin.
         num_tokens: M.
-        seconds: for all algorithms together.
+        seconds: for all algorithms together, and all of them are used: where Helion's searches end by themselves, the
+            fastest algorithm is searched again, from another beginning.
         command: runs instead of this module, with the same arguments.
+        kernels: which of ``helion_gemm`` are searched.
 
     Raises:
         ConfigError: the contract is another one.
@@ -97,14 +111,14 @@ def full_effort_search(
     own = (sys.executable, "-m", "parhelion.tuning.helion_search")
     with tempfile.TemporaryDirectory(prefix="parhelion-search-") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        options = [contract.key(), str(num_tokens), "--device", device, "--output", str(result)]
-        environment = _environment(seconds / len(variants(num_tokens)))
+        options = [contract.key(), str(num_tokens), "--device", device, "--seconds", str(seconds)]
+        options += ["--kernels", *kernels, "--output", str(result)]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*(command or own), *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=_environment(),
                 start_new_session=True,
             )
             status = _wait(process, seconds + GRACE_S)
@@ -117,55 +131,92 @@ def full_effort_search(
         return msgspec.json.decode(result.read_bytes(), type=FullEffort)
 
 
-def variants(num_tokens: int) -> tuple[Variant, ...]:
+def variants(num_tokens: int, kernels: Sequence[str] = KERNELS) -> tuple[Variant, ...]:
     """The algorithms that are searched for an M: those that the project's own candidates for it are of."""
     split = [Variant("split", True), Variant("split", False)] if num_tokens <= _MOST_SWAPPED else []
     swapped = [Variant("whole", True)] if num_tokens <= _MOST_SWAPPED else []
-    found = [*swapped, Variant("whole", False), *split]
+    found = [each for each in (*swapped, Variant("whole", False), *split) if each.kernel in kernels]
     if num_tokens < SMALL_BUCKET:
         # With fewer tokens than the matrix unit has rows, x is better on the right.
         found = [each for each in found if each.swap_ab]
     return tuple(found)
 
 
-Search = Callable[[Variant, tuple[Any, ...]], tuple[Callable[..., torch.Tensor], str]]
+@dataclass(frozen=True)
+class Attempt:
+    """One search of a variant.
+
+    Attributes:
+        number: of the search, so that no two begin alike.
+        budget_s: seconds that it may take.
+    """
+
+    variant: Variant
+    number: int
+    budget_s: float
+
+
+Search = Callable[[Attempt, tuple[Any, ...]], tuple[Callable[..., torch.Tensor], str]]
 """Finds a variant's best config for these arguments: what launches it, and the config in words."""
 
 
-def best_variant(contract: ScaledMm, num_tokens: int, device: torch.device, search: Search) -> FullEffort:
-    """Search all variants here, check what was found, and time it as candidates are.
+def best_variant(
+    contract: ScaledMm,
+    num_tokens: int,
+    device: torch.device,
+    search: Search,
+    seconds: float,
+    kernels: Sequence[str] = KERNELS,
+) -> FullEffort:
+    """Search all variants here, and the fastest again until the time is spent; check and time what was found, as
+    candidates are.
 
     Raises:
         HelionSearchError: none of them gives a result that is right.
     """
     sets = rotating_inputs(contract, num_tokens, device)
     oracle = Oracle(contract, sets[0])
-    found: list[tuple[Summary, str]] = []
-    problems = []
+    found: list[tuple[Summary, str, Variant]] = []
+    problems: list[str] = []
     start = time.monotonic()
-    for variant in variants(num_tokens):
+    waiting = list(variants(num_tokens, kernels))
+    if not waiting:
+        raise HelionSearchError(f"for M = {num_tokens} there is no {' or '.join(kernels)} to search")
+    share = seconds / len(waiting)
+    searches = 0
+    while waiting or (found and time.monotonic() - start < seconds):
+        if waiting:
+            attempt = Attempt(waiting.pop(0), searches, share)
+        else:
+            fastest = min(found, key=lambda each: each[0].median)[2]
+            attempt = Attempt(fastest, searches, seconds - (time.monotonic() - start))
+        searches += 1
+        variant = attempt.variant
         try:
-            run, config = search(variant, variant.arguments(*sets[0]))
+            run, config = search(attempt, variant.arguments(*sets[0]))
             launch = _launcher(variant, run)
             wrong = [error.problem for error in oracle.compare(launch) if error.problem is not None]
             if wrong:
                 raise HelionSearchError(f"y {wrong[0]}")
             times = scaled(time_launcher(launch, sets, device), 1e6)
-            found.append((times, f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}"))
+            found.append((times, f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}", variant))
         # One algorithm may fail in any way; the others are searched all the same.
         except Exception as error:
             problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
+        print(f"{attempt}: {time.monotonic() - start:.0f} s, {len(found)} found, {problems[-1:]}", flush=True)
     if not found:
         raise HelionSearchError("; ".join(problems))
-    times, config = min(found, key=lambda each: each[0].median)
-    return FullEffort(times, config, time.monotonic() - start)
+    times, config, _variant = min(found, key=lambda each: each[0].median)
+    return FullEffort(times, config, time.monotonic() - start, searches, tuple(problems))
 
 
-def helion_search(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], str]:
-    """Helion's autotuner, with the effort and budget that the environment says."""
+def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], str]:
+    """Helion's autotuner, with the effort that the environment says."""
     from parhelion.tuning import helion_gemm
 
-    kernel: Any = getattr(helion_gemm, variant.kernel)
+    kernel: Any = getattr(helion_gemm, attempt.variant.kernel)
+    kernel.settings.autotune_budget_seconds = max(1, round(attempt.budget_s))
+    kernel.settings.autotune_random_seed += attempt.number
     bound = kernel.bind(arguments)
     config = bound.autotune(arguments, force=True)
     return bound.compile_config(config), str(config)
@@ -193,13 +244,12 @@ def _check(contract: Contract) -> ScaledMm:
     return contract
 
 
-def _environment(budget_s: float) -> dict[str, str]:
-    """Helion's own settings, as its documentation has them, for one search."""
+def _environment() -> dict[str, str]:
+    """Helion's own settings, as its documentation has them."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HELION_")}
     return {
         **kept,
         "HELION_AUTOTUNE_EFFORT": "full",
-        "HELION_AUTOTUNE_BUDGET_SECONDS": str(max(1, round(budget_s))),
         "HELION_AUTOTUNE_PROGRESS_BAR": "0",
     }
 
@@ -228,10 +278,13 @@ def main() -> None:
     parser.add_argument("contract", help="as Contract.key() spells it")
     parser.add_argument("num_tokens", type=int)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     contract = _check(contract_of_key(options.contract))
-    found = best_variant(contract, options.num_tokens, torch.device(options.device), helion_search)
+    device = torch.device(options.device)
+    found = best_variant(contract, options.num_tokens, device, helion_search, options.seconds, options.kernels)
     options.output.write_bytes(msgspec.json.encode(found))
 
 

@@ -17,7 +17,7 @@ from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, grouped, program_bucket
-from parhelion.tuning.programmatic_twins import is_programmatic, twins
+from parhelion.tuning.programmatic_twins import is_programmatic, launched_plainly, twins
 from parhelion.tuning.prune import gemm_of, kept, ranked
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FULL, search
@@ -197,11 +197,14 @@ class Passes:
             self._programs.cancel()
 
     def _usable(self, row: RowState, configs: Sequence[Any]) -> list[Any]:
-        """Those that were built. The untuned config may be slow: it is what there was before."""
+        """Those that were built. The untuned config may be slow: it is what there was before. And seeds have won as
+        they are: programs that search rather than stream can be quick although they spill.
+        """
+        known = {launched_plainly(each) for each in (row.untuned, *row.seeds)}
         return [
             config
             for config in configs
-            if self._programs.problem(row.request(config), spilling=config == row.untuned) is None
+            if self._programs.problem(row.request(config), spilling=launched_plainly(config) in known) is None
         ]
 
     def _first_configs(self, group: Group) -> list[Any]:

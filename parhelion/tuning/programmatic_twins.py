@@ -78,3 +78,8 @@ def _all_ahead(config: GemmConfig, shape: GemmShape) -> list[GemmConfig]:
 def is_programmatic(config: Any) -> bool:
     """Whether a config is for programmatic dependent launch."""
     return bool(getattr(config, "programmatic", False))
+
+
+def launched_plainly(config: Any) -> Any:
+    """The same without programmatic dependent launch."""
+    return dataclasses.replace(config, programmatic=False) if is_programmatic(config) else config

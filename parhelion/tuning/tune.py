@@ -340,6 +340,7 @@ class _Session:
                 self._notes.append(
                     f"{row.contract.key()} at M = {row.bucket} is not in the pack: {why or 'no one can'}"
                 )
+        self._notes += failed_rivals(self._rows)
 
     def _begin(self, stage: str) -> None:
         self._stage = stage
@@ -375,3 +376,16 @@ def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fing
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def failed_rivals(rows: Iterable[RowState]) -> list[str]:
+    """Which other providers failed at rows that somebody serves, and why: a sentence for each contract and reason."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for row in rows:
+        for (provider, _), problem in row.problems.items() if row.serving is not None else ():
+            if provider != HELION:
+                found.setdefault((row.contract.key(), provider, problem), []).append(row.bucket)
+    return [
+        f"{contract} at M = {', '.join(map(str, buckets))} was not timed with {provider}: {problem}"
+        for (contract, provider, problem), buckets in found.items()
+    ]

@@ -39,6 +39,7 @@ def test_help_has_an_example_and_says_which_peers_need_a_server() -> None:
         (["--peer", "sglang"], "sglang has no offline runner here"),
         (["--mode", "fast"], "--mode is 'fast'; it must be one of offline, online, both"),
         (["--batches", "1,x"], "--batches is '1,x'"),
+        (["--stricter-tpot-limits", "5;2"], "--stricter-tpot-limits is '5;2'"),
         (["--url", "http://h:1"], "pass --mode online"),
         (["--sequential"], "give the rates (--rate)"),
         (["--mode", "offline", "--model", "nothing"], "'nothing' is neither a model known here"),
@@ -63,7 +64,7 @@ def test_options_reach_the_plan_and_results_their_files(tmp_path: Path, monkeypa
     result = invoke(
         *["--model", "tiny", "--batches", "2,8", "--rounds", "1", "--input-length", "9", "--output-length", "7"],
         *["--peer-python", "/opt/py", "--peer-path", "/opt/site", "--rate", "2.5", "--ttft-limit", "300"],
-        *["--tpot-limit", "20", "--pack", "off", "--plot", str(plot), "--json"],
+        *["--tpot-limit", "20", "--stricter-tpot-limits", "5,2.5", "--pack", "off", "--plot", str(plot), "--json"],
     )
     assert result.exit_code == 0, result.output
     (plan,) = plans
@@ -72,6 +73,7 @@ def test_options_reach_the_plan_and_results_their_files(tmp_path: Path, monkeypa
     assert plan.offline.pack == "off"
     assert plan.online.rates == (2.5,)
     assert (plan.online.ttft_limit_ms, plan.online.tpot_limit_ms) == (300.0, 20.0)
+    assert plan.online.stricter_tpot_limits_ms == (5.0, 2.5)
     (vllm,) = plan.peers
     assert vllm.runner[0] == vllm.python == "/opt/py"
     assert vllm.environment == {"PYTHONPATH": "/opt/site"}

@@ -23,7 +23,9 @@ from tests.bench.compare_bench import SMALL, make_bench
 SETTINGS = OfflineSettings(
     batches=(2,), input_length=8, output_length=4, rounds=1, max_num_batched_tokens=64, timeout_s=90, device="cpu"
 )
-ONLINE = OnlineSettings(num_requests=4, concurrency=2, ttft_limit_ms=1e6, tpot_limit_ms=1e6)
+ONLINE = OnlineSettings(
+    num_requests=4, concurrency=2, ttft_limit_ms=1e6, tpot_limit_ms=1e6, stricter_tpot_limits_ms=(1e5, 1e-6)
+)
 
 
 def figures(requests_per_s: float) -> LoadFigures:
@@ -50,6 +52,9 @@ def test_two_real_servers_under_a_closed_and_three_open_loops(tmp_path: Path) ->
             assert each.output_tokens_per_s.median == pytest.approx(4 * each.requests_per_s.median)
             assert 0 < each.ttft_ms_p50.median <= each.ttft_ms_p99.median
             assert each.tpot_ms_p50.median > 0
+            # All keep a limit that is hardly stricter, and none one that nobody can keep.
+            assert each.stricter["100000"] == each.goodput_per_s
+            assert each.stricter["1e-06"].median == 0
 
 
 def test_a_server_that_cannot_start_is_named_and_the_other_is_not_asked_to_wait(tmp_path: Path) -> None:

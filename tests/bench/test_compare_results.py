@@ -159,6 +159,7 @@ def test_the_made_up_tokenizer_has_every_id_and_both_readers_agree(tmp_path: Pat
         (lambda: OfflineSettings(batches=(9000,)), "below the largest batch"),
         (lambda: OnlineSettings(rates=(0.0,)), "must be above 0 requests a second"),
         (lambda: OnlineSettings(concurrency=0), "concurrency is 0"),
+        (lambda: OnlineSettings(stricter_tpot_limits_ms=(5.0, 0.0)), "stricter_tpot_limits_ms are"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(make, message: str) -> None:

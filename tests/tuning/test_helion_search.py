@@ -14,13 +14,21 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
+from parhelion.ops.gemm.config import MAX_SPLIT_K
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.linear import Linear
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.platform.measure import summarize
 from parhelion.tuning import helion_gemm, helion_search
 from parhelion.tuning.cross_compile import cross_compile
-from parhelion.tuning.helion_search import FullEffort, HelionSearchError, Variant, best_variant, full_effort_search
+from parhelion.tuning.helion_search import (
+    Attempt,
+    FullEffort,
+    HelionSearchError,
+    Variant,
+    best_variant,
+    full_effort_search,
+)
 from parhelion.tuning.record import GeneratedCode, Launch
 from parhelion.tuning.target import target
 
@@ -53,10 +61,27 @@ def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.Monk
     torch.testing.assert_close(y, contract.reference(*given), rtol=2**-7, atol=1e-3)
 
 
+def test_a_candidate_is_refused_for_what_the_contract_refuses():
+    y = GEMM.reference(*inputs(64))
+    # A few elements of a large row are off by more than most elements are large; the sums are as they should be.
+    large = torch.full_like(y, 100.0)
+    large[0] = 1.0
+    off = large.clone()
+    off[3, :4] += 2.0
+    helion_gemm.check(off, large)
+    with pytest.raises(AssertionError, match=r"off by 0\.01"):
+        helion_gemm.check((y.float() * 1.01).float(), y)
+    with pytest.raises(AssertionError, match="off by nan"):
+        helion_gemm.check(torch.full_like(y, torch.nan), y)
+    for twin in (helion_gemm.whole, helion_gemm.split):
+        assert twin.settings.autotune_baseline_accuracy_check_fn is helion_gemm.check
+
+
 @pytest.mark.parametrize(("variant", "num_tokens"), [*zip(VARIANTS, (1, 32, 32, 1), strict=True)], ids=str)
 def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
     variant: Variant, num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
+    from helion.autotuner.config_generation import ConfigGeneration
     from helion.runtime.ref_mode import RefMode
 
     monkeypatch.delenv("HELION_INTERPRET", raising=False)
@@ -69,6 +94,12 @@ def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
     # What the search may change must be open: the three tiles, and for the split the number of parts.
     assert len(begin["block_sizes"]) == 3
     assert ("split_k" in begin) == (variant.kernel == "split")
+    # A search begins with random ones, which cannot be drawn if a bound is no number.
+    flat = ConfigGeneration(bound.config_spec)
+    drawn = [dict(flat.random_config().config) for _ in range(40)]
+    assert {each.get("split_k", 1) for each in drawn} <= {1, 2, 4, 8, 16}
+    if variant.kernel == "split":
+        assert MAX_SPLIT_K in {each["split_k"] for each in drawn}
     for changes in ({}, {"block_sizes": [128, 64, 32], "num_stages": 3, "split_k": 2}):
         config = {**begin, **{name: value for name, value in changes.items() if name in begin}}
         built = cross_compile(launch_of(variant, bound.to_triton_code(config), arguments), target("sm_90"))
@@ -99,8 +130,9 @@ def test_the_algorithms_of_the_search_are_those_of_the_candidates(num_tokens: in
     assert any(each.kernel == "split" for each in helion_search.variants(num_tokens)) == (num_tokens <= 256)
 
 
-def reference(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def reference(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """A search that finds torch, and for the swapped split a config that is wrong."""
+    variant = attempt.variant
     if variant.kernel == "whole":
         return helion_gemm.expected, "as it should be"
     if variant.swap_ab:
@@ -109,12 +141,41 @@ def reference(variant: Variant, arguments: tuple[Any, ...]) -> tuple[Any, str]:
 
 
 def test_the_fastest_right_one_wins(monkeypatch: pytest.MonkeyPatch):
-    found = best_variant(GEMM, 64, CPU, reference)
+    found = best_variant(GEMM, 64, CPU, reference, 0.0)
     assert found.config in ("whole, swapped: as it should be", "whole: as it should be")
     assert found.time_us.median > 0
-    monkeypatch.setattr(helion_search, "variants", lambda num_tokens: (Variant("split", True), Variant("split", False)))
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("split", True), Variant("split", False)))
     with pytest.raises(HelionSearchError, match=r"above.*no config compiles"):
-        best_variant(GEMM, 8, CPU, reference)
+        best_variant(GEMM, 8, CPU, reference, 60.0)
+
+
+def test_one_kernel_can_be_searched_alone():
+    assert helion_search.variants(8, ["split"]) == (Variant("split", True),)
+    with pytest.raises(HelionSearchError, match="M = 512 there is no split"):
+        best_variant(GEMM, 512, CPU, reference, 1.0, ["split"])
+
+
+def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    attempts: list[Attempt] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+        nonlocal now
+        now += 20.0
+        attempts.append(attempt)
+        return helion_gemm.expected, str(attempt.number)
+
+    times = iter([3e-6, 2e-6, 2.5e-6])
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True), Variant("whole", False)))
+    monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([next(times)]))
+    monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
+    found = best_variant(GEMM, 64, CPU, search, 50.0)
+    assert attempts == [
+        Attempt(Variant("whole", True), 0, 25.0),
+        Attempt(Variant("whole", False), 1, 25.0),
+        Attempt(Variant("whole", False), 2, 10.0),
+    ]
+    assert (found.config, found.seconds, found.searches) == ("whole: 1", 60.0, 3)
 
 
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:
@@ -130,7 +191,7 @@ def test_what_the_process_found_comes_back(tmp_path: Path):
         tmp_path,
         "assert sys.argv[1].startswith('scaled_mm(in_features=256') and sys.argv[2:4] == ['8', '--device']\n"
         "assert os.environ['HELION_AUTOTUNE_EFFORT'] == 'full'\n"
-        "assert os.environ['HELION_AUTOTUNE_BUDGET_SECONDS'] == '30'\n"
+        "assert sys.argv[sys.argv.index('--seconds') + 1] == '60.0'\n"
         "assert 'HELION_INTERPRET' not in os.environ\n"
         f"open(sys.argv[-1], 'w').write({found!r})",
     )

@@ -145,6 +145,12 @@ def test_who_crashes_is_passed_over_and_a_row_that_nobody_serves_is_left_out_in_
     )
 
 
+def test_a_rival_that_fails_is_named_with_its_reason(tmp_path: Path):
+    it = world(tmp_path, ROW, replace(ROW, bucket=64))
+    it.timer.problem = lambda provider, config, check: "y is off by 3%" if provider == "torch" else None
+    assert it.tune().notes == (f"{GEMM.key()} at M = 16, 64 was not timed with torch: y is off by 3%",)
+
+
 def test_the_fastest_is_struck_if_it_computes_something_else_and_the_next_one_serves(tmp_path: Path):
     it = world(tmp_path)
     wrong = [BEST, *neighbours(BEST, GEMM, 16, SM_90)]
@@ -187,6 +193,17 @@ def test_what_spills_is_not_timed_unless_it_is_the_untuned_config(tmp_path: Path
     assert all(config.split_k != 4 for config in configs - {untuned})
     assert row.best.config is not None
     assert row.best.config["split_k"] != 4
+
+
+def test_a_seed_that_spills_is_timed_and_serves(tmp_path: Path):
+    seed = world(tmp_path / "a").tune().pack
+    assert seed is not None
+    it = World(tmp_path / "b", (ROW,), planted(BEST), fingerprint=sample.H200)
+    it.compiler.spills = lambda request: 64
+    assert only(it.tune(seed_packs=(seed,)).pack).best.config == plain(BEST)
+    without = World(tmp_path / "c", (ROW,), planted(BEST), fingerprint=sample.H200)
+    without.compiler.spills = lambda request: 64
+    assert only(without.tune().pack).best.config != plain(BEST)
 
 
 @pytest.mark.parametrize("trials", [1, 3, 30, 47, 60])

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -82,7 +83,9 @@ def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            # A request that it ended without reading is still in the pipe's buffer.
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def log_tail(launch: Launch) -> str:

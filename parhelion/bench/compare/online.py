@@ -16,7 +16,7 @@ from parhelion.bench.compare.servers import ServerOptions, running
 from parhelion.bench.compare.settings import OnlineSettings
 from parhelion.bench.load_clients import run_load
 from parhelion.bench.server_process import ServerProcess
-from parhelion.bench.serving import ServingSettings, count_good, generate_load, summarize_load
+from parhelion.bench.serving import ServingSettings, count_good, generate_load, summarize_load, wall_seconds
 from parhelion.config import read_environment
 from parhelion.errors import ParhelionError
 from parhelion.platform.measure import Summary
@@ -42,12 +42,14 @@ class _Round:
         good_share: of its requests.
         client_busy: share of the time in which the busiest client computed.
         failed: requests.
+        stricter: good requests a second by stricter limits of TPOT.
     """
 
     figures: dict[str, Summary]
     good_share: float
     client_busy: float
     failed: int
+    stricter: dict[float, float]
 
 
 def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettings) -> None:
@@ -56,9 +58,9 @@ def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettin
     for group in groups:
         with ExitStack() as servers:
             alive, errors = _start(group, bench, online, servers)
-            closed = _measure(_load(bench, online, None), alive, errors, bench, online.clients)
+            closed = _measure(_load(bench, online, None), alive, errors, bench, online)
             for rate in online.rates or rates_from(closed):
-                _measure(_load(bench, online, rate), alive, errors, bench, online.clients)
+                _measure(_load(bench, online, rate), alive, errors, bench, online)
 
 
 def rates_from(closed: OnlineRow) -> list[float]:
@@ -103,7 +105,7 @@ def _start(
 
 
 def _measure(
-    load: ServingSettings, alive: Alive, errors: Mapping[str, str], bench: Bench, num_clients: int
+    load: ServingSettings, alive: Alive, errors: Mapping[str, str], bench: Bench, online: OnlineSettings
 ) -> OnlineRow:
     """All rounds of one load, server after server within each."""
     closed = math.isinf(load.request_rate)
@@ -116,7 +118,7 @@ def _measure(
             if engine.name in problems:
                 continue
             try:
-                measured = _run(engine, server, load, num_clients, warm_up=number == 0)
+                measured = _run(engine, server, load, online, warm_up=number == 0)
             except ParhelionError as error:
                 problems[engine.name] = str(error)
                 bench.say(f"{engine.name}: {error}")
@@ -137,7 +139,7 @@ def _measure(
     return row
 
 
-def _run(engine: Engine, server: ServerProcess, load: ServingSettings, num_clients: int, warm_up: bool) -> _Round:
+def _run(engine: Engine, server: ServerProcess, load: ServingSettings, online: OnlineSettings, warm_up: bool) -> _Round:
     """One run.
 
     Raises:
@@ -149,11 +151,15 @@ def _run(engine: Engine, server: ServerProcess, load: ServingSettings, num_clien
     if warm_up:
         short = replace(load, request_rate=math.inf, output_length=min(_WARMUP_TOKENS, load.output_length))
         asyncio.run(generate_load(server.url, server.model, short, key))
-    sent = run_load(server.url, server.model, load, num_clients, key)
+    sent = run_load(server.url, server.model, load, online.clients, key)
     records = sent.records
     figures = {each.quantity: each.summary for each in summarize_load(records, load)}
     good_share = count_good(records, load) / len(records)
-    return _Round(figures, good_share, sent.busy, sum(bool(record.error) for record in records))
+    stricter = {
+        limit: count_good(records, replace(load, tpot_objective_ms=limit)) / wall_seconds(records)
+        for limit in online.stricter_tpot_limits_ms
+    }
+    return _Round(figures, good_share, sent.busy, sum(bool(record.error) for record in records), stricter)
 
 
 def _figures(rounds: Sequence[_Round]) -> LoadFigures:
@@ -178,4 +184,5 @@ def _figures(rounds: Sequence[_Round]) -> LoadFigures:
         good_share=spread([each.good_share for each in rounds]),
         failed=sum(each.failed for each in rounds),
         client_busy=max(each.client_busy for each in rounds),
+        stricter={f"{limit:g}": spread([each.stricter[limit] for each in rounds]) for limit in rounds[0].stricter},
     )

@@ -117,6 +117,7 @@ class LoadFigures:
         failed: requests, over all rounds.
         client_busy: share of the time in which the busiest client computed, in the round where that was most; near 1
             the clients are what is measured.
+        stricter: goodput by stricter limits of TPOT, the limits in milliseconds as text.
     """
 
     ttft_ms_p50: Spread
@@ -134,6 +135,7 @@ class LoadFigures:
     good_share: Spread
     failed: int
     client_busy: float = 0.0
+    stricter: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

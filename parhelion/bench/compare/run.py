@@ -13,6 +13,7 @@ from parhelion.bench.compare.device import MemoryMeter, probe
 from parhelion.bench.compare.engines import OURS, Engine, ours
 from parhelion.bench.compare.offline import Bench, compare_offline
 from parhelion.bench.compare.online import compare_online
+from parhelion.bench.compare.peer_weights import PeerWeights
 from parhelion.bench.compare.results import Comparison, Recorder
 from parhelion.bench.compare.settings import OfflineSettings, OnlineSettings
 from parhelion.bench.machine import describe_circumstances
@@ -70,9 +71,13 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
     Raises:
         ConfigError: a model or the device cannot be had.
     """
-    engines = (us or ours(), *plan.peers)
     with tempfile.TemporaryDirectory(prefix="parhelion-compare-") as folder:
         models = [compared_model(model, Path(folder)) for model in plan.models]
+        peers, weights = plan.peers, None
+        if any(peer.kind == "vllm" for peer in peers) and any(model.load_format == "dummy" for model in models):
+            weights = PeerWeights(Path(folder) / "weights")
+            peers = tuple(map(weights.given_to, peers)) if plan.offline.peer_weights else peers
+        engines = (us or ours(), *peers)
         say("measuring the device")
         device = probe(plan.offline.device, dict(ours().environment))
         meter = MemoryMeter(device.uuid)
@@ -100,6 +105,8 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
                 if model.load_format == "dummy" and model.folder.is_relative_to(folder):
                     write_tokenizer(model.folder, model.shape.vocab_size)
                 compare_online([engine for engine in engines if engine.kind != "other"], bench, plan.online)
+        if weights is not None:
+            comparison.notes.append(weights.note())
         recorder.write()
     return comparison
 

@@ -26,6 +26,7 @@ class OfflineSettings:
         timeout_s: how long an engine may take to load, or to answer once.
         seed: of the prompts.
         pack, graphs: options of Parhelion's own. Graphs are captured at the start, because the peers do so.
+        peer_weights: vLLM's dummy weights are drawn as Parhelion's are; else they are its own, nearly all zeros.
     """
 
     batches: tuple[int, ...] = (1, 16, 64, 256)
@@ -39,6 +40,7 @@ class OfflineSettings:
     seed: int = 0
     pack: str = "auto"
     graphs: str = "startup"
+    peer_weights: bool = True
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -83,6 +85,8 @@ class OnlineSettings:
         rates: Poisson arrivals a second of the open loop; empty takes 0.3, 0.7 and 1.1 of what the slowest server
             reaches in the closed loop.
         ttft_limit_ms, tpot_limit_ms: a request is good if it kept both (goodput).
+        stricter_tpot_limits_ms: of each it is said as well how many requests kept it, beside the limit of TTFT. Where
+            load is low, all servers keep a wide limit, and what differs is how strict a limit they keep.
         clients: processes that send the requests.
     """
 
@@ -91,11 +95,14 @@ class OnlineSettings:
     rates: tuple[float, ...] = ()
     ttft_limit_ms: float = 1000.0
     tpot_limit_ms: float = 50.0
+    stricter_tpot_limits_ms: tuple[float, ...] = (10.0, 5.0, 3.0, 2.0)
     clients: int = field(default_factory=default_clients)
 
     def __post_init__(self) -> None:
         for name in ("num_requests", "concurrency", "clients", "ttft_limit_ms", "tpot_limit_ms"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if any(not limit > 0 for limit in self.stricter_tpot_limits_ms):
+            raise ConfigError(f"stricter_tpot_limits_ms are {self.stricter_tpot_limits_ms}; each must be above 0")
         if any(not rate > 0 for rate in self.rates):
             raise ConfigError(f"rates are {self.rates}; each must be above 0 requests a second")

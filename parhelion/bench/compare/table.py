@@ -110,9 +110,13 @@ def online_table(comparison: Comparison) -> Table:
         "failed",
     ):
         table.add_column(heading, justify="right")
+    stricter = [f"{limit:g}" for limit in limits.stricter_tpot_limits_ms]
+    for limit in stricter:
+        table.add_column(f"good/s, {limit} ms", justify="right")
     for row in comparison.online:
-        for name in row.engines:
-            table.add_row(row.model, describe(row), escape(name), *_online_figures(row, name))
+        for name, figures in row.engines.items():
+            good = [format_figure(figures.stricter[limit].median) for limit in stricter if limit in figures.stricter]
+            table.add_row(row.model, describe(row), escape(name), *_online_figures(row, name), *good)
     return table
 
 
