@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,35 @@ from parhelion.models.resolve import resolve_model
 
 LONGEST = (
     "tuning/test_programs.py",
-    "e2e/test_smollm2_matches_transformers.py",
-    "tuning/test_host_recipe.py",
+    "e2e/test_smollm2.py",
     "e2e/test_tensor_parallel.py",
     "tuning/test_matrix.py",
-    "e2e/test_speculation_smollm2.py",
     "e2e/test_replicas.py",
     "e2e/test_pipeline_parallel.py",
     "e2e/test_compile.py",
     "e2e/test_hanging.py",
+    "bench/test_tp_benchmark.py",
+    "bench/test_faults.py",
+    "e2e/test_ray.py",
+    "tuning/test_gpu_worker.py",
     "layers/test_one_token.py",
 )
 """Files that take tens of seconds. They come first, for a file's tests run in one process: it would keep the others
 waiting at the end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported meanwhile stays to the end: later collections of garbage need not look at its many objects, nor
+    so often at those of tile programs, which stay as well.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
+    # What counts its objects at the end finds none left.
+    atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

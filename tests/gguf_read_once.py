@@ -1,4 +1,6 @@
-"""transformers reads a GGUF file several times, and gguf takes seconds each time; here it is read once."""
+"""transformers reads a GGUF file several times, and maps the names of its tensors hundreds of times, for each of which
+gguf takes long; here it does so once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import pytest
 
 @contextmanager
 def gguf_read_once() -> Iterator[None]:
-    """While it lasts, a file is read once and remembered."""
+    """While it lasts, a file that was read is remembered, and so is a model's map of names."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
         yield

@@ -14,9 +14,9 @@ runner = CliRunner()
 ENGINE = ["--kv-cache-memory", "64MiB", "--threads", "2"]
 
 
-def test_generate_prints_json_only_with_one_output_a_prompt(smollm2_path: Path) -> None:
+def test_generate_prints_json_only_with_one_output_a_prompt(tiny_path: Path) -> None:
     arguments = ["--max-tokens", "4", "--temperature", "0", "--prompt", "The sky is", "--prompt", "One two", "--json"]
-    result = runner.invoke(build_app(), ["generate", str(smollm2_path), *ENGINE, *arguments])
+    result = runner.invoke(build_app(), ["generate", str(tiny_path), *ENGINE, *arguments])
     outputs = json.loads(result.stdout)
     assert [output["prompt"] for output in outputs] == ["The sky is", "One two"]
     assert all(len(output["outputs"][0]["token_ids"]) == 4 for output in outputs)

@@ -14,11 +14,10 @@ import pytest
 from parhelion import LLM, AsyncEngine, SamplingParams
 from parhelion.config import EngineConfig
 from parhelion.engine import draft_choice
-from parhelion.errors import ConfigError, EngineDeadError
+from parhelion.errors import EngineDeadError
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.test_speculation import Prophet
 from tests.e2e.test_tensor_parallel import (
-    GREEDY,
     LONG,
     ODD_VOCABULARY,
     config_of,
@@ -91,17 +90,6 @@ def test_two_ranks_in_each_of_two_stages(make_llm: Callable[..., LLM], tmp_path:
     folder = written(ODD_VOCABULARY, tmp_path)
     one, four = (tokens_of(make_llm(folder, **sizes).generate(PROMPTS, PARAMS)) for sizes in ({}, {"tp": 2, "pp": 2}))
     assert four == one
-
-
-def test_smollm2_in_two_stages_and_not_in_more_than_it_has_layers(smollm2_path: Path) -> None:
-    options = {"dtype": "float32", "kv_cache_memory": 16 << 20, "max_model_len": 256, "threads": 1}
-    with pytest.raises(ConfigError, match=r"pp is 31, but the model has 30 layers .*; pp may be 1 to 30$"):
-        LLM(str(smollm2_path), pp=31, **options)
-    texts = []
-    for pp in (1, 2):
-        with LLM(str(smollm2_path), pp=pp, **options) as llm:
-            texts.append(tokens_of(llm.generate("The capital of France is", replace(GREEDY, max_tokens=10))))
-    assert texts[1] == texts[0]
 
 
 def strike_in_a_step(config: EngineConfig, strike: Callable[[psutil.Process], None], said: str, end_s: float) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    import transformers
 
 COMMON: dict[str, Any] = {
     "vocab_size": 512,
@@ -44,6 +46,9 @@ class TinyModel:
 
     def write(self, folder: Path) -> transformers.PreTrainedModel:
         """Save the checkpoint and return the model that transformers computes, in float32."""
+        # It takes seconds to import, and processes that tests start import this module too.
+        import transformers
+
         config_class = getattr(transformers, f"{self.architecture}Config")
         config = config_class(**{**COMMON, **self.overrides})
         torch.manual_seed(len(self.name))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from parhelion.distributed.group import Group
 from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
 from parhelion.engine.messages import AddRequest
 from tests.e2e.tiny_models import TinyModel
@@ -19,6 +21,9 @@ CPU = torch.device("cpu")
 MODEL = TinyModel("llama-odd-vocabulary", "Llama", {"vocab_size": 511})
 NUM_BLOCKS = 40
 """Few enough for preemptions."""
+
+Outputs = dict[str, list[Any]]
+"""Of ``run``."""
 
 
 def host_requests() -> list[AddRequest]:
@@ -34,27 +39,46 @@ def requests() -> list[AddRequest]:
     return [*greedy_and_drawn_requests(), *host_requests()]
 
 
-def follow(folder: Path, port: int, overlap: bool) -> None:
-    """Rank 1: the same core, told the same."""
+OVERLAP = (True, False)
+
+
+def told(folder: Path, group: Group) -> dict[bool, Outputs]:
+    """What a rank hands out, with and without overlap."""
+    return {each: run(core_of(folder, True, each, NUM_BLOCKS, group=group), requests()) for each in OVERLAP}
+
+
+def follow(folder: Path, port: int) -> None:
+    """Rank 1: the same cores, told the same."""
     torch.set_num_threads(1)
-    group = join(reach_store(port, 2), 1, 2, CPU)
-    run(core_of(folder, True, overlap, NUM_BLOCKS, group=group), requests())
+    told(folder, join(reach_store(port, 2), 1, 2, CPU))
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_two_ranks_choose_as_one(tmp_path: Path, overlap: bool) -> None:
-    MODEL.write(tmp_path)
-    alone = run(core_of(tmp_path, True, overlap, NUM_BLOCKS), requests())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the model."""
+    folder = tmp_path_factory.mktemp("of-ranks")
+    MODEL.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(folder: Path) -> dict[bool, Outputs]:
+    """What the first of two ranks hands out."""
     store = host_store(2)
-    other = multiprocessing.get_context("spawn").Process(target=follow, args=(tmp_path, store.port, overlap))
+    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store.port))
     other.start()
     try:
-        group = join(store, 0, 2, CPU)
-        shared = run(core_of(tmp_path, True, overlap, NUM_BLOCKS, group=group), requests())
+        return told(folder, join(store, 0, 2, CPU))
     finally:
         leave()
         other.join(20)
         other.kill()
+
+
+@pytest.mark.parametrize("overlap", OVERLAP)
+def test_two_ranks_choose_as_one(folder: Path, of_two: dict[bool, Outputs], overlap: bool) -> None:
+    alone = run(core_of(folder, True, overlap, NUM_BLOCKS), requests())
+    shared = of_two[overlap]
     assert {name: [token for token, *_ in told] for name, told in shared.items()} == {
         name: [token for token, *_ in told] for name, told in alone.items()
     }

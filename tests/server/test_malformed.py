@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -70,21 +72,29 @@ QUICK = settings(
 )
 
 
-def check(path: str, *contents: bytes) -> list[int]:
-    """Send the bodies to a fresh application; the statuses."""
+Check = Callable[..., list[int]]
 
-    async def send() -> list[int]:
-        config = ServerConfig(max_body_bytes=1 << 20)
-        statuses = []
-        async with client_of(FakeEngine(), config) as client, asyncio.timeout(20):
-            for content in contents:
-                response = await client.post(path, content=content, headers={"Content-Type": "application/json"})
-                statuses.append(response.status_code)
-                check_answer(response)
-            assert (await client.get("/health")).status_code == 200
-        return statuses
 
-    return asyncio.run(send())
+@pytest.fixture(scope="module")
+def check() -> Iterator[Check]:
+    """Sends bodies to a path of an application, which lives through all tests here; the statuses."""
+    with asyncio.Runner() as runner:
+        opened = AsyncExitStack()
+        application = client_of(FakeEngine(), ServerConfig(max_body_bytes=1 << 20))
+        client = runner.run(opened.enter_async_context(application))
+
+        async def send(path: str, contents: tuple[bytes, ...]) -> list[int]:
+            statuses = []
+            async with asyncio.timeout(60):
+                for content in contents:
+                    response = await client.post(path, content=content, headers={"Content-Type": "application/json"})
+                    statuses.append(response.status_code)
+                    check_answer(response)
+                assert (await client.get("/health")).status_code == 200
+            return statuses
+
+        yield lambda path, *contents: runner.run(send(path, contents))
+        runner.run(opened.aclose())
 
 
 def check_answer(response: httpx.Response) -> None:
@@ -117,21 +127,21 @@ def mutated(path: str) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_valid_bodies_are_valid(path: str) -> None:
+def test_valid_bodies_are_valid(check: Check, path: str) -> None:
     assert check(path, encoded(VALID[path])) == [200]
 
 
 @pytest.mark.parametrize("path", PATHS)
 @QUICK
 @given(data=st.data())
-def test_mutated_bodies_never_fail_the_server(path: str, data: st.DataObject) -> None:
+def test_mutated_bodies_never_fail_the_server(check: Check, path: str, data: st.DataObject) -> None:
     check(path, *data.draw(st.lists(mutated(path), min_size=1, max_size=6)))
 
 
 @pytest.mark.parametrize("path", PATHS)
 @QUICK
 @given(value=ANY_JSON, cut=st.integers(0, 40), junk=st.binary(max_size=30))
-def test_garbage_never_fails_the_server(path: str, value: object, cut: int, junk: bytes) -> None:
+def test_garbage_never_fails_the_server(check: Check, path: str, value: object, cut: int, junk: bytes) -> None:
     whole = encoded(value)
     truncated = encoded(VALID[path])[:cut]
     check(path, whole, truncated, junk, whole + junk)
@@ -169,7 +179,7 @@ HARD_BODIES = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_hard_bodies_are_refused(path: str) -> None:
+def test_hard_bodies_are_refused(check: Check, path: str) -> None:
     assert sys.getrecursionlimit() < NESTED
     statuses = dict(zip(HARD_BODIES, check(path, *HARD_BODIES.values()), strict=True))
     template = "nested template variables"  # harmless where the template does not look at them
@@ -177,7 +187,7 @@ def test_hard_bodies_are_refused(path: str) -> None:
     assert set(statuses.values()) == {400}, statuses
 
 
-def test_the_last_of_equal_keys_counts() -> None:
+def test_the_last_of_equal_keys_counts(check: Check) -> None:
     assert check("/v1/completions", b'{"prompt":"a","n":0,"n":1}', b'{"prompt":"a","n":1,"n":0}') == [200, 400]
 
 

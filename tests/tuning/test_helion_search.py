@@ -78,8 +78,7 @@ def test_a_candidate_is_refused_for_what_the_contract_refuses():
         assert twin.settings.autotune_baseline_accuracy_check_fn is helion_gemm.check
 
 
-@pytest.mark.parametrize("num_tokens", [1, 32])
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize(("variant", "num_tokens"), [*zip(VARIANTS, (1, 32, 32, 1), strict=True)], ids=str)
 def test_a_twin_is_built_for_hopper_from_where_the_search_begins(
     variant: Variant, num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,32 +1,27 @@
-"""Recipes do what Helion's host functions do, for a size of M that they were not made from."""
+"""Recipes do what Helion's host functions do, for a size of M that they were not made from.
+
+Those of every op are compared in ``test_programs.py``, where their code is generated anyway.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
-import helion.runtime
 import pytest
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
-from parhelion.ops.registry import op, op_names
-from parhelion.packs.format import Recipe
-from parhelion.tuning.cross_compile import BuildError, Specialization
+from parhelion.ops.registry import op
+from parhelion.tuning.cross_compile import BuildError
 from parhelion.tuning.host_recipe import RecipeError, host_recipe, recipe_of
-from parhelion.tuning.record import GeneratedCode, Launch, record
+from parhelion.tuning.record import Launch
 from tests.tuning.triton_programs import scale, scale_launch
-
-PROCESSORS = 132
-RECORDED, THIRD = (35, 48), 43
-"""Sizes of M of one bucket, of which none divides another, and one size is odd."""
+from tests.tuning.watched_code import PROCESSORS, RECORDED, WatchedCode, check, launches_of, watched_code
 
 GEMM_CONFIGS = {
     "standard": GemmConfig(16, 32, 32),
@@ -40,119 +35,11 @@ GEMM_CONFIGS = {
 }
 
 
-@dataclass(frozen=True)
-class Made:
-    """One call of a host function.
-
-    Attributes:
-        inputs: what the tile program was called with.
-        grid, arguments: what the host function launched.
-    """
-
-    inputs: tuple[Any, ...]
-    grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
-
-
-class WatchedCode(GeneratedCode):
-    """Generated modules whose host functions are overheard."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[Made] = []
-
-    def module(self, source: str) -> Any:
-        functions = vars(super().module(source))
-        return SimpleNamespace(
-            **{name: self._watched(value) for name, value in functions.items() if callable(value) and name[0] != "_"}
-        )
-
-    def _watched(self, host: Any) -> Any:
-        def watched(*inputs: Any, _launcher: Any) -> None:
-            def launcher(function: Any, grid: Any, *arguments: Any, **options: Any) -> None:
-                self.made.append(Made(inputs, grid, arguments))
-                _launcher(function, grid, *arguments, **options)
-
-            host(*inputs, _launcher=launcher)
-
-        return watched
-
-
 @pytest.fixture(scope="module")
 def code() -> Iterator[WatchedCode]:
-    """Generated code of all tests here. A persistent program asks for the number of processors, which no CPU has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(helion.runtime, "get_num_sm", lambda device: PROCESSORS)
-        yield WatchedCode()
-
-
-def evaluated(expression: str, names: dict[str, Any]) -> Any:
-    functions = {"min": min, "max": max, "cdiv": lambda a, b: -(-a // b)}
-    return eval(expression, {"__builtins__": {}}, functions | names | {"num_processors": PROCESSORS})
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(b, torch.Tensor):
-        return a is b
-    return type(a) is type(b) and a == b
-
-
-def launches_of(code: WatchedCode, contract: Contract, num_tokens: int, config: Any) -> list[tuple[Launch, Made]]:
-    code.made.clear()
-    launches = record(contract, num_tokens, "sm_90", code, config)
-    return list(zip(launches, code.made, strict=True))
-
-
-def check(code: WatchedCode, contract: Contract, config: Any = None) -> list[Recipe]:
-    """Recipes made from two sizes of M, compared with what is launched for a third."""
-    recorded = [launches_of(code, contract, num_tokens, config) for num_tokens in RECORDED]
-    recipes = []
-    for launch, made, *others in (
-        (launch, made, *(run[position][0] for run in recorded))
-        for position, (launch, made) in enumerate(launches_of(code, contract, THIRD, config))
-    ):
-        recipe, how = recipe_of(others)
-        names = dict(zip(recipe.parameters, made.inputs, strict=True))
-        assert tuple(evaluated(each, names) for each in recipe.grid) == made.grid
-        by_name = zip(launch.function.params, made.arguments, strict=True)
-        passed = [value for parameter, value in by_name if how.signature[parameter.name] != "constexpr"]
-        assert len(recipe.arguments) == len(passed)
-        for argument, value in zip(recipe.arguments, passed, strict=True):
-            assert same(evaluated(argument.value, names), value), argument
-        check_guards(recipe, how, launch, names)
-        recipes.append(recipe)
-    assert recipes
-    return recipes
-
-
-def check_guards(recipe: Recipe, how: Specialization, launch: Launch, names: dict[str, Any]) -> None:
-    """What is compiled in holds for the third size, and whatever is compiled in is guarded or cannot change."""
-    values = dict(zip((parameter.name for parameter in launch.function.params), launch.arguments, strict=True))
-    for name, constant in how.constants.items():
-        assert values[name] == constant
-    assert all(evaluated(expression, names) == value for expression, value in recipe.equal)
-    for expression in recipe.aligned:
-        value = evaluated(expression, names)
-        assert (value.data_ptr() if isinstance(value, torch.Tensor) else value) % 16 == 0
-    host = host_recipe(launch.source, launch.kernel)
-    for position, expression in enumerate(host.arguments):
-        if not ("." in expression or expression == "num_processors"):
-            continue
-        name = launch.function.params[position].name
-        assert (expression in dict(recipe.equal)) == (name in how.constants)
-        assert (expression in recipe.aligned) == ((position,) in how.attributes)
-
-
-LARGE = ("fused_rope_attention", "paged_attention", "top_k_top_p_sampling")
-
-
-@pytest.mark.parametrize("name", op_names())
-def test_a_recipe_launches_what_the_host_function_does_at_another_size_of_m(name: str, code: WatchedCode):
-    examples = op(name).examples
-    # Large programs take long to build: one of them.
-    chosen = examples[:1] if name in LARGE else (examples[0], examples[len(examples) // 2])
-    for contract in chosen:
-        check(code, contract)
+    """Generated code of all tests here."""
+    with watched_code() as watched:
+        yield watched
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_mm_blockwise"])

@@ -13,12 +13,13 @@ import torch
 import triton
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.helion_provider import tile_program
 from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.launching import BUCKETS, bucket_of, build_sizes, launch_module
 from parhelion.ops.packed_kinds import kind_of
-from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.registry import op, op_names
 from parhelion.ops.step_inputs import StepInputs
@@ -29,10 +30,11 @@ from parhelion.tuning.programs import Program, distinct, plain, programs_of
 from parhelion.tuning.record import GeneratedCode
 from parhelion.tuning.target import target
 from parhelion.tuning.timed_config import Timed, timed_request
-from tests.tuning.test_host_recipe import evaluated
+from tests.tuning.watched_code import WatchedCode, check, evaluated, watched_code
 
 SM_90 = target("sm_90")
-ATTENTION = PagedAttention(9, 3, 64, 16, 0.125)
+FUSED_ATTENTION = FusedRopeAttention(9, 3, 64, 16, 2048, 0.125)
+ATTENTION = FUSED_ATTENTION.attention
 """Nothing about it is a power of two, so that sizes that follow M are seldom multiples of 16."""
 
 
@@ -46,8 +48,10 @@ def _as_in_a_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def code() -> GeneratedCode:
-    return GeneratedCode()
+def code() -> Iterator[WatchedCode]:
+    """Generated code of all tests here: what one has built serves the others, as far as they ask for the same."""
+    with watched_code() as watched:
+        yield watched
 
 
 class Finder:
@@ -91,12 +95,21 @@ def launched(programs: list[Program], contract: Contract, bucket: int, inputs: t
     return find.launched
 
 
+def example(name: str) -> Contract:
+    """One of an op's contracts. The two attentions launch the same programs, as far as they can."""
+    of_attention: dict[str, Contract] = {each.name: each for each in (ATTENTION, FUSED_ATTENTION)}
+    return of_attention.get(name) or op(name).examples[0]
+
+
 @pytest.mark.parametrize("name", op_names())
 def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: GeneratedCode):
-    contract = op(name).examples[0]
-    # Of attention and of sampling a bucket has several large programs; attention's of a single token are tested below.
-    is_large = "attention" in name or "sampling" in name
-    buckets = ((32, (17, 32)),) if is_large else ((1, (1,)), (32, (17, 24, 32)))
+    contract = example(name)
+    # Of attention and of sampling a bucket has several large programs; those of a single token are tested below.
+    buckets = [(1, (1,)), (32, (17, 24, 32))]
+    if "attention" in name:
+        buckets = [(64, (33, 64))]
+    elif "sampling" in name:
+        buckets = [(32, (17, 32))]
     for bucket, sizes in buckets:
         programs = built(contract, bucket, code)
         for num_tokens in sizes:
@@ -109,6 +122,15 @@ def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: Generate
             assert binary.num_bytes == len(program.data)
             assert binary.file.endswith(".cubin")
             assert binary.registers > 0
+
+
+@pytest.mark.parametrize("name", op_names())
+def test_a_recipe_launches_what_the_host_function_does_at_another_size_of_m(name: str, code: WatchedCode):
+    examples = op(name).examples
+    # Large programs take long to generate: one of them.
+    is_large = "attention" in name or "sampling" in name
+    for contract in examples[:1] if is_large else (examples[0], examples[len(examples) // 2]):
+        check(code, contract)
 
 
 @pytest.mark.parametrize("max_model_len", [16, 100, 40960])
@@ -124,9 +146,9 @@ def test_a_steps_integers_may_lie_anywhere_and_its_tables_have_any_width(max_mod
                 assert len(launched(programs, contract, bucket, (*fields, *tables))) == 1
 
 
-@pytest.mark.parametrize(("name", "bucket"), [("paged_attention", 1), ("fused_rope_attention", 32)])
+@pytest.mark.parametrize(("name", "bucket"), [("paged_attention", 1), ("fused_rope_attention", 64)])
 def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, bucket: int, code: GeneratedCode):
-    contract, to = op(name).examples[0], target("sm_90")
+    contract, to = example(name), target("sm_90")
     config = launch_module(name).default_config(contract, bucket, gemm_target("sm_90"))
     to_serve = programs_of(contract, bucket, config, to, code)
     to_time = programs_of(contract, bucket, Timed(config), to, code)
@@ -140,8 +162,8 @@ def test_what_is_built_to_be_timed_is_what_a_measured_step_launches(name: str, b
 @pytest.mark.parametrize("programs", [1, 1024])
 @pytest.mark.parametrize("name", ["paged_attention", "fused_rope_attention"])
 def test_what_is_built_to_be_timed_serves_every_step_of_single_tokens(name: str, programs: int, code: GeneratedCode):
-    contract, module = op(name).examples[0], launch_module(name)
-    config = replace(module.default_config(contract, 16, gemm_target("sm_90")), programs=programs)
+    contract, module = example(name), launch_module(name)
+    config = replace(module.default_config(contract, 64, gemm_target("sm_90")), programs=programs)
     requests = set()
     for num_tokens in (1, 2, 5, 16, 31, 64, 256):
         request = timed_request(contract, bucket_of(num_tokens), config)
@@ -214,9 +236,8 @@ def test_attention_has_binaries_for_every_step_of_the_engines(bucket: int, num_t
 
 
 def test_a_buckets_programs_are_another_buckets_where_the_config_is_the_same(code: GeneratedCode):
-    contract = op("paged_attention").examples[0]
-    config = untuned_config(contract, 1, SM_90)
-    few, many = ({each.binary.file for each in programs_of(contract, b, config, SM_90, code)} for b in (1, 16))
+    config = untuned_config(ATTENTION, 1, SM_90)
+    few, many = ({each.binary.file for each in programs_of(ATTENTION, b, config, SM_90, code)} for b in (1, 64))
     assert few < many
 
 
@@ -245,8 +266,8 @@ def test_programmatic_programs_are_launched_so(code: GeneratedCode):
     assert [each.binary.programmatic for each in programs_of(contract, 32, usual, SM_90, code)] == [False]
     config = replace(usual, programmatic=True)
     assert [each.binary.programmatic for each in programs_of(contract, 32, config, SM_90, code)] == [True]
-    config = replace(untuned_config(ATTENTION, 1, SM_90), programmatic=True)
-    assert all(each.binary.programmatic for each in programs_of(ATTENTION, 1, config, SM_90, code))
+    for program in ("paged_attention_decode", "paged_attention_combine", "paged_attention_varlen"):
+        assert "programmatic" in tile_program(f"paged_attention.{program}").signature.parameters
 
 
 def test_what_cannot_be_built_is_named(code: GeneratedCode):

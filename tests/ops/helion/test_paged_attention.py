@@ -98,10 +98,13 @@ def test_tiles_of_keys_add_up_to_all_keys(
         assert error.problem is None, error
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
-@pytest.mark.parametrize("tokens", [16, 64])
+LONG, PADDED = ([150, 1, 20], [150, 70, 300]), ([9, 0, 128, 3], [200, 0, 128, 0])
+
+
 @pytest.mark.parametrize(
-    ("query_lens", "seq_lens"), [([150, 1, 20], [150, 70, 300]), ([9, 0, 128, 3], [200, 0, 128, 0])], ids=str
+    ("lens", "tokens", "late"),
+    [(LONG, 16, False), (LONG, 64, True), (PADDED, 16, True), (PADDED, 64, False)],
+    ids=["long-16-at once", "long-64-late", "padded-16-late", "padded-64-at once"],
 )
 @pytest.mark.parametrize(
     "contract",
@@ -113,10 +116,10 @@ def test_tiles_of_keys_add_up_to_all_keys(
     ids=str,
 )
 def test_prompts_of_many_tiles_agree_with_the_reference(
-    contract: PagedAttention, query_lens: list[int], seq_lens: list[int], tokens: int, late: bool
+    contract: PagedAttention, lens: tuple[list[int], list[int]], tokens: int, late: bool
 ):
     """Full tiles, the diagonal and, with a window, where it begins; heads and blocks of any size."""
-    inputs = poisoned_rows(contract, query_lens, seq_lens)
+    inputs = poisoned_rows(contract, *lens)
     config = replace(untuned(contract, gemm_target("sm_90")), varlen_tokens=tokens, varlen_late=late)
     for error in check(contract, OP.provider("helion").configured(contract, config), inputs):
         assert error.problem is None, error

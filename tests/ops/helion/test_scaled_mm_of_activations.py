@@ -12,7 +12,7 @@ import torch
 
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.check import check
-from parhelion.ops.contract import Launcher, Tensors
+from parhelion.ops.contract import Launcher, Tensors, as_tuple
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.helion_provider import interpret, tile_program
 from parhelion.ops.quantize import per_token_quantized
@@ -80,17 +80,22 @@ def test_the_reference_is_quantization_and_then_the_product(quant_dtype: torch.d
 @pytest.mark.parametrize("kind", AWKWARD_ROWS)
 def test_an_awkward_row_stays_alone(kind: str, variant: str):
     x, _, *weights = FP8.sample_inputs(19, CPU, generator())
-    launch = launcher(FP8, VARIANTS[variant])
-    plain = launch(x, column_amax(x), *weights)
     x = with_awkward_row(x, kind, 17)
     inputs = (x, column_amax(x), *weights)
-    y = launch(*inputs)
+    y = as_tuple(launcher(FP8, VARIANTS[variant])(*inputs))[0]
     others = [row for row in range(19) if row != 17]
-    assert torch.equal(y[others], plain[others])
+    assert torch.equal(y[others], plain(variant)[others])
     if kind in ("nan", "inf"):
         assert not y[17].isfinite().any()
     else:
-        assert_agrees(FP8, launch, inputs)
+        assert_agrees(FP8, lambda *same: y, inputs)
+
+
+@functools.cache
+def plain(variant: str) -> torch.Tensor:
+    """What comes out where no row is awkward."""
+    x, _, *weights = FP8.sample_inputs(19, CPU, generator())
+    return as_tuple(launcher(FP8, VARIANTS[variant])(x, column_amax(x), *weights))[0]
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5])
