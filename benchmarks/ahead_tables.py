@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from full_effort_table import FullEffort, full_effort_lines
+from full_effort_table import Comparison, full_effort_lines
 
 
 class TuneRow(msgspec.Struct):
@@ -38,7 +38,7 @@ class TuneResult(msgspec.Struct):
     quantization: str
     tune_s: float
     rows: list[TuneRow]
-    full_effort: list[FullEffort]
+    full_effort: list[Comparison]
 
 
 TOKENS = ((1, 32), (64, 256), (512, 8192))

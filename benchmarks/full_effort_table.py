@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
-import msgspec
 
+@dataclass(frozen=True)
+class Comparison:
+    """One matrix product, as the tuner and as Helion's own search found it, timed in one run.
 
-class FullEffort(msgspec.Struct):
-    """One search of one matrix product, as ``h100_tune.py`` writes it."""
+    Attributes:
+        provider, found_us: what serves, and its time. tile_us: of the tuner's best tile program, which may be the same.
+        full_us: of what the search found; None if it failed.
+        tune_s: seconds that the tuner took for this row. full_s: that the search took, in so many searches.
+        config: of the tile program. full_config: what the search found.
+        problem: why a figure is missing, or a search was.
+    """
 
+    op: str
     m: int
     k: int
     n: int
@@ -19,14 +29,19 @@ class FullEffort(msgspec.Struct):
     found_us: float | None
     tile_us: float | None
     full_us: float | None
+    tune_s: float
     full_s: float
+    searches: int
+    config: dict[str, Any] | None
+    full_config: str
+    problem: str | None = None
 
     @property
     def product(self) -> tuple[int, int, int]:
         return self.m, self.k, self.n
 
 
-def full_effort_lines(searches: Sequence[FullEffort]) -> list[str]:
+def full_effort_lines(searches: Sequence[Comparison]) -> list[str]:
     """Each product with the best of its searches, which was timed beside what serves, and the seconds of all."""
     lines, ratios = [], []
     for (m, k, n), several in groupby(sorted(searches, key=lambda each: each.product), lambda each: each.product):

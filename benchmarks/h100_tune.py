@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from full_effort_table import Comparison
 from h100_ops import as_json
 
 from parhelion.bench.machine import command_line
@@ -81,34 +82,6 @@ class TunedRow:
     untuned_us: float
     floor_us: float
     rivals: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One matrix product, as the tuner and as Helion's own search found it, timed in one run.
-
-    Attributes:
-        provider, found_us: what serves, and its time. tile_us: of the tuner's best tile program, which may be the same.
-        full_us: of what the search found; None if it failed.
-        tune_s: seconds that the tuner took for this row. full_s: that the search took, in so many searches.
-        config: of the tile program. full_config: what the search found.
-        problem: why a figure is missing, or a search was.
-    """
-
-    op: str
-    m: int
-    k: int
-    n: int
-    provider: str
-    found_us: float | None
-    tile_us: float | None
-    full_us: float | None
-    tune_s: float
-    full_s: float
-    searches: int
-    config: dict[str, Any] | None
-    full_config: str
-    problem: str | None = None
 
 
 def rows_of(pack: Pack, model: str, tp: Sequence[int]) -> list[Row]:

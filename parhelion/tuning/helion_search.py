@@ -211,7 +211,8 @@ def best_variant(
         raise HelionSearchError(f"for M = {num_tokens} there is no {' or '.join(kernels)} to search")
     share = seconds / len(waiting)
     searches = 0
-    while waiting or (found and time.monotonic() - start < seconds):
+    again = True
+    while waiting or (found and again and time.monotonic() - start < seconds):
         if waiting:
             attempt = Attempt(waiting.pop(0), searches, share)
         else:
@@ -230,6 +231,8 @@ def best_variant(
         # One algorithm may fail in any way; the others are searched all the same.
         except Exception as error:
             problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
+            # One that was found before would fail again and again.
+            again = bool(waiting)
         print(f"{attempt}: {time.monotonic() - start:.0f} s, {len(found)} found, {problems[-1:]}", flush=True)
     if not found:
         raise HelionSearchError("; ".join(problems))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parhelion.bench.compare.engines import ours, peer
-from parhelion.bench.compare.peer_weights import ITS_OWN, LIKE_OURS, PeerWeights
+from parhelion.bench.compare.peer_weights import ITS_OWN, LIKE_OURS, NOT_TAKEN, PeerWeights
 from parhelion.bench.compare.run import Plan, compare
 from parhelion.bench.compare.runners.vllm_weights import FILLED
 from parhelion.bench.compare.settings import OfflineSettings
@@ -68,12 +68,12 @@ def test_its_loader_draws_as_parhelion_does(tmp_path: Path) -> None:
     (package / "dummy_loader.py").write_text(LOADER)
     weights = PeerWeights(tmp_path / "weights")
     vllm = weights.given_to(peer("vllm", path=str(site)))
-    assert weights.note() == ITS_OWN
+    assert not weights.were_taken
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=child_environment(vllm.environment), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert weights.note() == LIKE_OURS
+    assert weights.were_taken
 
 
 def test_only_vllm_is_given_weights_and_what_it_finds_otherwise_stays(
@@ -87,18 +87,22 @@ def test_only_vllm_is_given_weights_and_what_it_finds_otherwise_stays(
     assert weights.given_to(peer("vllm", path="/a:/b")).environment["PYTHONPATH"].endswith("weights:/a:/b")
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_result_says_which_weights_they_were(tmp_path: Path, asked: bool) -> None:
+@pytest.mark.parametrize(
+    ("asked", "takes", "notes"),
+    [(True, True, [LIKE_OURS]), (True, False, [LIKE_OURS, NOT_TAKEN]), (False, False, [ITS_OWN])],
+)
+def test_a_result_says_which_weights_they_were(tmp_path: Path, asked: bool, takes: bool, notes: list[str]) -> None:
     # In the place of Python, and of vLLM: it notes what it was given, and ends.
     stub = tmp_path / "python"
-    says = f'echo "$PYTHONPATH" > {tmp_path}/path; echo Linear: weight >> "${{{FILLED}:-/dev/null}}"'
+    says = f'echo "$PYTHONPATH" > {tmp_path}/path; ' + (f'echo Linear >> "${FILLED}"' if takes else "")
     stub.write_text(f"#!/bin/sh\n{says}\n")
     stub.chmod(0o755)
     settings = OfflineSettings(batches=(1,), rounds=1, device="cpu", timeout_s=20, peer_weights=asked)
     plan = Plan((peer("vllm", str(stub), str(tmp_path)),), ("tiny",), "offline", settings)
     result = compare(plan, None, lambda text: None, us=fake("parhelion"))
     assert "vllm ended with status 0" in str(result.engines[-1].error)
-    assert result.notes[-1] == (LIKE_OURS if asked else ITS_OWN)
+    assert result.notes[-len(notes) :] == notes
+    assert not {LIKE_OURS, ITS_OWN, NOT_TAKEN}.intersection(result.notes[: -len(notes)])
     paths = (tmp_path / "path").read_text().strip().split(":")
     assert len(paths) == 1 + asked
     assert paths[-1] == str(tmp_path)

@@ -182,6 +182,21 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
     assert (found.gemm.num_stages, found.seconds, found.searches) == (1, 60.0, 3)
 
 
+def test_a_search_that_fails_when_it_is_made_again_is_the_last(monkeypatch: pytest.MonkeyPatch):
+    attempts: list[Attempt] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        attempts.append(attempt)
+        if len(attempts) > 1:
+            raise RuntimeError("out of memory")
+        return helion_gemm.expected, RIGHT
+
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True),))
+    found = best_variant(GEMM, 64, CPU, search, 600.0)
+    assert len(attempts) == found.searches == 2
+    assert found.problems == ("whole, swap_ab=True: RuntimeError: out of memory",)
+
+
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:
     """A program that is started in the place of the search."""
     script = folder / "search.py"

@@ -118,10 +118,11 @@ def test_it_writes_what_it_has_before_it_fails(script: Any, tmp_path: Path, monk
 
 
 def test_the_best_of_several_searches_counts_and_their_time_is_added_up(script: Any):
-    from full_effort_table import FullEffort, full_effort_lines
+    from full_effort_table import Comparison, full_effort_lines
 
-    def search(m: int, found_us: float, full_us: float | None, full_s: float) -> FullEffort:
-        return FullEffort(m, 4096, 6144, "helion", found_us, found_us, full_us, full_s)
+    def search(m: int, found_us: float, full_us: float | None, full_s: float) -> Comparison:
+        times = (found_us, found_us, full_us, 1.0, full_s)
+        return Comparison("scaled_mm", m, 4096, 6144, "helion", *times, 1, None, "")
 
     lines = full_effort_lines([search(16, 10.0, 8.0, 300), search(2, 6.0, 9.0, 120), search(2, 6.3, 7.0, 200)])
     assert lines[2:] == [

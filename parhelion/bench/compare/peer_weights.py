@@ -12,11 +12,12 @@ from parhelion.bench.compare.runners.vllm_weights import FILLED
 
 PLUGIN = Path(__file__).parent / "runners" / "vllm_weights.py"
 
-LIKE_OURS = "vLLM's dummy weights were drawn as Parhelion's are: linear weights are codes of all sizes, norms are ones."
+LIKE_OURS = "vLLM's dummy weights are drawn as Parhelion's are: linear weights are codes of all sizes, norms are ones."
 ITS_OWN = (
-    "vLLM's dummy weights were its own, of which 98% of the FP8 ones are zeros: products may draw less power with "
+    "vLLM's dummy weights are its own, of which 98% of the FP8 ones are zeros: products may draw less power with "
     "them, and take less time where power is the limit, than with any model's."
 )
+NOT_TAKEN = "vLLM did not call the plugin that draws them so: it loaded no dummy weights, or its own."
 
 _DISTRIBUTION = "parhelion_vllm_weights-1.0.dist-info"
 _METADATA = "Metadata-Version: 2.1\nName: parhelion-vllm-weights\nVersion: 1.0\n"
@@ -46,6 +47,7 @@ class PeerWeights:
         paths = os.pathsep.join([str(self._folder), *filter(None, before.split(os.pathsep))])
         return replace(engine, environment={**engine.environment, "PYTHONPATH": paths, FILLED: str(self._filled)})
 
-    def note(self) -> str:
-        """What weights vLLM computed with, as far as it got to load any."""
-        return LIKE_OURS if self._filled.exists() else ITS_OWN
+    @property
+    def were_taken(self) -> bool:
+        """Whether a vLLM has drawn weights so by now."""
+        return self._filled.exists()

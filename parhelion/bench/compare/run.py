@@ -13,7 +13,7 @@ from parhelion.bench.compare.device import MemoryMeter, probe
 from parhelion.bench.compare.engines import OURS, Engine, ours
 from parhelion.bench.compare.offline import Bench, compare_offline
 from parhelion.bench.compare.online import compare_online
-from parhelion.bench.compare.peer_weights import PeerWeights
+from parhelion.bench.compare.peer_weights import ITS_OWN, LIKE_OURS, NOT_TAKEN, PeerWeights
 from parhelion.bench.compare.results import Comparison, Recorder
 from parhelion.bench.compare.settings import OfflineSettings, OnlineSettings
 from parhelion.bench.machine import describe_circumstances
@@ -73,10 +73,13 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
     """
     with tempfile.TemporaryDirectory(prefix="parhelion-compare-") as folder:
         models = [compared_model(model, Path(folder)) for model in plan.models]
-        peers, weights = plan.peers, None
+        peers, notes, weights = plan.peers, list(NOTES), None
         if any(peer.kind == "vllm" for peer in peers) and any(model.load_format == "dummy" for model in models):
-            weights = PeerWeights(Path(folder) / "weights")
-            peers = tuple(map(weights.given_to, peers)) if plan.offline.peer_weights else peers
+            # Said at the start: a comparison that is cut off leaves what it has.
+            notes.append(LIKE_OURS if plan.offline.peer_weights else ITS_OWN)
+            if plan.offline.peer_weights:
+                weights = PeerWeights(Path(folder) / "weights")
+                peers = tuple(map(weights.given_to, peers))
         engines = (us or ours(), *peers)
         say("measuring the device")
         device = probe(plan.offline.device, dict(ours().environment))
@@ -92,7 +95,7 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
             online_settings=plan.online,
             alive="one engine at a time" if plan.offline.sequential else "all engines, idle while another is measured",
             memory_source=meter.source,
-            notes=list(NOTES),
+            notes=notes,
         )
         recorder = Recorder(comparison, output)
         logs = _logs_folder(output)
@@ -105,8 +108,8 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
                 if model.load_format == "dummy" and model.folder.is_relative_to(folder):
                     write_tokenizer(model.folder, model.shape.vocab_size)
                 compare_online([engine for engine in engines if engine.kind != "other"], bench, plan.online)
-        if weights is not None:
-            comparison.notes.append(weights.note())
+        if weights is not None and not weights.were_taken:
+            comparison.notes.append(NOT_TAKEN)
         recorder.write()
     return comparison
 
