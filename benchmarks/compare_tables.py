@@ -18,17 +18,21 @@ def compare_table(content: bytes) -> str:
     result = msgspec.json.decode(content, type=Comparison)
     [peer] = sorted({name for row in result.rows for name in row.tpot_ms} - {OURS})
     lines = [
-        f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | TPOT ratio | prefill (ms) | {peer} | ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | ratio "
+        f"| prefill, floor (ms) | Parhelion | {peer} | ratio | tokens/s, all | {peer} |",
+        "|---|---:|" + "---:|" * 10,
     ]
     measured = [row for row in result.rows if {OURS, peer} <= row.tpot_ms.keys()]
     for row in measured:
         floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
         times = " | ".join(_time(row, name) for name in (OURS, peer))
+        prefill_floor = "" if row.prefill_floor_ms is None else f"{row.prefill_floor_ms:.1f}"
         prefill = " | ".join(f"{row.prefill_ms[name]:.1f}" for name in (OURS, peer))
+        total = " | ".join(f"{row.total_tokens_per_s[name]:,.0f}" for name in (OURS, peer))
         decode_ratio, prefill_ratio = _ratio(row.tpot_ratio, peer), _ratio(row.prefill_ratio, peer)
         lines.append(
-            f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** | {prefill} | {prefill_ratio} |"
+            f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** "
+            f"| {prefill_floor} | {prefill} | {prefill_ratio} | {total} |"
         )
     ratios = [row.tpot_ratio[peer].median for row in measured if peer in row.tpot_ratio]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
