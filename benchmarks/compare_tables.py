@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import msgspec
 
@@ -19,8 +20,8 @@ def compare_table(content: bytes) -> str:
     [peer] = sorted({name for row in result.rows for name in row.tpot_ms} - {OURS})
     lines = [
         f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | ratio "
-        f"| prefill, floor (ms) | Parhelion | {peer} | ratio | tokens/s, all | {peer} |",
-        "|---|---:|" + "---:|" * 10,
+        f"| prefill, floor (ms) | Parhelion | {peer} | ratio | tokens/s, all | {peer} | a block's calls |",
+        "|---|---:|" + "---:|" * 10 + "---|",
     ]
     measured = [row for row in result.rows if {OURS, peer} <= row.tpot_ms.keys()]
     for row in measured:
@@ -32,7 +33,7 @@ def compare_table(content: bytes) -> str:
         decode_ratio, prefill_ratio = _ratio(row.tpot_ratio, peer), _ratio(row.prefill_ratio, peer)
         lines.append(
             f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** "
-            f"| {prefill_floor} | {prefill} | {prefill_ratio} | {total} |"
+            f"| {prefill_floor} | {prefill} | {prefill_ratio} | {total} | {_block(result, row)} |"
         )
     ratios = [row.tpot_ratio[peer].median for row in measured if peer in row.tpot_ratio]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
@@ -49,7 +50,9 @@ def compare_table(content: bytes) -> str:
     note = (
         f"Dummy FP8 weights (W8A8 by token), {settings.input_length} tokens in, {settings.output_length} out, "
         f"greedy, no prefix caching, both engines alive, round by round: medians of {settings.rounds} rounds with "
-        f"their range; ratios are formed within a round, above 1 Parhelion is the faster. {result.device}; "
+        f"their range; ratios are formed within a round, above 1 Parhelion is the faster. A block's calls are those of "
+        f"Parhelion's decoding, by provider: of 8, norms, activation and attention quantize what they make; of 5, "
+        f"activations are not quantized. {result.device}; "
         f"{versions}; {result.measured_at[:10]}; `{result.command}`."
     )
     return "\n".join([*lines, "", note])
@@ -58,6 +61,14 @@ def compare_table(content: bytes) -> str:
 def _time(row: Row, name: str) -> str:
     low, high = row.tpot_ms_range[name]
     return f"{row.tpot_ms[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _block(result: Comparison, row: Row) -> str:
+    """What served a block of Parhelion's when it decoded: how many calls, by whom."""
+    [ours] = [each for each in result.engines if (each.model, each.engine) == (row.model, OURS)]
+    calls = [call.partition("=") for call in ours.facts.block_at(row.batch)]
+    counts = Counter(provider for _, _, provider in calls)
+    return ", ".join(f"{count} {provider}" for provider, count in counts.most_common())
 
 
 def _ratio(ratios: dict[str, Spread], peer: str) -> str:

@@ -25,6 +25,7 @@ from parhelion.bench.compare.checkpoint import (
 )
 from parhelion.bench.compare.device import Probe
 from parhelion.bench.compare.plot import plot
+from parhelion.bench.compare.protocol import EngineFacts
 from parhelion.bench.compare.results import EngineRow, LoadFigures, OnlineRow, Sample, make_row, spread
 from parhelion.bench.compare.settings import OfflineSettings, OnlineSettings
 from parhelion.bench.compare.table import to_tables
@@ -143,6 +144,12 @@ def test_tables_show_floors_ratios_and_loads(bench) -> None:
     text = console.export_text()
     for shown in ("2.00x (2.00 to 2.50)", "50%", "given up", "4.5 requests/s", "3.00 / 3.00", "a planted device"):
         assert shown in text
+
+
+def test_a_size_between_is_served_as_the_next_larger_one() -> None:
+    facts = EngineFacts(block_kernels={1: ["a=helion"], 4: ["a=helion", "b=torch"]})
+    assert [len(facts.block_at(batch)) for batch in (1, 2, 4, 5)] == [1, 2, 2, 2]
+    assert EngineFacts().block_at(1) == []
 
 
 def test_the_plot_is_one_svg_file_that_needs_nothing_else(bench) -> None:
