@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Write one HTML page, which needs no network, of what packs and benchmarks measured beside the device's limits.
 
-    Example: [cyan]parhelion report --pack h100-sxm --results benchmarks/results --output report.html[/]
+    Example: [cyan]parhelion report --pack h100 --results benchmarks/results --output report.html[/]
     """
     from parhelion.packs.location import find_packs, open_pack
     from parhelion.tuning.report.collect import make_report

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from rich.console import Console
@@ -23,7 +26,8 @@ from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.packs.store import read_pack
 from parhelion.platform import device as devices
 from parhelion.platform.measure import summarize
-from parhelion.tuning import compile_pool, gpu_worker, plan
+from parhelion.tuning import compile_pool, gpu_worker, helion_search, plan
+from parhelion.tuning.helion_search import FullEffort
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.plan import PlannedRow
 from parhelion.tuning.row_state import RowState
@@ -123,6 +127,41 @@ def test_a_quantized_head_is_tuned_beside_what_is_there(timer: FakeTimer, tmp_pa
     assert "qwen3-0.6b (fp8_per_token, lm_head fp8)" in dry.output
 
 
+def test_helions_search_runs_in_its_process_on_the_device_and_what_it_found_is_timed(
+    timer: FakeTimer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A tile that no candidate and no neighbour of one has.
+    odd = GemmConfig(8, 16, 256, swap_ab=True, num_warps=1, num_stages=4, group_m=16)
+    found = msgspec.json.encode(FullEffort(summarize([1.0]), "whole, swapped: ...", 300.0, gemm=odd)).decode()
+    asked = tmp_path / "asked"
+    script = tmp_path / "search.py"
+    script.write_text(
+        "import os, sys\n"
+        "seen = [*sys.argv[1:-1], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HELION_AUTOTUNE_EFFORT']]\n"
+        f"print(*seen, sep='|', file=open({str(asked)!r}, 'a'))\n"
+        f"open(sys.argv[-1], 'w').write({found!r})\n"
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    search = functools.partial(helion_search.full_effort_search, command=(sys.executable, str(script)))
+    monkeypatch.setattr(helion_search, "full_effort_search", search)
+    result = invoke(*ARGUMENTS, "--effort", "quick", "--helion-search", "5m", "--budget", "1h")
+    assert result.exit_code == 0, result.output
+    assert "Helion's search was asked for 4 products, 300 s each" in result.output
+    calls = [line.split("|") for line in asked.read_text().splitlines()]
+    # The largest M of those that share programs, and the one GPU that the process sees.
+    assert {tuple(call[1:6]) for call in calls} == {("16", "--device", "cuda", "--seconds", "300.0")}
+    assert {tuple(call[-2:]) for call in calls} == {("0", "full")}
+    products = {
+        row.contract
+        for row in read_pack(tmp_path / "packs" / "nvidia-h100-80gb-hbm3").pack.rows
+        if row.op == "scaled_mm"
+    }
+    assert {call[0] for call in calls} == products
+    assert {(contract, size) for contract, size, config in timer.configs() if config == odd} >= {
+        (contract, 16) for contract in products
+    }
+
+
 def test_interrupted_it_writes_what_it_knows_and_says_how_to_go_on(timer: FakeTimer, tmp_path: Path):
     timer.interrupt_after = 9
     output = tmp_path / "cut.zip"
@@ -145,9 +184,15 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
     result = invoke("tune", "qwen3-8b", "--quantization", "fp8_per_token", "--dry-run", "--target", "gfx942")
     assert result.exit_code == 0, result.output
     assert "rows to tune for qwen3-8b (fp8_per_token) on gfx942, effort normal" in result.output
-    assert "weight_only_mm(in_features=4096" in result.output
+    assert "scaled_mm(in_features=4096" in result.output
+    without = invoke("tune", "qwen3-8b", "--quantization", "fp8_per_token", "--dry-run", "--target", "sm_80")
+    assert "weight_only_mm(in_features=4096" in without.output
     assert "an estimate: " in result.output
     assert "inductor" in result.output
+    assert "Helion" not in result.output
+    asked = invoke(*ARGUMENTS, "--dry-run", "--helion-search", "5m", "--budget", "1h")
+    assert "Helion's own search takes 300 s for each product that it is asked for" in asked.output
+    assert "at most 6 in this budget" in asked.output
     found = json.loads(invoke(*ARGUMENTS, "--dry-run", "--json").stdout)
     assert found["num_rows"] == 10
     assert {each["op"] for each in found["ops"]} == {"scaled_mm", "argmax"}
@@ -164,6 +209,8 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
         (["qwen3-8b", "--dry-run", "--target", "sm_1"], "there is no target 'sm_1'"),
         (["qwen3-8b", "--dry-run", "--ops", "conv"], "there is no op 'conv'"),
         (["qwen3-8b", "--dry-run", "--m", "x"], "--m is 'x'"),
+        (["qwen3-8b", "--helion-search", "5m"], "which leaves no time for one: pass --budget 16m or more"),
+        (["qwen3-8b", "--helion-search", "5m", "--budget", "20m", "--tp", "1,2"], "pass --budget 32m or more"),
         (["qwen3-8b", "--device", "cpu"], "tuning measures on a GPU, and --device is cpu: pass --dry-run"),
         (["qwen3-8b"], "tuning measures on a GPU, and torch sees no cuda here: pass --dry-run"),
     ],
