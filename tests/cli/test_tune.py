@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from parhelion.cli import tune_view
 from parhelion.cli.main import build_app
 from parhelion.cli.tune import seconds, slug
-from parhelion.cli.tune_view import progress_line, progress_table
+from parhelion.cli.tune_view import LiveTable, progress_line, progress_table
 from parhelion.errors import ConfigError
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
@@ -27,6 +28,7 @@ from parhelion.packs.store import read_pack
 from parhelion.platform import device as devices
 from parhelion.platform.measure import summarize
 from parhelion.tuning import compile_pool, gpu_worker, helion_search, plan
+from parhelion.tuning import tune as tune_command
 from parhelion.tuning.helion_search import FullEffort
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.plan import PlannedRow
@@ -254,3 +256,44 @@ def test_progress_shows_rows_beside_their_floors():
     text = console.export_text()
     assert "75%" in text
     assert "rms_norm(hidden_size=4096" in text
+
+
+def test_the_time_left_goes_on_while_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(tune_view.time, "monotonic", lambda: now)
+    table = LiveTable()
+    console = Console(width=160, file=io.StringIO())
+
+    def drawn() -> str:
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+    assert drawn().strip() == ""
+    row = RowState(PlannedRow(RmsNorm(4096), 16, 1), 1.5, None)
+    table.show(TuneProgress("Helion's search", 4, 4, row, (row,), 300.0))
+    assert "; 300 s left" in drawn()
+    now += 240.0
+    assert "; 60 s left" in drawn()
+    now += 100.0
+    assert "; 0 s left" in drawn()
+
+
+def test_starting_takes_its_part_of_the_budget(timer: FakeTimer, monkeypatch: pytest.MonkeyPatch):
+    budgets: list[float] = []
+    now = 1000.0
+
+    def tune_each(plans: Any, *arguments: Any, **others: Any) -> Any:
+        budgets.append(arguments[4].budget_s)
+        raise ConfigError("that was enough")
+
+    def started(device: torch.device) -> FakeTimer:
+        nonlocal now
+        now += 25.0
+        return timer
+
+    monkeypatch.setattr(gpu_worker, "GpuTimer", started)
+    monkeypatch.setattr(tune_command, "tune_each", tune_each)
+    monkeypatch.setattr(tune_view.time, "monotonic", lambda: now)
+    assert "that was enough" in invoke(*ARGUMENTS).output
+    assert budgets == [575.0]
