@@ -268,10 +268,12 @@ def _built_to_serve(
 
 
 def _launch_us(timer: Timer, own: Mapping[RowState, tuple[Program, ...]]) -> float:
-    """What Python takes for one launch of the shortest row that a tile program serves; 0 if it cannot be told."""
-    if not own:
+    """What Python takes for one launch of the shortest row that a single program serves; 0 if it cannot be told."""
+    # Calls of several launches cost as much more.
+    single = [row for row, programs in own.items() if len(programs) == 1]
+    if not single:
         return 0.0
-    row = min(own, key=lambda each: each.floor_us)
+    row = min(single, key=lambda each: each.floor_us)
     assert row.serving is not None
     found = timer.launch_us(row.contract, row.bucket, Trial(HELION, row.serving.config, own[row]))
     return 0.0 if found is None else round(found, 2)
