@@ -1,14 +1,17 @@
-"""The table of a comparison with another engine, as ``benchmarks/tables.py`` writes it into the documents."""
+"""The tables of a comparison with another engine, as ``benchmarks/tables.py`` writes it into the documents."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import msgspec
 
 from parhelion.bench.compare.engines import OURS
-from parhelion.bench.compare.results import Comparison, EngineRow, LoadFigures, OnlineRow, Row, Spread
-from parhelion.bench.compare.settings import OnlineSettings
+from parhelion.bench.compare.results import Comparison, EngineRow, LoadFigures, Row, Spread
+
+_LEAST_SHARE = 0.1
+"""Of Parhelion's requests, below which a ratio to the peer's says nothing but that there were few."""
 
 
 def compare_table(content: bytes) -> str:
@@ -16,17 +19,21 @@ def compare_table(content: bytes) -> str:
     result = msgspec.json.decode(content, type=Comparison)
     [peer] = sorted({name for row in result.rows for name in row.tpot_ms} - {OURS})
     lines = [
-        f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | TPOT ratio | prefill (ms) | {peer} | ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| model | batch | TPOT, floor (ms) | Parhelion | {peer} | ratio "
+        f"| prefill, floor (ms) | Parhelion | {peer} | ratio | tokens/s, all | {peer} | a block's calls |",
+        "|---|---:|" + "---:|" * 10 + "---|",
     ]
     measured = [row for row in result.rows if {OURS, peer} <= row.tpot_ms.keys()]
     for row in measured:
         floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
         times = " | ".join(_time(row, name) for name in (OURS, peer))
+        prefill_floor = "" if row.prefill_floor_ms is None else f"{row.prefill_floor_ms:.1f}"
         prefill = " | ".join(f"{row.prefill_ms[name]:.1f}" for name in (OURS, peer))
+        total = " | ".join(f"{row.total_tokens_per_s[name]:,.0f}" for name in (OURS, peer))
         decode_ratio, prefill_ratio = _ratio(row.tpot_ratio, peer), _ratio(row.prefill_ratio, peer)
         lines.append(
-            f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** | {prefill} | {prefill_ratio} |"
+            f"| {row.model} | {row.batch} | {floor} | {times} | **{decode_ratio}** "
+            f"| {prefill_floor} | {prefill} | {prefill_ratio} | {total} | {_block(result, row)} |"
         )
     ratios = [row.tpot_ratio[peer].median for row in measured if peer in row.tpot_ratio]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
@@ -35,9 +42,6 @@ def compare_table(content: bytes) -> str:
         found = {row.engine: row for row in result.engines if row.model == model}
         if {OURS, peer} <= found.keys():
             lines[-1] += f" {_start_and_memory(model, found[OURS], found[peer], peer)}"
-    loads = [row for row in result.online if {OURS, peer} <= row.engines.keys()]
-    if loads:
-        lines += ["", *(_under_load(row, peer, result.online_settings) for row in loads)]
     failed = [f"{row.model}, which {row.engine} failed to load or run" for row in result.engines if row.error]
     if failed:
         lines += ["", f"Not measured: {'; '.join(failed)} (why stands in the result)."]
@@ -46,7 +50,9 @@ def compare_table(content: bytes) -> str:
     note = (
         f"Dummy FP8 weights (W8A8 by token), {settings.input_length} tokens in, {settings.output_length} out, "
         f"greedy, no prefix caching, both engines alive, round by round: medians of {settings.rounds} rounds with "
-        f"their range; ratios are formed within a round, above 1 Parhelion is the faster. {result.device}; "
+        f"their range; ratios are formed within a round, above 1 Parhelion is the faster. A block's calls are those of "
+        f"Parhelion's decoding, by provider: of 8, norms, activation and attention quantize what they make; of 5, "
+        f"activations are not quantized. {result.device}; "
         f"{versions}; {result.measured_at[:10]}; `{result.command}`."
     )
     return "\n".join([*lines, "", note])
@@ -57,29 +63,52 @@ def _time(row: Row, name: str) -> str:
     return f"{row.tpot_ms[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
+def _block(result: Comparison, row: Row) -> str:
+    """What served a block of Parhelion's when it decoded: how many calls, by whom."""
+    [ours] = [each for each in result.engines if (each.model, each.engine) == (row.model, OURS)]
+    calls = [call.partition("=") for call in ours.facts.block_at(row.batch)]
+    counts = Counter(provider for _, _, provider in calls)
+    return ", ".join(f"{count} {provider}" for provider, count in counts.most_common())
+
+
 def _ratio(ratios: dict[str, Spread], peer: str) -> str:
     return f"{ratios[peer].median:.2f}x" if peer in ratios else "refused"
 
 
-def _under_load(row: OnlineRow, peer: str, settings: OnlineSettings) -> str:
-    """What the servers reached, and how soon their first tokens came."""
-    ours, theirs = row.engines[OURS], row.engines[peer]
-    load = f"{row.concurrency} requests in flight" if row.rate is None else f"{row.rate:.1f} requests a second"
-    good, their_good = ours.goodput_per_s.median, theirs.goodput_per_s.median
-    first, their_first = ours.ttft_ms_p50.median, theirs.ttft_ms_p50.median
-    return (
-        f"Servers, {row.model}, {load}: {good:.0f} requests a second with their first token within "
-        f"{settings.ttft_limit_ms:.0f} ms and {settings.tpot_limit_ms:.0f} ms a token, {peer} {their_good:.0f} "
-        f"(**{good / their_good:.2f}x**); first token after {first:.0f} ms, {peer} {their_first:.0f} (medians)."
-        f"{_stricter(ours, theirs, peer)}"
+def servers_table(content: bytes) -> str:
+    """The servers under each load: how soon tokens came, and how many requests kept each limit."""
+    result = msgspec.json.decode(content, type=Comparison)
+    settings = result.online_settings
+    [peer] = sorted({name for row in result.online for name in row.engines} - {OURS})
+    loads = [row for row in result.online if {OURS, peer} <= row.engines.keys()]
+    limits = [f"{limit:g}" for limit in (settings.tpot_limit_ms, *settings.stricter_tpot_limits_ms)]
+    lines = [
+        f"| load | first token (ms) | {peer} | TPOT (ms) | {peer} | "
+        + " | ".join(f"within {limit} ms" for limit in limits)
+        + " |",
+        "|---|---:|---:|---:|---:|" + "---:|" * len(limits),
+    ]
+    for row in loads:
+        ours, theirs = row.engines[OURS], row.engines[peer]
+        load = f"{row.concurrency} in flight" if row.rate is None else f"{row.rate:g} a second"
+        times = (ours.ttft_ms_p50, theirs.ttft_ms_p50, ours.tpot_ms_p50, theirs.tpot_ms_p50)
+        kept = [_kept(ours, theirs, limit) for limit in limits]
+        figures = " | ".join(f"{each.median:.3g}" for each in times)
+        lines.append(f"| {row.model}, {load} | {figures} | {' | '.join(kept)} |")
+    note = (
+        f"Medians of {result.settings.rounds} rounds of {settings.num_requests} requests, over HTTP on the loopback. "
+        f"Within a limit: requests a second whose tokens took no longer and whose first came within "
+        f"{settings.ttft_limit_ms:g} ms, Parhelion's and {peer}'s, with their ratio. {result.device}; "
+        f"{result.measured_at[:10]}; the command is in `benchmarks/results/h200_vs_vllm.json`."
     )
+    return "\n".join([*lines, "", note])
 
 
-def _stricter(ours: LoadFigures, theirs: LoadFigures, peer: str) -> str:
-    """How many requests kept stricter limits."""
-    shared = [limit for limit in ours.stricter if limit in theirs.stricter]
-    each = [f"{limit} ms: {ours.stricter[limit].median:.0f}, {theirs.stricter[limit].median:.0f}" for limit in shared]
-    return f" Requests a second with stricter limits a token, {peer}'s second: {'; '.join(each)}." if each else ""
+def _kept(ours: LoadFigures, theirs: LoadFigures, limit: str) -> str:
+    """How many requests a second kept a limit of TPOT in milliseconds."""
+    mine, its = (each.stricter.get(limit, each.goodput_per_s).median for each in (ours, theirs))
+    ratio = f" ({mine / its:.2f}x)" if its >= _LEAST_SHARE * mine else ""
+    return f"{mine:.1f}, {its:.1f}{ratio}"
 
 
 def _start_and_memory(model: str, ours: EngineRow, theirs: EngineRow, peer: str) -> str:

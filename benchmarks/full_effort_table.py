@@ -62,4 +62,9 @@ def full_effort_lines(searches: Sequence[Comparison]) -> list[str]:
         "| M, K x N | served by | served, us | tile program, us | Helion's search, us | it took | served / searched |"
     )
     last = f"| geometric mean, highest | | | | | | {mean:.2f}, {max(ratios):.2f} |"
-    return [heading, "|---|---|---:|---:|---:|---:|---:|", *lines, last]
+    said = [
+        f"M = {each.m}, {each.k} x {each.n}: part of the search came to nothing ({each.problem})."
+        for each in searches
+        if each.problem is not None and each.full_us is not None
+    ]
+    return [heading, "|---|---|---:|---:|---:|---:|---:|", *lines, last, *(["", *said] if said else [])]

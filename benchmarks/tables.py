@@ -19,7 +19,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ahead_tables import cold_start_table, corners_table, tune_table
-from compare_tables import compare_table
+from compare_tables import compare_table, servers_table
 from fault_tables import fault_table
 from gpu_speculation_table import gpu_speculation_table
 from lm_head_table import lm_head_table
@@ -323,6 +323,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h100_engine": engine_table,
     "h100_speed": speed_table,
     "h200_vs_vllm": compare_table,
+    "h200_servers": servers_table,
     "h200_speed": lambda content: speed_table(content, "h200_engine"),
     "h200_tune": tune_table,
     "h200_tune_32b": tune_table,
@@ -345,6 +346,7 @@ SOURCES: Mapping[str, Path] = {
     "ops_and_targets": ROOT / "tests" / "tuning" / "expected_matrix.json",
     "h100_speed": RESULTS / "h100_engine.json",
     "h200_speed": RESULTS / "h200_engine.json",
+    "h200_servers": RESULTS / "h200_vs_vllm.json",
     "three_corners": RESULTS / "h100_tune.json",
     "h100x2_sums": RESULTS / "h100x2_tp.json",
     "h200x2_sums": RESULTS / "h200x2_tp.json",

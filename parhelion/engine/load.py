@@ -224,6 +224,7 @@ def _load_engine(
         quantization=model.scheme.name,
         lm_head_quantization=model.head_scheme.name,
         kernels=sorted(f"{name}={provider}" for name, them in resolver.chosen.items() for provider in them),
+        block_kernels=model.block_kernels,
         kernel_notes=resolver.all_notes(),
         pack=resolver.pack_name,
         launches_per_layer=model.launches_per_layer,

@@ -177,6 +177,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
         lm_head_quantization: the scheme of the output head.
         linear_provider: who multiplies in the linear layers.
         kernels: ``op=provider`` for every op in use.
+        block_kernels: ``op=provider`` for each call of one block, in order, by size of M (the step's tokens); sizes in
+            between are served as the next larger one, all larger ones as the largest.
         kernel_notes: providers and packs that were passed over, and why.
         pack: where the choice of kernels and their binaries come from; empty if from no pack.
         launches_per_layer: ops that one block of the model launches.
@@ -207,6 +209,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     quantization: str
     lm_head_quantization: str
     kernels: list[str]
+    block_kernels: dict[int, list[str]]
     kernel_notes: list[str]
     pack: str
     launches_per_layer: int

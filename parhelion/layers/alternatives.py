@@ -37,6 +37,10 @@ class Alternatives:
         """Run on values; see ``Program``."""
         self._chosen[bucket_index(values[self._rows].shape[0])](values)
 
+    def contracts_at(self, num_tokens: int) -> tuple[Contract, ...]:
+        """What is called for M = ``num_tokens``, in order."""
+        return self._chosen[bucket_index(num_tokens)].contracts
+
 
 class LayerPrograms:
     """Makes programs of a model's layers, each covered by the plan that is quickest at each size of M; by the first

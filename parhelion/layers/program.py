@@ -190,6 +190,10 @@ class Program:
             for position in dead:
                 values[position] = None
 
+    def contracts_at(self, num_tokens: int) -> tuple[Contract, ...]:
+        """What is called for M = ``num_tokens``, in order: the same for all."""
+        return self.contracts
+
     @property
     def num_launches(self) -> int:
         """Calls of the sequence; a fused kernel makes one of them."""

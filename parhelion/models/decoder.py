@@ -27,6 +27,7 @@ from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead, row
 from parhelion.models.config import ModelConfig
 from parhelion.models.rope import inverse_frequencies
 from parhelion.models.weights import Weights
+from parhelion.ops.launching import BUCKETS
 from parhelion.ops.paged_attention.cpu_batch import CpuAttentionBatch, DecodeGroup
 from parhelion.ops.registry import COLLECTIVES
 from parhelion.ops.resolve import Resolver
@@ -210,6 +211,7 @@ class DecoderModel:
         head_scheme: of the output head.
         launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
+        block_kernels: ``op=provider`` for each call of the last block, in order, at each size of M in ``BUCKETS``.
         tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept; of
             several ranks each has its rows.
     """
@@ -251,6 +253,7 @@ class DecoderModel:
         self.launches_per_layer = len(contracts)
         last_product = next(contract for contract in reversed(contracts) if contract.name not in COLLECTIVES)
         self.linear_provider = ", ".join(resolver.served_by(last_product))
+        self.block_kernels = {size: _kernels_at(self._layers[-1], size, resolver) for size in BUCKETS}
 
     def _take_tables(self, loader: WeightLoader, tied: bool, options: BuildOptions) -> None:
         """The embedding, if this is the first stage, and the output head, if it is the last."""
@@ -372,6 +375,11 @@ def rotary_table(inverse_frequencies: torch.Tensor, max_position: int) -> torch.
     """[max_position, head_dim] float32: the cosines of every position's angles, then the sines."""
     angles = torch.outer(torch.arange(max_position).float(), inverse_frequencies)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def _kernels_at(layer: Program | Alternatives, num_tokens: int, resolver: Resolver) -> list[str]:
+    contracts = layer.contracts_at(num_tokens)
+    return [f"{contract.name}={resolver.served_at(contract, num_tokens)}" for contract in contracts]
 
 
 def _layer_shape(config: ModelConfig, options: BuildOptions, index: int) -> LayerShape:

@@ -128,8 +128,7 @@ class PackKernels:
         if table is None:
             return None
         served = [self._served(contract, row, otherwise) for row in table.rows]
-        names = tuple(dict.fromkeys(name for name, _ in served))
-        return TunedLaunch(table, [launch for _, launch in served], names)
+        return TunedLaunch(table, [launch for _, launch in served], [name for name, _ in served])
 
     def _holder(self, contract: Contract) -> PackKernels | None:
         """The first of this pack and those behind it that has rows for a contract."""
@@ -248,13 +247,18 @@ class TunedLaunch:
         providers: their names, each once.
     """
 
-    def __init__(self, table: BucketTable, launchers: list[Launcher], providers: tuple[str, ...]) -> None:
-        self.providers = providers
+    def __init__(self, table: BucketTable, launchers: list[Launcher], names: list[str]) -> None:
+        self.providers = tuple(dict.fromkeys(names))
         self._index = table.index
         self._launchers = launchers
+        self._names = names
 
     def __call__(self, *inputs: Any) -> Any:
         return self._launchers[self._index(inputs[0].shape[0])](*inputs)
+
+    def provider_at(self, num_tokens: int) -> str:
+        """Whose launcher serves M = ``num_tokens``."""
+        return self._names[self._index(num_tokens)]
 
     def bind(self, *weights: Any) -> Launcher:
         """The same with the contract's parameters given."""

@@ -83,6 +83,11 @@ class Resolver:
         tuned = self._from_pack(contract)
         return tuned.providers if tuned is not None else (self.provider(contract).name,)
 
+    def served_at(self, contract: Contract, num_tokens: int) -> str:
+        """The name of the provider that computes a contract at M = ``num_tokens``."""
+        tuned = self._from_pack(contract)
+        return tuned.provider_at(num_tokens) if tuned is not None else self.provider(contract).name
+
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
         """Microseconds of one launch, as the pack says who serves there; None if nobody measured it."""
         served = None if self._pack is None or contract.name in self._overrides else self._pack

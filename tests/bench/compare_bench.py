@@ -17,7 +17,7 @@ FAKE = Path(__file__).with_name("fake_runner.py")
 SMALL = Shape(64, 128, 2, 4, 2, 16, 1024, False)
 """A model that takes a CPU no time."""
 
-CPU = Probe("cpu", "a planted device", 1e9, "")
+CPU = Probe("cpu", "a planted device", 1e9, "", {1: 1e12, 2: 1e12})
 
 
 def fake(name: str, behaviour: str = "ok", prefill_s: float = 0.5, tpot_s: float = 0.01, order: Path | None = None):

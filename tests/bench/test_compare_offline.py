@@ -43,6 +43,8 @@ def test_figures_are_those_of_the_planted_times(tmp_path: Path) -> None:
     assert row.total_tokens_per_s["vllm"] == pytest.approx(4 * 13 / 0.96)
     assert row.floor_ms is not None
     assert row.of_floor["vllm"] == pytest.approx(row.floor_ms / 40.0)
+    assert row.prefill_floor_ms is not None
+    assert 0 < row.prefill_floor_ms < 500.0
     assert not row.refused
     assert {len(rounds) for rounds in row.samples.values()} == {2}
 

@@ -17,11 +17,15 @@ from parhelion.bench.compare.checkpoint import (
     TINY,
     compared_model,
     kv_bytes_per_token,
+    linear_elements,
+    prefill_flops,
     step_bytes,
     write_config,
     write_tokenizer,
 )
+from parhelion.bench.compare.device import Probe
 from parhelion.bench.compare.plot import plot
+from parhelion.bench.compare.protocol import EngineFacts
 from parhelion.bench.compare.results import EngineRow, LoadFigures, OnlineRow, Sample, make_row, spread
 from parhelion.bench.compare.settings import OfflineSettings, OnlineSettings
 from parhelion.bench.compare.table import to_tables
@@ -54,11 +58,32 @@ def test_the_floor_of_unquantized_weights_reads_them_twice_as_wide(tmp_path: Pat
     assert (model.name, model.load_format) == ("plain", "dummy")
 
 
+def test_prompts_need_their_products_or_the_weights_bytes(tmp_path: Path) -> None:
+    model = compared_model("tiny", tmp_path)
+    heads = TINY.num_attention_heads * TINY.head_dim
+    kv = 2 * TINY.num_key_value_heads * TINY.head_dim
+    weights = TINY.num_hidden_layers * TINY.hidden_size * (2 * heads + kv + 3 * TINY.intermediate_size)
+    assert linear_elements(TINY) == weights
+    # Each of 4 tokens looks at itself and those before it: 10 scores a head and prompt, and as many weighted values.
+    attention = TINY.num_hidden_layers * heads * (2 * 10 + 2 * 10)
+    head = TINY.hidden_size * TINY.vocab_size
+    linear, other = prefill_flops(TINY, 3, 4)
+    assert (linear, other) == (2 * weights * 3 * 4, 3 * (attention + 2 * head))
+
+    slow = Probe("cuda", "slow products", 1e15, "", {1: 1e9, 2: 5e8})
+    assert model.prefill_floor_s(3, 4, slow) == pytest.approx(linear / 1e9 + other / 5e8)
+    slow = Probe("cuda", "slow memory", 1e3, "", {1: 1e15, 2: 1e15})
+    assert model.prefill_floor_s(3, 4, slow) == pytest.approx(step_bytes(TINY, 3, 4) / 1e3)
+    assert model.prefill_floor_s(3, 4, Probe("cuda", "no FP8", 1e9, "", {2: 1e9})) is None
+
+
 def test_a_mixture_of_experts_has_no_floor(tmp_path: Path) -> None:
     where = write_config(TINY, tmp_path / "moe", None)
     config = json.loads((where / "config.json").read_text()) | {"num_experts": 8}
     (where / "config.json").write_text(json.dumps(config))
     assert compared_model(str(where), tmp_path).floor_bytes(1, 1) is None
+    rates = {1: 1e9, 2: 1e9}
+    assert compared_model(str(where), tmp_path).prefill_floor_s(1, 1, Probe("cuda", "any", 1e9, "", rates)) is None
     assert make_row("moe", 2, SETTINGS, None, {"parhelion": samples([1.0])}).of_floor == {}
 
 
@@ -119,6 +144,12 @@ def test_tables_show_floors_ratios_and_loads(bench) -> None:
     text = console.export_text()
     for shown in ("2.00x (2.00 to 2.50)", "50%", "given up", "4.5 requests/s", "3.00 / 3.00", "a planted device"):
         assert shown in text
+
+
+def test_a_size_between_is_served_as_the_next_larger_one() -> None:
+    facts = EngineFacts(block_kernels={1: ["a=helion"], 4: ["a=helion", "b=torch"]})
+    assert [len(facts.block_at(batch)) for batch in (1, 2, 4, 5)] == [1, 2, 2, 2]
+    assert EngineFacts().block_at(1) == []
 
 
 def test_the_plot_is_one_svg_file_that_needs_nothing_else(bench) -> None:

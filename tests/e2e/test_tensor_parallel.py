@@ -22,6 +22,7 @@ from parhelion.engine.connection import ProcessConnection
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.ranks import RankProcesses
 from parhelion.errors import CheckpointError, ConfigError, EngineDeadError
+from parhelion.ops.launching import BUCKETS
 from parhelion.types import TokenLogprobs
 from tests.checkpoints.quantized import FORMATS
 from tests.e2e.conftest import open_llm
@@ -57,6 +58,12 @@ def test_every_setting_the_prefix_cache_and_a_vocabulary_that_needs_padding(
     params = [*PARAMS, SamplingParams(temperature=0, max_tokens=8, logprobs=3, prompt_logprobs=2)]
     one, two = (make_llm(folder, block_size=8, tp=tp) for tp in (1, 2))
     assert two.info.tp == 2
+    for llm in (one, two):
+        assert list(llm.info.block_kernels) == list(BUCKETS)
+        calls = llm.info.block_kernels[1]
+        assert len(calls) == llm.info.launches_per_layer
+        assert set(calls) <= set(llm.info.kernels)
+    assert sum(call.startswith("all_reduce") for call in two.info.block_kernels[1]) == 2
     alone = one.generate(prompts, params)
     for _ in range(2):
         together = two.generate(prompts, params)

@@ -87,6 +87,7 @@ def test_each_size_of_m_runs_its_own_way_and_all_compute_the_same():
         plain(expected)
         is_together = values[2] is not None and values[2].dtype == torch.float8_e4m3fn
         assert is_together == (num_tokens <= 16)
+        assert len(program.contracts_at(num_tokens)) == (1 if is_together else 2)
         codes = values[2] if is_together else values[3]
         torch.testing.assert_close(codes.float(), expected[3].float())
 

@@ -38,6 +38,7 @@ def test_each_size_of_m_is_served_by_whom_its_row_names(tmp_path: Path, library:
     launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
     assert launch is not None
     assert launch.providers == ("helion", "torch")
+    assert [launch.provider_at(m) for m in (1, 8, 9, 64, 65, 9000)] == ["helion"] * 2 + ["torch"] * 2 + ["helion"] * 2
     for num_tokens in (1, 8, 65, 512, 9000):
         launch(*inputs(num_tokens))
     assert [each.grid for each in library.launched] == [(m, 1, 1) for m in (1, 8, 65, 512, 9000)]

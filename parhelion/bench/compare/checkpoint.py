@@ -1,4 +1,4 @@
-"""What is compared: folders with a config.json and no weights, and the bytes that their decode steps must read."""
+"""What is compared: folders with a config.json and no weights, and what their steps must read and compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parhelion.bench.compare.device import Probe
 from parhelion.errors import ConfigError
+
+_OTHER_BYTES = 2
+"""Of an element of the head, of keys and of values: bfloat16."""
 
 FP8_PER_TOKEN_CONFIG: dict[str, Any] = {
     "quant_method": "compressed-tensors",
@@ -86,6 +90,16 @@ class ComparedModel:
         """What a decode step must read at least; None if it depends on the tokens."""
         return step_bytes(self.shape, batch, context, self.weight_bytes) if self.dense else None
 
+    def prefill_floor_s(self, batch: int, length: int, probe: Probe) -> float | None:
+        """Seconds that so many prompts need at least: their products at the device's measured rates, or the weights'
+        bytes, whichever is longer; None if that depends on the tokens, or the device has no such products.
+        """
+        if not self.dense or not {self.weight_bytes, _OTHER_BYTES} <= probe.rates.keys():
+            return None
+        linear, other = prefill_flops(self.shape, batch, length)
+        computing = linear / probe.rates[self.weight_bytes] + other / probe.rates[_OTHER_BYTES]
+        return max(computing, step_bytes(self.shape, batch, length, self.weight_bytes) / probe.bandwidth)
+
 
 def step_bytes(shape: Shape, batch: int, context: int, weight_bytes: int = 1) -> int:
     """What a decode step must read at least: linear weights, bfloat16 head, every sequence's bfloat16 keys and values.
@@ -94,11 +108,26 @@ def step_bytes(shape: Shape, batch: int, context: int, weight_bytes: int = 1) ->
         batch, context: sequences, and tokens of each.
         weight_bytes: of an element of the linear layers; 1 is FP8.
     """
+    head = 2 * shape.hidden_size * shape.vocab_size
+    return linear_elements(shape) * weight_bytes + batch * context * kv_bytes_per_token(shape) + head
+
+
+def prefill_flops(shape: Shape, batch: int, length: int) -> tuple[int, int]:
+    """FLOPs of prompts: of the linear layers, and of causal attention and the head for the last token of each.
+
+    Args:
+        batch, length: prompts, and tokens of each.
+    """
+    layers, heads = shape.num_hidden_layers, shape.num_attention_heads * shape.head_dim
+    attention = 2 * layers * heads * batch * length * (length + 1)
+    return 2 * linear_elements(shape) * batch * length, attention + 2 * shape.hidden_size * shape.vocab_size * batch
+
+
+def linear_elements(shape: Shape) -> int:
+    """Elements of the linear layers' weights, the head excepted."""
     qkv = (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim
     out = shape.num_attention_heads * shape.head_dim
-    layers = shape.num_hidden_layers * shape.hidden_size * (qkv + out + 3 * shape.intermediate_size)
-    head = 2 * shape.hidden_size * shape.vocab_size
-    return layers * weight_bytes + batch * context * kv_bytes_per_token(shape) + head
+    return shape.num_hidden_layers * shape.hidden_size * (qkv + out + 3 * shape.intermediate_size)
 
 
 def kv_bytes_per_token(shape: Shape, element_bytes: int = 2) -> int:

@@ -23,12 +23,15 @@ class Probe(msgspec.Struct, frozen=True):
         name: what it calls itself.
         bandwidth: bytes a second of a copy, read and written bytes added.
         uuid: of a GPU, as nvidia-smi takes it; empty if not known.
+        rates: FLOPs a second of large matrix products, by bytes of an operand's element; without what it has no
+            products of.
     """
 
     kind: str
     name: str
     bandwidth: float
     uuid: str
+    rates: dict[int, float] = {}
 
 
 def probe(device: str, environment: dict[str, str]) -> Probe:
@@ -85,10 +88,13 @@ def _measure(device: str) -> Probe:
 
     chosen = choose_device(device)
     ceilings = measure_ceilings(chosen)
+    by_width = {1: ceilings.float8, 2: ceilings.bfloat16, 4: ceilings.float32}
+    rates = {width: rate for width, rate in by_width.items() if rate is not None}
     if chosen.type != "cuda":
-        return Probe(chosen.type, ceilings.device, ceilings.bandwidth, "")
+        return Probe(chosen.type, ceilings.device, ceilings.bandwidth, "", rates)
     uuid = str(getattr(torch.cuda.get_device_properties(chosen), "uuid", ""))
-    return Probe("cuda", ceilings.device, ceilings.bandwidth, f"GPU-{uuid.removeprefix('GPU-')}" if uuid else "")
+    named = f"GPU-{uuid.removeprefix('GPU-')}" if uuid else ""
+    return Probe("cuda", ceilings.device, ceilings.bandwidth, named, rates)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def _measure_batch(alive: list[Contestant], batch: int, bench: Bench, samples: d
                 samples[contestant.engine.name].append(sample)
     floor_bytes = bench.model.floor_bytes(batch, bench.settings.mean_context)
     floor_s = None if floor_bytes is None else floor_bytes / bench.probe.bandwidth
-    bench.recorder.put_row(make_row(bench.model.name, batch, bench.settings, floor_s, samples))
+    prefill_floor_s = bench.model.prefill_floor_s(batch, bench.settings.input_length, bench.probe)
+    row = make_row(bench.model.name, batch, bench.settings, floor_s, samples, prefill_floor_s)
+    bench.recorder.put_row(row)
 
 
 def _turn(contestant: Contestant, batch: int, number: int, bench: Bench) -> Sample:

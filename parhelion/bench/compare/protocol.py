@@ -79,6 +79,8 @@ class EngineFacts(msgspec.Struct, frozen=True):
         kernels: ``op=provider`` for every op; empty where the engine has no such list.
         pack: where kernels came from; empty if from no pack.
         notes: what was passed over, and why.
+        block_kernels: ``op=provider`` for each call of a block, in order, by the size of a step that it serves, as the
+            engine lists them: sizes in between are served as the next larger one.
     """
 
     versions: dict[str, str] = {}
@@ -87,6 +89,12 @@ class EngineFacts(msgspec.Struct, frozen=True):
     kernels: list[str] = []
     pack: str = ""
     notes: list[str] = []
+    block_kernels: dict[int, list[str]] = {}
+
+    def block_at(self, num_tokens: int) -> list[str]:
+        """What serves a block of a step of so many tokens; empty if the engine does not say."""
+        sizes = sorted(self.block_kernels)
+        return self.block_kernels[next((size for size in sizes if size >= num_tokens), sizes[-1])] if sizes else []
 
 
 class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,6 +63,8 @@ class Row:
             Parhelion is the faster.
         refused: by peer, why no ratio is given.
         samples: every round, by engine.
+        prefill_floor_ms: the products of the prompts at the device's measured rates, or the weights' bytes, whichever
+            takes longer; None if not known.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Row:
     prefill_ratio: dict[str, Spread]
     refused: dict[str, str]
     samples: dict[str, list[Sample]]
+    prefill_floor_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def make_row(
     settings: OfflineSettings,
     floor_s: float | None,
     samples: Mapping[str, list[Sample]],
+    prefill_floor_s: float | None = None,
 ) -> Row:
     """The row of what has been measured so far; engines without a sample are left out.
 
@@ -278,6 +282,7 @@ def make_row(
         prefill_ratio={name: _ratio(prefill[OURS], prefill[name]) for name in compared},
         refused=refused,
         samples=dict(known),
+        prefill_floor_ms=None if prefill_floor_s is None else 1e3 * prefill_floor_s,
     )
 
 

@@ -12,6 +12,18 @@ from rich.text import Text
 from parhelion.bench.compare.results import Comparison, EngineRow, OnlineRow, Row, Spread
 from parhelion.bench.report import format_figure
 
+_FIGURES = (
+    "prefill ms",
+    "of its floor",
+    "TPOT ms",
+    "range",
+    "floor ms",
+    "of floor",
+    "out tok/s",
+    "total tok/s",
+    "ours / its",
+)
+
 
 def to_tables(comparison: Comparison) -> Group:
     """Decoding and prefill, starts and memory, servers: the tables that have rows, and what they have no room for."""
@@ -33,7 +45,7 @@ def offline_table(comparison: Comparison) -> Table:
     title = f"{settings.input_length} tokens in, {settings.output_length} out, greedy, {settings.rounds} rounds"
     caption = f"{comparison.device}, copies at {comparison.bandwidth / 1e12:.3g} TB/s; alive: {comparison.alive}"
     table = _table(title, caption, ("model", "batch", "engine"))
-    for heading in ("prefill ms", "TPOT ms", "range", "floor ms", "of floor", "out tok/s", "total tok/s", "ours / its"):
+    for heading in _FIGURES:
         table.add_column(heading, justify="right")
     for row in comparison.rows:
         for name in row.tpot_ms:
@@ -45,6 +57,7 @@ def _offline_figures(row: Row, name: str) -> list[str]:
     low, high = row.tpot_ms_range[name]
     return [
         format_figure(row.prefill_ms[name]),
+        "-" if row.prefill_floor_ms is None else f"{row.prefill_floor_ms / row.prefill_ms[name]:.0%}",
         format_figure(row.tpot_ms[name]),
         f"{format_figure(low)} to {format_figure(high)}",
         "-" if row.floor_ms is None else format_figure(row.floor_ms),

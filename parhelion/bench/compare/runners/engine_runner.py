@@ -54,7 +54,7 @@ class ParhelionEngine:
         """What serves each op, and from where."""
         info = self._llm.info
         facts = {"device": info.device, "kv_cache_bytes": info.kv_cache_bytes, "kernels": info.kernels}
-        return {**facts, "pack": info.pack, "notes": info.kernel_notes}
+        return {**facts, "pack": info.pack, "notes": info.kernel_notes, "block_kernels": info.block_kernels}
 
     def close(self) -> None:
         """End the engine."""
