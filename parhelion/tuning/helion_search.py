@@ -121,22 +121,24 @@ def full_effort_search(
         named, environment = _device_in_process(device)
         options = [contract.key(), str(num_tokens), "--device", named, "--seconds", str(seconds)]
         options += ["--kernels", *kernels, "--output", str(result)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*(command or own), *options],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment() | environment,
-                start_new_session=True,
-            )
-            status = _wait(process, seconds + grace_s)
-        if status != 0 or not result.exists():
-            lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-            ended = f"did not end in {seconds + grace_s:g} s" if status is None else f"ended with status {status}"
-            raise HelionSearchError(
-                f"Helion's search for {contract.key()} with M = {num_tokens} {ended}: {' | '.join(lines)}"
-            )
-        return msgspec.json.decode(result.read_bytes(), type=FullEffort)
+        where = f"Helion's search for {contract.key()} with M = {num_tokens}"
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [*(command or own), *options],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=_environment() | environment,
+                    start_new_session=True,
+                )
+                status = _wait(process, seconds + grace_s)
+            if status == 0 and result.exists():
+                return msgspec.json.decode(result.read_bytes(), type=FullEffort)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise HelionSearchError(f"{where} could not be made: {error}") from error
+        lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        ended = f"did not end in {seconds + grace_s:g} s" if status is None else f"ended with status {status}"
+        raise HelionSearchError(f"{where} {ended}: {' | '.join(lines)}")
 
 
 def variants(num_tokens: int, kernels: Sequence[str] = KERNELS) -> tuple[Variant, ...]:
@@ -216,16 +218,12 @@ def best_variant(
         raise HelionSearchError(f"for M = {num_tokens} there is no {' or '.join(kernels)} to search")
     share = seconds / len(waiting)
     searches = 0
-    again = True
-    while waiting or (found and again and time.monotonic() - start < seconds):
+    while True:
         left_s = seconds - (time.monotonic() - start)
-        if waiting:
-            # Searches end late rather than early; what one took too long is taken from all that are to come.
-            attempt = Attempt(waiting[0], searches, max(0.0, min(share, left_s / len(waiting))))
-            del waiting[0]
-        else:
-            fastest = min(found, key=lambda each: each[0].median)[2]
-            attempt = Attempt(fastest, searches, left_s)
+        attempt = _next_attempt(waiting, found, searches, left_s, share)
+        if attempt is None:
+            break
+        is_again, waiting = not waiting, waiting[1:]
         searches += 1
         variant = attempt.variant
         try:
@@ -240,16 +238,38 @@ def best_variant(
         except Exception as error:
             problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
             # One that was found before would fail again and again.
-            again = bool(waiting)
+            if is_again:
+                break
         print(f"{attempt}: {time.monotonic() - start:.0f} s, {len(found)} found, {problems[-1:]}", flush=True)
     if not found:
         raise HelionSearchError("; ".join(problems))
+    problems += [f"{each.kernel}, swap_ab={each.swap_ab}: no time was left" for each in waiting]
     times, config, variant = min(found, key=lambda each: each[0].median)
     words = f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}"
     took_s = time.monotonic() - start
     return FullEffort(
         times, words, took_s, searches, tuple(problems), gemm_config(variant, config, contract.in_features)
     )
+
+
+def _next_attempt(
+    waiting: Sequence[Variant],
+    found: Sequence[tuple[Summary, Choices, Variant]],
+    number: int,
+    left_s: float,
+    share_s: float,
+) -> Attempt | None:
+    """The first that waits, else the fastest of those found again; None at the end, which is not before one is found or
+    all have been searched.
+    """
+    if found and left_s <= 0:
+        return None
+    if waiting:
+        # Searches end late rather than early; what one took too long is taken from all that are to come.
+        return Attempt(waiting[0], number, max(0.0, min(share_s, left_s / len(waiting))))
+    if found:
+        return Attempt(min(found, key=lambda each: each[0].median)[2], number, left_s)
+    return None
 
 
 def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], Choices]:

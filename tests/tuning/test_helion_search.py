@@ -206,8 +206,28 @@ def test_what_one_search_took_too_long_is_taken_from_those_to_come(monkeypatch: 
     monkeypatch.setattr(helion_search, "variants", lambda *unused: tuple(VARIANTS[:3]))
     monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
     monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([1e-6]))
-    best_variant(GEMM, 64, CPU, search, 90.0)
-    assert budgets == [30.0, 20.0, 0.0]
+    found = best_variant(GEMM, 64, CPU, search, 90.0)
+    assert budgets == [30.0, 20.0]
+    assert found.problems == (f"{VARIANTS[2].kernel}, swap_ab={VARIANTS[2].swap_ab}: no time was left",)
+
+
+def test_the_fastest_is_searched_again_also_if_the_last_one_fails(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    searched: list[Variant] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        nonlocal now
+        now += 20.0
+        searched.append(attempt.variant)
+        if attempt.variant == VARIANTS[1]:
+            raise RuntimeError("no config compiles")
+        return torch_product, RIGHT
+
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: tuple(VARIANTS[:2]))
+    monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
+    monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([1e-6]))
+    best_variant(GEMM, 64, CPU, search, 70.0)
+    assert searched == [VARIANTS[0], VARIANTS[1], VARIANTS[0], VARIANTS[0]]
 
 
 def test_a_search_that_fails_when_it_is_made_again_is_the_last(monkeypatch: pytest.MonkeyPatch):
@@ -249,6 +269,23 @@ def test_what_the_process_found_comes_back(tmp_path: Path):
 def test_a_search_that_fails_says_how(tmp_path: Path):
     command = stand_in(tmp_path, "print('out of memory'); sys.exit(3)")
     with pytest.raises(HelionSearchError, match=r"M = 8 ended with status 3: out of memory"):
+        full_effort_search(GEMM, 8, 60.0, command=command)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("/no/such/program",), r"M = 8 could not be made: .*/no/such/program"),
+        (
+            (sys.executable, "-c", "import sys; open(sys.argv[-1], 'w').write('{')"),
+            "M = 8 could not be made: Input data",
+        ),
+        ((sys.executable, "-c", "pass"), "M = 8 ended with status 0"),
+    ],
+    ids=["does not start", "is cut short", "says nothing"],
+)
+def test_a_search_that_cannot_be_made_or_understood_is_a_reason(command: tuple[str, ...], said: str):
+    with pytest.raises(HelionSearchError, match=said):
         full_effort_search(GEMM, 8, 60.0, command=command)
 
 
