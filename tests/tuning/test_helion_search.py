@@ -245,6 +245,22 @@ def test_a_search_that_fails_when_it_is_made_again_is_the_last(monkeypatch: pyte
     assert found.problems == ("whole, swap_ab=True: RuntimeError: out of memory",)
 
 
+def test_the_process_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All of the process but Helion's own part, with a config as Helion gives it."""
+    import helion
+
+    config = helion.Config(block_sizes=[128, 64, 8], num_warps=1, num_stages=5, l2_groupings=[4], pid_type="flat")
+    monkeypatch.setattr(helion_search, "helion_search", lambda attempt, arguments: (torch_product, config))
+    output = tmp_path / "result.json"
+    options = [GEMM.key(), "8", "--device", "cpu", "--seconds", "0.1", "--kernels", "whole", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["helion_search", *options])
+    helion_search.main()
+    found = msgspec.json.decode(output.read_bytes(), type=FullEffort)
+    assert found.gemm == GemmConfig(8, 64, 128, True, 1, 1, 5, 4)
+    assert found.time_us.median > 0
+    assert found.config.startswith("whole, swapped: Config(")
+
+
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:
     """A program that is started in the place of the search."""
     script = folder / "search.py"
