@@ -41,8 +41,8 @@ def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """The search's own check, as the contract has it.
 
     Element by element all programs for a Hopper's warp groups would fail: their sums of FP8 products have fewer bits
-    than float32, an error that is a share of the row and not of the element. It grows with K, so that for a long one
-    (from about 20,000) such a program passes only if K is divided.
+    than float32, an error that is a share of the row and not of the element. It grows with K: at 25,600 it is above the
+    bound unless K is divided.
 
     Raises:
         AssertionError: a candidate computes something else.

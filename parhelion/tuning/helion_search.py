@@ -116,7 +116,8 @@ def full_effort_search(
     """
     _check(contract)
     own = (sys.executable, "-m", "parhelion.tuning.helion_search")
-    with tempfile.TemporaryDirectory(prefix="parhelion-search-") as folder:
+    # What was killed may still be writing.
+    with tempfile.TemporaryDirectory(prefix="parhelion-search-", ignore_cleanup_errors=True) as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         named, environment = _device_in_process(device)
         options = [contract.key(), str(num_tokens), "--device", named, "--seconds", str(seconds)]
@@ -128,7 +129,8 @@ def full_effort_search(
                     [*(command or own), *options],
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=_environment() | environment,
+                    # What thousands of programs leave behind, in caches as well, goes with the folder.
+                    env=_environment() | environment | {"TMPDIR": folder},
                     start_new_session=True,
                 )
                 status = _wait(process, seconds + grace_s)

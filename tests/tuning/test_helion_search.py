@@ -276,6 +276,7 @@ def test_what_the_process_found_comes_back(tmp_path: Path):
         "assert os.environ['HELION_AUTOTUNE_EFFORT'] == 'full'\n"
         "assert sys.argv[sys.argv.index('--seconds') + 1] == '60.0'\n"
         "assert 'HELION_INTERPRET' not in os.environ\n"
+        "assert os.environ['TMPDIR'] == os.path.dirname(sys.argv[-1])\n"
         f"open(sys.argv[-1], 'w').write({found!r})",
     )
     assert full_effort_search(GEMM, 8, 60.0, command=command) == FOUND
