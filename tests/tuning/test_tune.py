@@ -12,6 +12,7 @@ from parhelion.errors import ConfigError
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.ops.weight_only_mv import WeightOnlyMv
 from parhelion.packs.format import Pack, Row
 from parhelion.packs.store import read_pack
 from parhelion.packs.verify import verify
@@ -237,6 +238,20 @@ def test_seeds_of_another_device_variant_take_a_third_of_the_trials(tmp_path: Pa
     assert [row.best.config for row in found.rows] == [row.best.config for row in expected.rows]
     assert 2 * len(seeded.timer.configs()) < len(fresh.timer.configs())
     assert 2 * len(seeded.compiler.requests) < len(fresh.compiler.requests)
+
+
+def test_an_algorithm_that_no_seed_is_of_is_tried_as_well(tmp_path: Path):
+    rows = (PlannedRow(WeightOnlyMv(4096, 4096), 1, 30),)
+
+    def times(on_matrix_unit_us: float) -> Any:
+        return lambda contract, size, provider, config: (
+            on_matrix_unit_us if getattr(config, "on_matrix_unit", False) else 50.0
+        )
+
+    seed = World(tmp_path / "a", rows, times(90.0)).tune().pack
+    assert not only(seed).best.config["on_matrix_unit"]
+    tuned = World(tmp_path / "b", rows, times(40.0), fingerprint=sample.H200).tune(seed_packs=(seed,)).pack
+    assert only(tuned).best.config["on_matrix_unit"]
 
 
 def test_a_seed_that_stays_the_best_is_called_one(tmp_path: Path):

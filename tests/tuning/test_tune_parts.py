@@ -37,7 +37,7 @@ from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.passes import EFFORTS
 from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, PlannedRow, grouped, make_plan, refuses
 from parhelion.tuning.programs import Program
-from parhelion.tuning.prune import gemm_of, kept, predicted_us, ranked, spread, why_dropped
+from parhelion.tuning.prune import algorithm, gemm_of, kept, predicted_us, ranked, spread, why_dropped
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FIRST, FULL, SECOND, search
 from parhelion.tuning.seeds import SeedBank, Winner, distance, fitted, nearest
@@ -281,6 +281,11 @@ def test_neighbours_of_other_ops_are_its_candidates_that_differ_in_one_field():
     norm = RmsNorm(4096)
     usual, *others = ranked(norm, 16, SM_90)
     assert set(neighbours(usual, norm, 16, SM_90)) == {each for each in others if each.block_sizes == (1,)}
+
+
+def test_algorithms_take_turns():
+    found = ranked(WeightOnlyMv(4096, 6144), 1, SM_90)
+    assert [algorithm(config) for config in found[:6]] == [False, True] * 3
 
 
 def test_distance_counts_doublings_and_knows_no_way_to_another_dtype():
