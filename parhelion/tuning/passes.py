@@ -130,8 +130,12 @@ class Passes:
         self._work(self._open_groups(), self._search_configs, self._search_row)
 
     def ask(self, configs_of: Callable[[Group], list[Any]]) -> None:
-        """What somebody else has for the rows that can still gain, the most promising first."""
-        self._work(self._open_groups(), configs_of, self._search_row)
+        """What somebody else has for the rows that can still gain, the most promising first: the next is asked for when
+        what came of the one before it has been timed.
+        """
+        for group in self._open_groups():
+            if not all(self._is_done(row) for row in group):
+                self._work([group], configs_of, self._search_row)
 
     def refine(self) -> None:
         """The neighbours of the best configs, for as long as that gains."""

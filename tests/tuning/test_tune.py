@@ -327,3 +327,18 @@ def test_it_says_how_far_it_is(tmp_path: Path):
     assert seen[-1][1] == 2
     assert seen[0][2] == 100.0 > seen[-1][2]
     assert {row.contract for row in rows} == {GEMM, NORM.contract}
+
+
+def test_the_cost_of_a_launch_is_not_that_of_a_call_of_several(tmp_path: Path):
+    # The norm has the least to do; if it were two programs, it would say nothing of one launch.
+    for count, expected in ((1, LAUNCH_US), (2, LAUNCH_US)):
+        it = world(tmp_path / str(count), ROW, NORM)
+        it.compiler.count = lambda request, count=count: count if request[0].name == "rms_norm" else 1
+        pack = it.tune(effort="quick").pack
+        assert pack is not None
+        assert pack.ledger.launch_us == expected
+    it = world(tmp_path / "both", ROW)
+    it.compiler.count = lambda request: 2
+    pack = it.tune(effort="quick").pack
+    assert pack is not None
+    assert pack.ledger.launch_us == 0.0

@@ -189,6 +189,13 @@ def test_without_8_bit_floats_other_products_are_called(quantization: str, op: s
     assert not any("quant" in contract.name for contract in counts)
 
 
+def test_amds_gpus_quantize_activations_whatever_format_their_matrix_unit_takes():
+    """As the engine does there; see ``platform.device.has_float8``."""
+    model = tuned_model("qwen3-8b", "fp8_per_token")
+    on = {name: set(layer_contracts(model, gemm_target(name))) for name in ("gfx942", "gfx950", "sm_90")}
+    assert on["gfx942"] == on["gfx950"] == on["sm_90"]
+
+
 def test_buckets_that_launch_the_same_programs_are_one_group():
     plan = make_plan(
         tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses, ops=("scaled_mm", "fused_rope_attention")
