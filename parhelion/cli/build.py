@@ -20,7 +20,11 @@ EXIT_REGRESSED = 1
 
 def build(
     source: Annotated[
-        str | None, typer.Argument(metavar="MODEL|PACK", help="A listed model, or a pack's name or path.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL|PACK",
+            help="A listed model, a folder with a config.json, a .gguf file, or a pack's name or path.",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -30,7 +34,7 @@ def build(
     ] = None,
     quantization: Annotated[
         list[str] | None,
-        typer.Option(help="Of this quantization scheme; may be repeated. Default: unquantized; --check: all."),
+        typer.Option(help="Of this quantization scheme; may be repeated. Default: the checkpoint's; --check: all."),
     ] = None,
     lm_head_quantization: Annotated[
         Quantization | None,
@@ -69,7 +73,7 @@ def build(
 
     Example: [cyan]parhelion build qwen3-8b --quantization fp8_per_token --target sm_90,gfx942[/]
 
-    Example: [cyan]parhelion build h100-sxm --target gfx942 --output packs[/]
+    Example: [cyan]parhelion build h100 --target gfx942 --output packs[/]
 
     Example: [cyan]parhelion build --check --model qwen3-8b --target sm_90[/]
     """

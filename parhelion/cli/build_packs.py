@@ -124,9 +124,12 @@ def _written(built: BuiltPack, path: Path, target: Target, seconds: float) -> Wr
 
 
 def _is_model(source: str) -> bool:
+    """Whether it is a listed model, or a checkpoint of which the config can be read."""
     from parhelion.tuning.model_shapes import MODEL_SHAPES
 
-    return any(shape.name == source for shape in MODEL_SHAPES)
+    path = Path(source)
+    is_checkpoint = (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
+    return is_checkpoint or any(shape.name == source for shape in MODEL_SHAPES)
 
 
 def _open(source: str) -> Pack:
@@ -137,7 +140,9 @@ def _open(source: str) -> Pack:
         return open_pack(source).pack
     except PackError as error:
         models = ", ".join(shape.name for shape in MODEL_SHAPES)
-        raise PackError(f"{error}; models that can be built for are {models}") from None
+        raise PackError(
+            f"{error}; models that can be built for are {models}, a folder with a config.json or a .gguf file"
+        ) from None
 
 
 def _untuned(
@@ -150,24 +155,21 @@ def _untuned(
     """What a model needs on a target, as a pack without binaries."""
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.format import ModelEntry
-    from parhelion.quantization import UNQUANTIZED, choose_head_scheme
     from parhelion.tuning.build_pack import untuned_pack
-    from parhelion.tuning.model_calls import check_ranks
-    from parhelion.tuning.model_contracts import scheme, served_contracts
-    from parhelion.tuning.model_shapes import model_shape
+    from parhelion.tuning.model_calls import served_contracts, tuned_model
 
-    schemes = [scheme(name) for name in dict.fromkeys(quantizations)] or [UNQUANTIZED]
-    contracts, models, shape = {}, [], model_shape(model)
-    for each, tp in product(schemes, sizes):
-        check_ranks(shape, each, tp)
-        head = choose_head_scheme(lm_head_quantization)
-        called = served_contracts(shape, each, gemm_target(target.name), tp=tp, head_quantization=head)
+    contracts, models, schemes = {}, [], []
+    asked: list[str | None] = [*dict.fromkeys(quantizations)]
+    for scheme, tp in product(asked or [None], sizes):
+        found = tuned_model(model, scheme, tp, lm_head_quantization)
+        called = served_contracts(found, gemm_target(target.name))
         contracts.update(dict.fromkeys(called))
         keys = tuple(contract.key() for contract in called)
-        models.append(ModelEntry(model, each.name, keys, tp, lm_head_quantization))
+        models.append(ModelEntry(found.name, found.quantization.name, keys, tp, lm_head_quantization))
+        schemes.append(found.quantization.name)
     heads = () if lm_head_quantization is None else (f"head_{lm_head_quantization}",)
     ranked = () if sizes == (1,) else (f"tp{'-'.join(map(str, sizes))}",)
-    name = "-".join((model, *(each.name for each in schemes), *heads, *ranked, target.name))
+    name = "-".join((models[0].name, *dict.fromkeys(schemes), *heads, *ranked, target.name))
     return untuned_pack(name, list(contracts), models, target)
 
 

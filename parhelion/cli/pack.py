@@ -81,7 +81,7 @@ def show(
 ) -> None:
     """Show what a pack was measured on, what it cost, and who serves what at which fraction of the hardware's limit.
 
-    Example: [cyan]parhelion pack show h100-sxm --op rms_norm[/]
+    Example: [cyan]parhelion pack show h100 --op rms_norm[/]
     """
     from parhelion.cli.pack_tables import blocks_table, pack_table, rows_table
     from parhelion.errors import ConfigError
@@ -135,7 +135,7 @@ def diff(
 def verify(pack: PackName, json_: AsJson = False) -> None:
     """Check binaries, recipes and rows, and that the sources here are those of the pack. Exit code 1 with problems.
 
-    Example: [cyan]parhelion pack verify h100-sxm[/]
+    Example: [cyan]parhelion pack verify h100[/]
     """
     from parhelion.packs.location import open_pack
     from parhelion.packs.verify import verify as problems_of
@@ -162,7 +162,7 @@ def merge(
 ) -> None:
     """Make one pack of several that are of one device: rows of the same bucket are taken from the last that has them.
 
-    Example: [cyan]parhelion pack merge old.zip new.zip --output h100-sxm.zip[/]
+    Example: [cyan]parhelion pack merge old.zip new.zip --output h100.zip[/]
     """
     from parhelion.packs.location import open_pack, pack_name
     from parhelion.packs.merge import merge as merge_packs

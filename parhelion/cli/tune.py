@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import time
@@ -68,22 +69,26 @@ def tune(
     """
     from parhelion.tuning.model_calls import tuned_model
     from parhelion.tuning.passes import EFFORTS
+    from parhelion.tuning.tune import least_budget_s
 
     budget_s = seconds("--budget", budget)
     helion_search_s = seconds("--helion-search", helion_search) if helion_search else 0.0
-    if helion_search_s >= budget_s:
-        raise ConfigError(
-            f"--helion-search is {helion_search} a product and --budget {budget} in all: give a larger --budget"
-        )
     if effort not in EFFORTS:
         raise ConfigError(f"--effort is {effort!r}; the efforts are {', '.join(EFFORTS)}")
     if target is not None and not dry_run:
         raise ConfigError("--target belongs to --dry-run: what is tuned is the GPU that is here")
     wanted = [tuned_model(model, quantization, each, lm_head_quantization) for each in ranks(tp)]
+    # Each number of ranks has its share.
+    least_s = len(wanted) * least_budget_s(helion_search_s)
+    if helion_search_s and budget_s < least_s:
+        raise ConfigError(
+            f"--helion-search is {helion_search} a product and --budget {budget} in all, which leaves no time for one: "
+            f"pass --budget {math.ceil(least_s / 60)}m or more"
+        )
     names = tuple(name.strip() for name in ops.split(",") if name.strip())
     sizes = integers("--m", m) if m else ()
     if dry_run:
-        _show_plans(wanted, target or "sm_90", names, sizes, effort, helion_search_s, json_)
+        _show_plans(wanted, target or "sm_90", names, sizes, effort, helion_search_s, budget_s, json_)
         return
     scheme = wanted[0].quantization.name
     command = _command(model, scheme, lm_head_quantization, budget, names, effort, seed_pack or [], m, tp)
@@ -154,6 +159,7 @@ def _tune(
     from parhelion.tuning.compile_pool import CompilePool, import_compilers
     from parhelion.tuning.gpu_worker import GpuTimer
     from parhelion.tuning.helion_search import full_effort_search
+    from parhelion.tuning.helion_strategy import grace_s
     from parhelion.tuning.plan import make_plan, why_not_on
     from parhelion.tuning.target import target as target_named
     from parhelion.tuning.tune import TuneOptions, tune_each
@@ -171,7 +177,7 @@ def _tune(
         # Importing compilers and starting on the device take some of it.
         left_s = max(0.0, budget_s - (time.monotonic() - start))
         options = TuneOptions(path, left_s, effort, seeds, command, helion_search_s)
-        searched = partial(full_effort_search, device=str(device))
+        searched = partial(full_effort_search, device=str(device), grace_s=grace_s(helion_search_s))
         with CompilePool(target, num_processors=fingerprint.num_processors) as pool, progress_view() as progress:
             result = tune_each(
                 plans,
@@ -222,6 +228,7 @@ def _show_plans(
     sizes: tuple[int, ...],
     effort: str,
     helion_search_s: float,
+    budget_s: float,
     json_: bool,
 ) -> None:
     from parhelion.ops.gemm.target import gemm_target
@@ -240,16 +247,17 @@ def _show_plans(
         print_json(found if len(found) > 1 else found[0])
         return
     for plan, each in zip(plans, found, strict=True):
-        _print_plan(plan, each, effort, helion_search_s)
+        _print_plan(plan, each, effort, helion_search_s, budget_s / len(plans))
 
 
-def _print_plan(plan: Plan, found: Estimate, effort: str, helion_search_s: float) -> None:
+def _print_plan(plan: Plan, found: Estimate, effort: str, helion_search_s: float, budget_s: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from parhelion.packs.format import NEVER_SERVE
     from parhelion.tuning.helion_search import has_twin
     from parhelion.tuning.plan import COMPILING_SIZES, grouped
+    from parhelion.tuning.tune import most_searches
 
     head = plan.model.lm_head_quantization
     model = f"{plan.model.name} ({plan.model.quantization.name}{f', lm_head {head}' if head is not None else ''})"
@@ -281,7 +289,7 @@ def _print_plan(plan: Plan, found: Estimate, effort: str, helion_search_s: float
         able = [group for group in grouped(plan.rows, lambda row: row) if has_twin(group[-1].contract)]
         console.print(
             f"Helion's own search takes {helion_search_s:g} s for each product that it is asked for: those of "
-            f"{len(able)} that may still gain most, as long as there is time",
+            f"{len(able)} that may still gain most, at most {most_searches(helion_search_s, budget_s)} in this budget",
             soft_wrap=True,
             highlight=False,
         )

@@ -11,6 +11,7 @@ from parhelion.cli.output import stderr
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from parhelion.tuning.row_state import RowState
     from parhelion.tuning.tune import TuneProgress
@@ -27,11 +28,31 @@ def progress_view() -> Iterator[Callable[[TuneProgress], None]]:
         return
     from rich.live import Live
 
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield lambda progress: live.update(progress_table(progress))
+    table = LiveTable()
+    with Live(table, console=console, refresh_per_second=4, transient=True):
+        yield table.show
 
 
-def progress_table(progress: TuneProgress) -> RenderableType:
+class LiveTable:
+    """The table of the latest progress, whose time left goes on by itself: one of Helion's searches takes minutes."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[Table, str, float] | None = None
+
+    def show(self, progress: TuneProgress) -> None:
+        """From now on."""
+        self._shown = progress_table(progress), _done(progress), time.monotonic() + progress.seconds_left
+
+    def __rich__(self) -> RenderableType:
+        if self._shown is None:
+            return ""
+        # Drawn by another thread, which must not look into rows that are in work.
+        table, done, end = self._shown
+        table.title = _with_time(done, end - time.monotonic())
+        return table
+
+
+def progress_table(progress: TuneProgress) -> Table:
     """The row in work and the costliest rows, each beside its floor."""
     from rich.table import Table
 
@@ -48,12 +69,20 @@ def progress_table(progress: TuneProgress) -> RenderableType:
 
 def progress_line(progress: TuneProgress) -> str:
     """How far it is, in words."""
+    return _with_time(_done(progress), progress.seconds_left)
+
+
+def _done(progress: TuneProgress) -> str:
     line = f"{progress.stage}: {progress.covered} of {progress.num_rows} rows measured"
     row = progress.current
     if row is not None:
         _, size, by, us, floor_us, _ = _cells(row)
         line += f"; {row.contract.name} at M = {size}: {us} us of {floor_us} by {by}"
-    return f"{line}; {progress.seconds_left:.0f} s left"
+    return line
+
+
+def _with_time(done: str, seconds_left: float) -> str:
+    return f"{done}; {max(0.0, seconds_left):.0f} s left"
 
 
 def _cells(row: RowState) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from helion.autotuner import PowerOfTwoFragment
 from parhelion.ops.interpreting import interpreting
 from parhelion.ops.scaled_mm import ScaledMm
 
-_RELATIVE = 2 * ScaledMm.outputs[0].relative
-"""Bound of ||y - expected|| / ||expected||: twice the contract's, as here both are rounded."""
+_RELATIVE = ScaledMm.outputs[0].relative
+"""Bound of ||y - expected|| / ||expected||, the contract's: what passed here and not there was searched for nothing."""
 
 _LEAST_DEPTH = 32
 """Elements of K in a product of 8-bit operands, at least: Triton refuses fewer."""
@@ -33,21 +33,21 @@ def expected(
     dtype: torch.dtype,
     swap_ab: bool,
 ) -> torch.Tensor:
-    """What both twins compute, in float32."""
-    return ((left.float() @ right.float().T) * left_scales * right_scales.T).to(dtype)
+    """What both twins compute, in float32: of the two that are compared only the candidate's is rounded."""
+    return (left.float() @ right.float().T) * left_scales * right_scales.T
 
 
 def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """The search's own check, as the contract has it.
 
     Element by element all programs for a Hopper's warp groups would fail: their sums of FP8 products have fewer bits
-    than float32, an error that is a share of the row and not of the element.
+    than float32, an error that is a share of the row and not of the element. It grows with K: at 25,600 it is above the
+    bound unless K is divided.
 
     Raises:
         AssertionError: a candidate computes something else.
     """
-    wanted = expected.float()
-    relative = float((actual.float() - wanted).norm() / wanted.norm())
+    relative = float((actual.float() - expected).norm() / expected.norm())
     if not relative <= _RELATIVE:
         raise AssertionError(f"off by {relative:.3g} (relative), above {_RELATIVE:g}")
 

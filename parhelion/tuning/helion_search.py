@@ -97,8 +97,9 @@ def full_effort_search(
     device: str = "cuda",
     command: Sequence[str] = (),
     kernels: Sequence[str] = KERNELS,
+    grace_s: float = GRACE_S,
 ) -> FullEffort:
-    """Search in a process of its own.
+    """Search in a process of its own, which sees no other GPU.
 
     Args:
         contract: an FP8 ``scaled_mm`` without bias, the one op that has a twin.
@@ -107,6 +108,7 @@ def full_effort_search(
             fastest algorithm is searched again, from another beginning.
         command: runs instead of this module, with the same arguments.
         kernels: which of ``helion_gemm`` are searched.
+        grace_s: what it may take beyond its seconds until it is killed.
 
     Raises:
         ConfigError: the contract is another one.
@@ -114,26 +116,31 @@ def full_effort_search(
     """
     _check(contract)
     own = (sys.executable, "-m", "parhelion.tuning.helion_search")
-    with tempfile.TemporaryDirectory(prefix="parhelion-search-") as folder:
+    # What was killed may still be writing.
+    with tempfile.TemporaryDirectory(prefix="parhelion-search-", ignore_cleanup_errors=True) as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        options = [contract.key(), str(num_tokens), "--device", device, "--seconds", str(seconds)]
+        named, environment = _device_in_process(device)
+        options = [contract.key(), str(num_tokens), "--device", named, "--seconds", str(seconds)]
         options += ["--kernels", *kernels, "--output", str(result)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*(command or own), *options],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-                start_new_session=True,
-            )
-            status = _wait(process, seconds + GRACE_S)
-        if status != 0 or not result.exists():
-            lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-            ended = f"did not end in {seconds + GRACE_S:g} s" if status is None else f"ended with status {status}"
-            raise HelionSearchError(
-                f"Helion's search for {contract.key()} with M = {num_tokens} {ended}: {' | '.join(lines)}"
-            )
-        return msgspec.json.decode(result.read_bytes(), type=FullEffort)
+        where = f"Helion's search for {contract.key()} with M = {num_tokens}"
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [*(command or own), *options],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    # What thousands of programs leave behind, in caches as well, goes with the folder.
+                    env=_environment() | environment | {"TMPDIR": folder},
+                    start_new_session=True,
+                )
+                status = _wait(process, seconds + grace_s)
+            if status == 0 and result.exists():
+                return msgspec.json.decode(result.read_bytes(), type=FullEffort)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise HelionSearchError(f"{where} could not be made: {error}") from error
+        lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        ended = f"did not end in {seconds + grace_s:g} s" if status is None else f"ended with status {status}"
+        raise HelionSearchError(f"{where} {ended}: {' | '.join(lines)}")
 
 
 def variants(num_tokens: int, kernels: Sequence[str] = KERNELS) -> tuple[Variant, ...]:
@@ -168,18 +175,20 @@ Search = Callable[[Attempt, tuple[Any, ...]], tuple[Callable[..., torch.Tensor],
 """Finds a variant's best config for these arguments, and what launches it."""
 
 
-def gemm_config(variant: Variant, choices: Choices) -> GemmConfig:
+def gemm_config(variant: Variant, choices: Choices, in_features: int) -> GemmConfig:
     """A config of a twin as one of the tile program that serves: what that one has no choice of is left out."""
     # Helion numbers block sizes as they are registered: of K, then of the tile's rows and columns.
     block_k, left, right = choices["block_sizes"]
     block_m, block_n = (right, left) if variant.swap_ab else (left, right)
     pid_type = choices.get("pid_type", "flat")
+    # The split twin rounds what a program takes of K to a power of two, which may leave fewer programs.
+    span = 1 << (-(-in_features // choices.get("split_k", 1)) - 1).bit_length()
     return GemmConfig(
         block_m,
         block_n,
         block_k,
         swap_ab=variant.swap_ab,
-        split_k=choices.get("split_k", 1),
+        split_k=-(-in_features // span),
         num_warps=choices.get("num_warps", 4),
         num_stages=choices.get("num_stages", 1),
         group_m=(choices.get("l2_groupings") or [1])[0],
@@ -211,13 +220,12 @@ def best_variant(
         raise HelionSearchError(f"for M = {num_tokens} there is no {' or '.join(kernels)} to search")
     share = seconds / len(waiting)
     searches = 0
-    again = True
-    while waiting or (found and again and time.monotonic() - start < seconds):
-        if waiting:
-            attempt = Attempt(waiting.pop(0), searches, share)
-        else:
-            fastest = min(found, key=lambda each: each[0].median)[2]
-            attempt = Attempt(fastest, searches, seconds - (time.monotonic() - start))
+    while True:
+        left_s = seconds - (time.monotonic() - start)
+        attempt = _next_attempt(waiting, found, searches, left_s, share)
+        if attempt is None:
+            break
+        is_again, waiting = not waiting, waiting[1:]
         searches += 1
         variant = attempt.variant
         try:
@@ -232,14 +240,38 @@ def best_variant(
         except Exception as error:
             problems.append(f"{variant.kernel}, swap_ab={variant.swap_ab}: {type(error).__name__}: {error}")
             # One that was found before would fail again and again.
-            again = bool(waiting)
+            if is_again:
+                break
         print(f"{attempt}: {time.monotonic() - start:.0f} s, {len(found)} found, {problems[-1:]}", flush=True)
     if not found:
         raise HelionSearchError("; ".join(problems))
+    problems += [f"{each.kernel}, swap_ab={each.swap_ab}: no time was left" for each in waiting]
     times, config, variant = min(found, key=lambda each: each[0].median)
     words = f"{variant.kernel}{', swapped' if variant.swap_ab else ''}: {config}"
     took_s = time.monotonic() - start
-    return FullEffort(times, words, took_s, searches, tuple(problems), gemm_config(variant, config))
+    return FullEffort(
+        times, words, took_s, searches, tuple(problems), gemm_config(variant, config, contract.in_features)
+    )
+
+
+def _next_attempt(
+    waiting: Sequence[Variant],
+    found: Sequence[tuple[Summary, Choices, Variant]],
+    number: int,
+    left_s: float,
+    share_s: float,
+) -> Attempt | None:
+    """The first that waits, else the fastest of those found again; None at the end, which is not before one is found or
+    all have been searched.
+    """
+    if found and left_s <= 0:
+        return None
+    if waiting:
+        # Searches end late rather than early; what one took too long is taken from all that are to come.
+        return Attempt(waiting[0], number, max(0.0, min(share_s, left_s / len(waiting))))
+    if found:
+        return Attempt(min(found, key=lambda each: each[0].median)[2], number, left_s)
+    return None
 
 
 def helion_search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Callable[..., torch.Tensor], Choices]:
@@ -280,6 +312,17 @@ def _check(contract: Contract) -> ScaledMm:
         )
     assert isinstance(contract, ScaledMm)
     return contract
+
+
+def _device_in_process(device: str) -> tuple[str, dict[str, str]]:
+    """What a device is called in a process that sees no other GPU, and what makes it see no other: the processes that
+    Helion starts there, and Triton's launches, take the current device, which is the first one.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not index:
+        return device, {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return kind, {"CUDA_VISIBLE_DEVICES": visible[int(index)].strip() if visible != [""] else index}
 
 
 def _environment() -> dict[str, str]:

@@ -202,9 +202,12 @@ class Journal:
         compiled = [each for each in entries if isinstance(each, Compiled)]
         timed = [each for each in entries if isinstance(each, Timed)]
         steps = [each for each in entries if isinstance(each, Step)]
+        searched = [each for each in entries if isinstance(each, Searched)]
         return Totals(
             tune_s=sum(self._elapsed),
-            gpu_s=sum(each.gpu_s for each in timed) + sum(each.gpu_s for each in steps),
+            gpu_s=sum(each.gpu_s for each in timed)
+            + sum(each.gpu_s for each in steps)
+            + sum(each.took_s for each in searched),
             compile_s=sum(each.compile_s for each in compiled),
             num_compiled=len(compiled),
             num_dropped=sum(each.problem is not None for each in compiled),

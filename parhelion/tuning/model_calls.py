@@ -14,8 +14,8 @@ from parhelion.distributed.layouts import check_tp
 from parhelion.distributed.model_size import ModelSize
 from parhelion.errors import ConfigError
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, add_norm, layer_calls
-from parhelion.layers.fusions import ON_GPU
-from parhelion.layers.program import Plan, cover
+from parhelion.layers.fusions import FUSED, ON_GPU
+from parhelion.layers.program import PLAIN, Plan, cover
 from parhelion.layers.vocabulary import head_calls
 from parhelion.models.checkpoint import read_model_config
 from parhelion.ops.contract import Contract
@@ -141,9 +141,22 @@ def layer_contracts(
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
         counts.update(_block(model, target, dtype, index, plan))
-    last = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
-    counts.update(own_parts(call.contract for call in cover(last, plan)))
+    counts.update(_last_norm(model, dtype, plan))
     return counts
+
+
+def served_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:
+    """All that an engine which serves the model on a target may call, under any plan, each once; of several ranks what
+    each of them calls by itself.
+    """
+    of_tokens, of_requests = edge_contracts(model, dtype, target)
+    found = dict.fromkeys(of_tokens)
+    for plan in (PLAIN, FUSED, *ON_GPU):
+        for index in _kinds_of_blocks(model):
+            found.update(dict.fromkeys(_block(model, target, dtype, index, plan)))
+        found.update(dict.fromkeys(_last_norm(model, dtype, plan)))
+        found.update(dict.fromkeys(_head(model, target, dtype, plan)))
+    return list(dict.fromkeys((*found, *of_requests)))
 
 
 def alternative_contracts(model: TunedModel, target: GemmTarget) -> Counter[Contract]:
@@ -200,11 +213,7 @@ def head_ways(
     model: TunedModel, target: GemmTarget | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> list[list[Contract]]:
     """What the output head calls under each of the plans. ``target`` None is any that has 8-bit floats."""
-    scheme, shape = model.head_quantization, model.rank_shape
-    widens = scheme.weight_dtype == torch.float8_e4m3fn and target is not None and not target.float8
-    head = _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED if widens else scheme, False)
-    ways = [[call.contract for call in cover(head_calls(head, dtype), plan)] for plan in ON_GPU]
-    return [[_weight_only(each) for each in way] for way in ways] if widens else ways
+    return [_head(model, target, dtype, plan) for plan in ON_GPU]
 
 
 def edge_contracts(
@@ -259,6 +268,28 @@ def _from_config(path: Path) -> TunedModel:
     )
 
 
+def _head(model: TunedModel, target: GemmTarget | None, dtype: torch.dtype, plan: Plan) -> list[Contract]:
+    """What the output head calls; see ``head_ways``."""
+    scheme, shape = model.head_quantization, model.rank_shape
+    widens = target is not None and _widens(scheme, target)
+    head = _linear(shape.vocab_size, shape.hidden_size, UNQUANTIZED if widens else scheme, False)
+    calls = [call.contract for call in cover(head_calls(head, dtype), plan)]
+    return [_weight_only(each) for each in calls] if widens else calls
+
+
+def _last_norm(model: TunedModel, dtype: torch.dtype, plan: Plan) -> list[Contract]:
+    """What a rank calls by itself of the norm behind the blocks."""
+    norm = add_norm(model.shape.hidden_size, model.shape.rms_norm_eps, dtype, _empty(1), model.tp)
+    return own_parts(call.contract for call in cover(norm, plan))
+
+
+def _kinds_of_blocks(model: TunedModel) -> list[int]:
+    """The first block, whose input norm adds nothing, and of the others one for each window."""
+    windows = model.windows or (None,) * model.num_layers
+    others = {window: index for index, window in reversed(list(enumerate(windows))) if index > 0}
+    return [0, *sorted(others.values())]
+
+
 def _block(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int, plan: Plan) -> list[Contract]:
     """The contracts of those of one block's calls that a rank makes by itself."""
     return own_parts(_calls(model, target, dtype, index, plan))
@@ -268,7 +299,7 @@ def _calls(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int
     """The contracts of one block's calls; it is asked with parameters that have shapes and no values."""
     s, quantization = model.rank_shape, model.quantization
     # Without 8-bit floats a layer multiplies FP8 weights by activations as they are, or dequantizes the weights.
-    widens = quantization.weight_dtype == torch.float8_e4m3fn and not target.float8
+    widens = _widens(quantization, target)
     if widens:
         quantization = UNQUANTIZED
     biases = (s.qkv_bias, model.out_bias, model.mlp_bias, model.mlp_bias)
@@ -293,6 +324,13 @@ def _calls(model: TunedModel, target: GemmTarget, dtype: torch.dtype, index: int
     calls = cover(layer_calls(dims, weights, _empty(model.max_position, s.head_dim), index == 0), plan)
     contracts = [call.contract for call in calls]
     return [_weight_only(each) for each in contracts] if widens and model.quantization.block is None else contracts
+
+
+def _widens(quantization: QuantScheme, target: GemmTarget) -> bool:
+    """Whether layers there widen FP8 weights and leave activations as they are: on what ``platform.device.has_float8``
+    says no of. AMD's GPUs quantize them, also those whose matrix unit takes another format.
+    """
+    return quantization.weight_dtype == torch.float8_e4m3fn and not (target.float8 or target.is_amd)
 
 
 def _weight_only(contract: Contract) -> Contract:

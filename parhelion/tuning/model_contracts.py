@@ -15,9 +15,7 @@ from parhelion.layers.vocabulary import head_calls
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
-from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.registry import ops
-from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import (
@@ -73,23 +71,6 @@ def contracts_of(
     if head_quantization.weight_dtype == torch.float8_e4m3fn:
         found[WeightOnlyMm(shape.hidden_size, shape.vocab_size, dtype)] = None
     return list(found)
-
-
-def served_contracts(
-    shape: ModelShape,
-    quantization: QuantScheme,
-    target: GemmTarget,
-    dtype: torch.dtype = torch.bfloat16,
-    tp: int = 1,
-    head_quantization: QuantScheme = UNQUANTIZED,
-) -> list[Contract]:
-    """What an engine calls that serves the model on a target: layers, embedding, output head, samplers and what looks
-    up a step's inputs. Of several ranks it is what each of them calls by itself.
-    """
-    found = contracts_of(shape.shard(tp), quantization, dtype, head_quantization)
-    if target.float8:
-        found = [contract for contract in found if not isinstance(contract, WeightOnlyMm)]
-    return [*found, *samplers(shape, tp, dtype), StepInputs(BLOCK_SIZE)]
 
 
 def samplers(shape: ModelShape, tp: int, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:

@@ -18,7 +18,7 @@ from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.plan import HELION, grouped, program_bucket
 from parhelion.tuning.programmatic_twins import is_programmatic, launched_plainly, twins
-from parhelion.tuning.prune import gemm_of, kept, ranked
+from parhelion.tuning.prune import algorithm, gemm_of, kept, ranked
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FULL, search
 from parhelion.tuning.seeds import SeedBank, Winner, nearest
@@ -29,6 +29,9 @@ LOOK_AHEAD = 64
 
 FOLLOWED = 6
 """Of the configs of a group's largest row, how many its other rows, which launch the same programs, try as well."""
+
+FIRST_OF_OTHERS = 6
+"""Candidates of algorithms that no seed is of, where else only what is near seeds is tried."""
 
 SHORTLIST = 3
 """Of a row, how many may be chosen among in a step."""
@@ -127,8 +130,12 @@ class Passes:
         self._work(self._open_groups(), self._search_configs, self._search_row)
 
     def ask(self, configs_of: Callable[[Group], list[Any]]) -> None:
-        """What somebody else has for the rows that can still gain, the most promising first."""
-        self._work(self._open_groups(), configs_of, self._search_row)
+        """What somebody else has for the rows that can still gain, the most promising first: the next is asked for when
+        what came of the one before it has been timed.
+        """
+        for group in self._open_groups():
+            if not all(self._is_done(row) for row in group):
+                self._work([group], configs_of, self._search_row)
 
     def refine(self) -> None:
         """The neighbours of the best configs, for as long as that gains."""
@@ -230,7 +237,10 @@ class Passes:
         near = nearest(self._winners(group), contract, bucket, self._target)
         if given and self._seeds.narrows(contract.name):
             around = [each for seed in given for each in neighbours(seed, contract, bucket, self._target)]
-            configs = kept(around, -(-self._effort.candidates(contract, self._target) // 3), [*given, *near])
+            known = {algorithm(seed) for seed in given}
+            other = [each for each in ranked(contract, bucket, self._target) if algorithm(each) not in known]
+            always = [*given, *near, *other[:FIRST_OF_OTHERS]]
+            configs = kept(around, -(-self._effort.candidates(contract, self._target) // 3), always)
         else:
             always = [group[0].untuned, *given, *near]
             configs = kept(

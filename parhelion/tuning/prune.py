@@ -55,9 +55,14 @@ def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
     found = launch_module(contract.name).candidates(contract, bucket, target)
     shape = gemm_of(contract, target)
     if shape is None:
-        return list(found)
+        return spread(found, [algorithm(config) for config in found])
     by_time = sorted(found, key=lambda config: predicted_us(config, shape, bucket, target))
     return spread(by_time, [_tile(config) for config in by_time])
+
+
+def algorithm(config: Any) -> object:
+    """Which of an op's algorithms a config is for: the same for all where it has one. GEMMs are told apart by tiles."""
+    return getattr(config, "on_matrix_unit", False)
 
 
 def kept(candidates: Sequence[Any], count: int, always: Sequence[Any]) -> list[Any]:

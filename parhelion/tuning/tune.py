@@ -16,7 +16,7 @@ from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.compile_ahead import CompileAhead
-from parhelion.tuning.helion_strategy import HelionSearch, HelionStrategy
+from parhelion.tuning.helion_strategy import OVER_S, HelionSearch, HelionStrategy
 from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
@@ -36,6 +36,11 @@ REFINE_SHARE = 0.82
 
 SEARCH_SHARE = 0.7
 """Of that, until when they are searched among their candidates; then come programmatic versions and neighbours."""
+
+HELION_SHARE = 0.85
+"""Of the same, until when Helion's own search may take, if it is asked for. At least one has the time: the search among
+candidates ends earlier for it, but keeps half of its share.
+"""
 
 COMPARING_SHARE = 0.05
 """Of the budget, what is kept for measuring providers that never serve."""
@@ -100,6 +105,21 @@ class TuneResult:
     rows: tuple[RowState, ...]
     notes: tuple[str, ...]
     interrupted: bool
+
+
+def least_budget_s(helion_search_s: float) -> float:
+    """The budget that leaves time for one of Helion's searches."""
+    return _kept_s(helion_search_s) / ((HELION_SHARE - SEARCH_SHARE / 2) * REFINE_SHARE)
+
+
+def most_searches(helion_search_s: float, budget_s: float) -> int:
+    """How many of Helion's searches a budget leaves time for at most."""
+    return int(budget_s * REFINE_SHARE * HELION_SHARE // (helion_search_s + OVER_S))
+
+
+def _kept_s(helion_search_s: float) -> float:
+    """What the search among candidates leaves: it finishes what it has begun, then one of Helion's takes its time."""
+    return helion_search_s + 1.5 * OVER_S
 
 
 def journal_of(output: Path) -> Path:
@@ -248,10 +268,12 @@ def _built_to_serve(
 
 
 def _launch_us(timer: Timer, own: Mapping[RowState, tuple[Program, ...]]) -> float:
-    """What Python takes for one launch of the shortest row that a tile program serves; 0 if it cannot be told."""
-    if not own:
+    """What Python takes for one launch of the shortest row that a single program serves; 0 if it cannot be told."""
+    # Calls of several launches cost as much more.
+    single = [row for row, programs in own.items() if len(programs) == 1]
+    if not single:
         return 0.0
-    row = min(own, key=lambda each: each.floor_us)
+    row = min(single, key=lambda each: each.floor_us)
     assert row.serving is not None
     found = timer.launch_us(row.contract, row.bucket, Trial(HELION, row.serving.config, own[row]))
     return 0.0 if found is None else round(found, 2)
@@ -310,6 +332,11 @@ class _Session:
     def _run(self, timer: Timer, step_tuner: StepTuner | None, helion_search: HelionSearch | None) -> None:
         budget_s = self._options.budget_s
         refined_s = budget_s * (REFINE_SHARE if step_tuner is not None else 1)
+        asks_helion = helion_search is not None and self._options.helion_search_s > 0
+        search_s = SEARCH_SHARE * refined_s
+        if asks_helion:
+            left_s = HELION_SHARE * refined_s - _kept_s(self._options.helion_search_s)
+            search_s = min(search_s, max(search_s / 2, left_s))
         seeds = SeedBank(self._options.seed_packs, self._plan.target)
         self._notes += seeds.notes
         passes = Passes(
@@ -320,15 +347,15 @@ class _Session:
             seeds,
             EFFORTS[self._options.effort],
             self._elapsed,
-            SEARCH_SHARE * refined_s,
+            search_s,
         )
         self._begin("first pass")
         passes.cover(self._cover)
         self._begin("search")
         passes.search()
         passes.deadline_s = refined_s
-        if helion_search is not None and self._options.helion_search_s:
-            self._ask_helion(helion_search, passes)
+        if helion_search is not None and asks_helion:
+            self._ask_helion(helion_search, passes, HELION_SHARE * refined_s)
         if step_tuner is not None:
             self._begin("overlap")
             passes.overlap()
@@ -346,7 +373,7 @@ class _Session:
         passes.deadline_s = budget_s
         passes.compare()
 
-    def _ask_helion(self, search: HelionSearch, passes: Passes) -> None:
+    def _ask_helion(self, search: HelionSearch, passes: Passes, deadline_s: float) -> None:
         self._begin("Helion's search")
         strategy = HelionStrategy(
             search,
@@ -354,7 +381,8 @@ class _Session:
             self._journal,
             self._plan.target,
             self._elapsed,
-            passes.deadline_s,
+            deadline_s,
+            self._show,
         )
         passes.ask(strategy.configs)
         self._notes += strategy.notes(self._rows)

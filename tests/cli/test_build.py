@@ -76,6 +76,59 @@ def test_a_pack_is_written_for_each_target(tmp_path: Path, monkeypatch: pytest.M
         }
 
 
+def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = llama_like(tmp_path / "mine")
+    result = packs(
+        monkeypatch, str(folder), "--target", "sm_90", "--quantization", "fp8_per_token", "-o", str(tmp_path)
+    )
+    assert result.exit_code == 0, result.output
+    pack = read_pack(tmp_path / "mine-fp8_per_token-sm_90.zip").pack
+    assert pack.command == "parhelion build mine --target sm_90 --quantization fp8_per_token"
+    [model] = pack.models
+    assert (model.name, model.quantization) == ("mine", "fp8_per_token")
+    contracts = {contract_of_key(row.contract) for row in pack.rows}
+    products = {(c.in_features, c.out_features, c.bias) for c in contracts if c.name == "scaled_mm"}
+    assert products == {(128, 256, False), (128, 128, False), (128, 352, False), (176, 128, False)}
+    assert {c.sliding_window for c in contracts if c.name == "paged_attention"} == {None}
+    # The fake pool builds no ``silu_and_mul``.
+    unbuilt = {key for key in model.contracts if key.startswith("silu_and_mul(")}
+    assert set(model.contracts) - unbuilt == {row.contract for row in pack.rows}
+
+
+def test_a_checkpoints_own_quantization_is_built_unless_another_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dynamic = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
+    weights = dynamic | {"strategy": "channel", "dynamic": False}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": dynamic}}
+    own = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": groups}
+    folder = llama_like(tmp_path / "mine", quantization_config=own | {"ignore": ["lm_head"]})
+    assert packs(monkeypatch, str(folder), "--target", "sm_90", "-o", str(tmp_path)).exit_code == 0
+    assert read_pack(tmp_path / "mine-fp8_per_token-sm_90.zip").pack.models[0].quantization == "fp8_per_token"
+    other = ("--quantization", "int8_per_token")
+    refused = packs(monkeypatch, str(folder), "--target", "sm_90", *other, "-o", str(tmp_path))
+    assert refused.exit_code == 1
+    assert "is quantized as fp8_per_token already: leave --quantization out" in " ".join(refused.output.split())
+
+
+def llama_like(folder: Path, **changes: object) -> Path:
+    """A folder with a ``config.json`` of a model that is not listed."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 128,
+        "intermediate_size": 176,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1000,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
 def test_a_pack_of_several_numbers_of_ranks_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = packs(monkeypatch, "smollm2-135m", "--target", "sm_90", "--tp", "1,3", "-o", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -144,6 +197,7 @@ def test_a_pack_lands_where_packs_are_looked_for(tmp_path: Path, monkeypatch: py
         ([], "needs a model or a pack"),
         (["smollm2-135m"], "--target sm_90,gfx942"),
         (["gpt-2", "--target", "sm_90"], "models that can be built for are smollm2-135m"),
+        (["./nothing", "--target", "sm_90"], "a folder with a config.json or a .gguf file"),
         (["smollm2-135m", "--target", "sm_70"], "sm_70"),
         (["smollm2-135m", "--target", "sm_90", "--quick"], "belong to --check"),
         (["smollm2-135m", "--check"], "--model smollm2-135m"),

@@ -19,7 +19,9 @@ from parhelion.packs.store import read_pack, write_pack
 from tests.packs.sample import FILES, GEMM, H200, HASHES, RMS_NORM, candidate, pack, row
 
 runner = CliRunner()
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "packs.md").read_text()
+DOCUMENTS = Path(__file__).parents[2] / "docs"
+DOCUMENT = (DOCUMENTS / "packs.md").read_text()
+SHIPPED = location.SHIPPED
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +64,18 @@ def documented() -> list[str]:
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.parametrize("name", ["packs", "build", "tuning"])
+def test_packs_that_a_document_names_come_with_the_package(name: str) -> None:
+    text = (DOCUMENTS / f"{name}.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    named = set(re.findall(r"(?<![\w/-])[hb]\d00[\w-]*(?!\.zip)\b", "\n".join(blocks)))
+    assert named
+    assert named <= {path.stem for path in SHIPPED.glob("*.zip")}
+
+
 @pytest.mark.parametrize("line", documented())
-def test_commands_of_the_document_work(line: str) -> None:
+def test_commands_of_the_document_work(line: str, tmp_path: Path) -> None:
+    write_pack(pack(name="h100"), FILES, tmp_path / "shipped" / "h100.zip")
     words = shlex.split(line)
     assert words[:2] == ["parhelion", "pack"]
     run(*words[2:])

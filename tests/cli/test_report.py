@@ -54,9 +54,22 @@ def test_packs_results_and_a_matrix_are_on_one_page(folder: Path):
     assert "contracts built, from expected_matrix.json" in where.read_text()
 
 
-def test_results_alone_bring_no_pack(folder: Path):
+def test_results_stand_beside_the_installed_packs_unless_these_are_off(folder: Path):
     assert run("--results", RESULTS, "--json", "all.json")[0] == 0
+    assert sources(folder / "all.json")[:2] == ["mine", "h100_engine.json"]
+    assert "What the packs cost and take" in (folder / "report.html").read_text()
+    assert run("--results", RESULTS, "--pack", "off", "--json", "all.json")[0] == 0
     assert "mine" not in sources(folder / "all.json")
+
+
+def test_an_installed_pack_that_cannot_be_read_is_left_out_in_words(folder: Path):
+    (folder / "home" / "packs" / "broken.zip").write_bytes(b"PK")
+    code, output = run("--json", "report.json")
+    assert code == 0
+    assert "left out: " in output
+    assert "broken.zip is no readable zip" in output
+    assert sources(folder / "report.json") == ["mine"]
+    assert run("--pack", "broken")[0] == 1
 
 
 def test_errors_name_the_thing_and_the_way_out(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from parhelion.cli import tune_view
 from parhelion.cli.main import build_app
 from parhelion.cli.tune import seconds, slug
-from parhelion.cli.tune_view import progress_line, progress_table
+from parhelion.cli.tune_view import LiveTable, progress_line, progress_table
 from parhelion.errors import ConfigError
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
@@ -23,7 +27,9 @@ from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.packs.store import read_pack
 from parhelion.platform import device as devices
 from parhelion.platform.measure import summarize
-from parhelion.tuning import compile_pool, gpu_worker, plan
+from parhelion.tuning import compile_pool, gpu_worker, helion_search, plan
+from parhelion.tuning import tune as tune_command
+from parhelion.tuning.helion_search import FullEffort
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.plan import PlannedRow
 from parhelion.tuning.row_state import RowState
@@ -123,6 +129,41 @@ def test_a_quantized_head_is_tuned_beside_what_is_there(timer: FakeTimer, tmp_pa
     assert "qwen3-0.6b (fp8_per_token, lm_head fp8)" in dry.output
 
 
+def test_helions_search_runs_in_its_process_on_the_device_and_what_it_found_is_timed(
+    timer: FakeTimer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A tile that no candidate and no neighbour of one has.
+    odd = GemmConfig(8, 16, 256, swap_ab=True, num_warps=1, num_stages=4, group_m=16)
+    found = msgspec.json.encode(FullEffort(summarize([1.0]), "whole, swapped: ...", 300.0, gemm=odd)).decode()
+    asked = tmp_path / "asked"
+    script = tmp_path / "search.py"
+    script.write_text(
+        "import os, sys\n"
+        "seen = [*sys.argv[1:-1], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HELION_AUTOTUNE_EFFORT']]\n"
+        f"print(*seen, sep='|', file=open({str(asked)!r}, 'a'))\n"
+        f"open(sys.argv[-1], 'w').write({found!r})\n"
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    search = functools.partial(helion_search.full_effort_search, command=(sys.executable, str(script)))
+    monkeypatch.setattr(helion_search, "full_effort_search", search)
+    result = invoke(*ARGUMENTS, "--effort", "quick", "--helion-search", "5m", "--budget", "1h")
+    assert result.exit_code == 0, result.output
+    assert "Helion's search was asked for 4 products, 300 s each" in result.output
+    calls = [line.split("|") for line in asked.read_text().splitlines()]
+    # The largest M of those that share programs, and the one GPU that the process sees.
+    assert {tuple(call[1:6]) for call in calls} == {("16", "--device", "cuda", "--seconds", "300.0")}
+    assert {tuple(call[-2:]) for call in calls} == {("0", "full")}
+    products = {
+        row.contract
+        for row in read_pack(tmp_path / "packs" / "nvidia-h100-80gb-hbm3").pack.rows
+        if row.op == "scaled_mm"
+    }
+    assert {call[0] for call in calls} == products
+    assert {(contract, size) for contract, size, config in timer.configs() if config == odd} >= {
+        (contract, 16) for contract in products
+    }
+
+
 def test_interrupted_it_writes_what_it_knows_and_says_how_to_go_on(timer: FakeTimer, tmp_path: Path):
     timer.interrupt_after = 9
     output = tmp_path / "cut.zip"
@@ -145,9 +186,15 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
     result = invoke("tune", "qwen3-8b", "--quantization", "fp8_per_token", "--dry-run", "--target", "gfx942")
     assert result.exit_code == 0, result.output
     assert "rows to tune for qwen3-8b (fp8_per_token) on gfx942, effort normal" in result.output
-    assert "weight_only_mm(in_features=4096" in result.output
+    assert "scaled_mm(in_features=4096" in result.output
+    without = invoke("tune", "qwen3-8b", "--quantization", "fp8_per_token", "--dry-run", "--target", "sm_80")
+    assert "weight_only_mm(in_features=4096" in without.output
     assert "an estimate: " in result.output
     assert "inductor" in result.output
+    assert "Helion" not in result.output
+    asked = invoke(*ARGUMENTS, "--dry-run", "--helion-search", "5m", "--budget", "1h")
+    assert "Helion's own search takes 300 s for each product that it is asked for" in asked.output
+    assert "at most 6 in this budget" in asked.output
     found = json.loads(invoke(*ARGUMENTS, "--dry-run", "--json").stdout)
     assert found["num_rows"] == 10
     assert {each["op"] for each in found["ops"]} == {"scaled_mm", "argmax"}
@@ -164,6 +211,8 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
         (["qwen3-8b", "--dry-run", "--target", "sm_1"], "there is no target 'sm_1'"),
         (["qwen3-8b", "--dry-run", "--ops", "conv"], "there is no op 'conv'"),
         (["qwen3-8b", "--dry-run", "--m", "x"], "--m is 'x'"),
+        (["qwen3-8b", "--helion-search", "5m"], "which leaves no time for one: pass --budget 16m or more"),
+        (["qwen3-8b", "--helion-search", "5m", "--budget", "20m", "--tp", "1,2"], "pass --budget 32m or more"),
         (["qwen3-8b", "--device", "cpu"], "tuning measures on a GPU, and --device is cpu: pass --dry-run"),
         (["qwen3-8b"], "tuning measures on a GPU, and torch sees no cuda here: pass --dry-run"),
     ],
@@ -207,3 +256,44 @@ def test_progress_shows_rows_beside_their_floors():
     text = console.export_text()
     assert "75%" in text
     assert "rms_norm(hidden_size=4096" in text
+
+
+def test_the_time_left_goes_on_while_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(tune_view.time, "monotonic", lambda: now)
+    table = LiveTable()
+    console = Console(width=160, file=io.StringIO())
+
+    def drawn() -> str:
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+    assert drawn().strip() == ""
+    row = RowState(PlannedRow(RmsNorm(4096), 16, 1), 1.5, None)
+    table.show(TuneProgress("Helion's search", 4, 4, row, (row,), 300.0))
+    assert "; 300 s left" in drawn()
+    now += 240.0
+    assert "; 60 s left" in drawn()
+    now += 100.0
+    assert "; 0 s left" in drawn()
+
+
+def test_starting_takes_its_part_of_the_budget(timer: FakeTimer, monkeypatch: pytest.MonkeyPatch):
+    budgets: list[float] = []
+    now = 1000.0
+
+    def tune_each(plans: Any, *arguments: Any, **others: Any) -> Any:
+        budgets.append(arguments[4].budget_s)
+        raise ConfigError("that was enough")
+
+    def started(device: torch.device) -> FakeTimer:
+        nonlocal now
+        now += 25.0
+        return timer
+
+    monkeypatch.setattr(gpu_worker, "GpuTimer", started)
+    monkeypatch.setattr(tune_command, "tune_each", tune_each)
+    monkeypatch.setattr(tune_view.time, "monotonic", lambda: now)
+    assert "that was enough" in invoke(*ARGUMENTS).output
+    assert budgets == [575.0]

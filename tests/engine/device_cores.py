@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parhelion.config import EngineConfig
+from parhelion.config import EngineConfig, LoadFormat
 from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_step import Mode, Step, StepOutputs
@@ -44,6 +44,7 @@ def core_of(
     enable_prefix_caching: bool = True,
     group: Group = ALONE,
     pp: int = 1,
+    load_format: LoadFormat = "auto",
 ) -> EngineCore:
     """A core in float32 on the CPU.
 
@@ -60,6 +61,7 @@ def core_of(
         enable_prefix_caching: share blocks.
         group: ranks that share the model, each with a core that is told the same.
         pp: stages, all of them in this process.
+        load_format: where the weights come from.
     """
     config = EngineConfig(
         model=str(folder),
@@ -72,6 +74,7 @@ def core_of(
         kv_cache_memory=1 << 22,
         tp=group.size,
         pp=pp,
+        load_format=load_format,
     )
     chosen = read_draft(draft) if draft is not None else None
     workers: list[Any] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import statistics
 import time
 
 import pytest
@@ -39,7 +38,7 @@ def test_the_table_has_no_more_entries_than_the_largest_m_looked_up() -> None:
     assert len(table._table) == MAX_TABLE + 1
 
 
-def test_a_lookup_searches_nothing_and_takes_less_than_two_microseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_searches_nothing_and_takes_less_than_a_microsecond(monkeypatch: pytest.MonkeyPatch) -> None:
     table = BucketTable([row(1 << power) for power in range(14)])
     monkeypatch.setattr(lookup, "bisect_left", None)
     sizes = random.Random(0).choices(range(1, 10_000), k=10_000)
@@ -49,8 +48,8 @@ def test_a_lookup_searches_nothing_and_takes_less_than_two_microseconds(monkeypa
         for num_tokens in sizes:
             table.index(num_tokens)
         times.append((time.perf_counter() - start) / len(sizes))
-    # About 0.1 us is usual; the bound leaves room for a machine that does other things too.
-    assert statistics.median(times) < 2e-6
+    # About 0.1 us is usual. The least of many counts, on a machine that does other things too.
+    assert min(times) < 1e-6
 
 
 @pytest.mark.parametrize(

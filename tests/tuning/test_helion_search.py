@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ GEMM = ScaledMm(256, 128, torch.float8_e4m3fn, torch.bfloat16)
 VARIANTS = [Variant(kernel, swap_ab) for kernel in ("whole", "split") for swap_ab in (False, True)]
 CODE = GeneratedCode()
 RIGHT = {"block_sizes": [128, 64, 16]}
-FOUND = FullEffort(summarize([3.0]), "whole: some config", 12.5)
+FOUND = FullEffort(summarize([3.0]), "whole: some config", 12.5, gemm=GemmConfig(8, 16, 256, True, 3, 1, 8))
 
 
 def inputs(num_tokens: int = 24) -> tuple[torch.Tensor, ...]:
@@ -63,15 +64,21 @@ def test_a_twin_computes_the_contract(variant: Variant, monkeypatch: pytest.Monk
 
 
 def test_a_candidate_is_refused_for_what_the_contract_refuses():
-    y = GEMM.reference(*inputs(64))
+    y = GEMM.reference(*inputs(64)).float()
     # A few elements of a large row are off by more than most elements are large; the sums are as they should be.
     large = torch.full_like(y, 100.0)
     large[0] = 1.0
-    off = large.clone()
+    off = large.bfloat16()
     off[3, :4] += 2.0
     helion_gemm.check(off, large)
     with pytest.raises(AssertionError, match=r"off by 0\.01"):
-        helion_gemm.check((y.float() * 1.01).float(), y)
+        helion_gemm.check(y * 1.01, y)
+    # What the contract refuses in the end is refused while it is searched.
+    with pytest.raises(AssertionError, match=r"off by 0\.005"):
+        helion_gemm.check(y * 1.005, y)
+    helion_gemm.check(
+        torch_product(*VARIANTS[0].arguments(*inputs(64))), helion_gemm.expected(*VARIANTS[0].arguments(*inputs(64)))
+    )
     with pytest.raises(AssertionError, match="off by nan"):
         helion_gemm.check(torch.full_like(y, torch.nan), y)
     for twin in (helion_gemm.whole, helion_gemm.split):
@@ -131,13 +138,17 @@ def test_the_algorithms_of_the_search_are_those_of_the_candidates(num_tokens: in
     assert any(each.kernel == "split" for each in helion_search.variants(num_tokens)) == (num_tokens <= 256)
 
 
+def torch_product(*given: Any) -> torch.Tensor:
+    return helion_gemm.expected(*given).to(torch.bfloat16)
+
+
 def reference(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """A search that finds torch, and for the swapped split a config that is wrong."""
     variant = attempt.variant
     if variant.kernel == "whole":
-        return helion_gemm.expected, RIGHT
+        return torch_product, RIGHT
     if variant.swap_ab:
-        return lambda *given: helion_gemm.expected(*given) * 1.1, {"block_sizes": [64, 32, 16]}
+        return lambda *given: (helion_gemm.expected(*given) * 1.1).bfloat16(), {"block_sizes": [64, 32, 16]}
     raise RuntimeError("no config compiles")
 
 
@@ -166,7 +177,7 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
         nonlocal now
         now += 20.0
         attempts.append(attempt)
-        return helion_gemm.expected, {"block_sizes": [64, 64, 64], "num_stages": attempt.number}
+        return torch_product, {"block_sizes": [64, 64, 64], "num_stages": attempt.number}
 
     times = iter([3e-6, 2e-6, 2.5e-6])
     monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True), Variant("whole", False)))
@@ -182,6 +193,43 @@ def test_all_of_the_time_is_used_on_the_fastest(monkeypatch: pytest.MonkeyPatch)
     assert (found.gemm.num_stages, found.seconds, found.searches) == (1, 60.0, 3)
 
 
+def test_what_one_search_took_too_long_is_taken_from_those_to_come(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    budgets: list[float] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        nonlocal now
+        now += attempt.budget_s + 20.0
+        budgets.append(attempt.budget_s)
+        return torch_product, RIGHT
+
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: tuple(VARIANTS[:3]))
+    monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
+    monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([1e-6]))
+    found = best_variant(GEMM, 64, CPU, search, 90.0)
+    assert budgets == [30.0, 20.0]
+    assert found.problems == (f"{VARIANTS[2].kernel}, swap_ab={VARIANTS[2].swap_ab}: no time was left",)
+
+
+def test_the_fastest_is_searched_again_also_if_the_last_one_fails(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    searched: list[Variant] = []
+
+    def search(attempt: Attempt, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        nonlocal now
+        now += 20.0
+        searched.append(attempt.variant)
+        if attempt.variant == VARIANTS[1]:
+            raise RuntimeError("no config compiles")
+        return torch_product, RIGHT
+
+    monkeypatch.setattr(helion_search, "variants", lambda *unused: tuple(VARIANTS[:2]))
+    monkeypatch.setattr(helion_search.time, "monotonic", lambda: now)
+    monkeypatch.setattr(helion_search, "time_launcher", lambda *unused: summarize([1e-6]))
+    best_variant(GEMM, 64, CPU, search, 70.0)
+    assert searched == [VARIANTS[0], VARIANTS[1], VARIANTS[0], VARIANTS[0]]
+
+
 def test_a_search_that_fails_when_it_is_made_again_is_the_last(monkeypatch: pytest.MonkeyPatch):
     attempts: list[Attempt] = []
 
@@ -189,12 +237,28 @@ def test_a_search_that_fails_when_it_is_made_again_is_the_last(monkeypatch: pyte
         attempts.append(attempt)
         if len(attempts) > 1:
             raise RuntimeError("out of memory")
-        return helion_gemm.expected, RIGHT
+        return torch_product, RIGHT
 
     monkeypatch.setattr(helion_search, "variants", lambda *unused: (Variant("whole", True),))
     found = best_variant(GEMM, 64, CPU, search, 600.0)
     assert len(attempts) == found.searches == 2
     assert found.problems == ("whole, swap_ab=True: RuntimeError: out of memory",)
+
+
+def test_the_process_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All of the process but Helion's own part, with a config as Helion gives it."""
+    import helion
+
+    config = helion.Config(block_sizes=[128, 64, 8], num_warps=1, num_stages=5, l2_groupings=[4], pid_type="flat")
+    monkeypatch.setattr(helion_search, "helion_search", lambda attempt, arguments: (torch_product, config))
+    output = tmp_path / "result.json"
+    options = [GEMM.key(), "8", "--device", "cpu", "--seconds", "0.1", "--kernels", "whole", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["helion_search", *options])
+    helion_search.main()
+    found = msgspec.json.decode(output.read_bytes(), type=FullEffort)
+    assert found.gemm == GemmConfig(8, 64, 128, True, 1, 1, 5, 4)
+    assert found.time_us.median > 0
+    assert found.config.startswith("whole, swapped: Config(")
 
 
 def stand_in(folder: Path, body: str) -> tuple[str, ...]:
@@ -212,6 +276,7 @@ def test_what_the_process_found_comes_back(tmp_path: Path):
         "assert os.environ['HELION_AUTOTUNE_EFFORT'] == 'full'\n"
         "assert sys.argv[sys.argv.index('--seconds') + 1] == '60.0'\n"
         "assert 'HELION_INTERPRET' not in os.environ\n"
+        "assert os.environ['TMPDIR'] == os.path.dirname(sys.argv[-1])\n"
         f"open(sys.argv[-1], 'w').write({found!r})",
     )
     assert full_effort_search(GEMM, 8, 60.0, command=command) == FOUND
@@ -224,8 +289,50 @@ def test_a_search_that_fails_says_how(tmp_path: Path):
         full_effort_search(GEMM, 8, 60.0, command=command)
 
 
-def test_a_search_that_does_not_end_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(helion_search, "GRACE_S", 0.5)
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("/no/such/program",), r"M = 8 could not be made: .*/no/such/program"),
+        (
+            (sys.executable, "-c", "import sys; open(sys.argv[-1], 'w').write('{')"),
+            "M = 8 could not be made: Input data",
+        ),
+        ((sys.executable, "-c", "pass"), "M = 8 ended with status 0"),
+    ],
+    ids=["does not start", "is cut short", "says nothing"],
+)
+def test_a_search_that_cannot_be_made_or_understood_is_a_reason(command: tuple[str, ...], said: str):
+    with pytest.raises(HelionSearchError, match=said):
+        full_effort_search(GEMM, 8, 60.0, command=command)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "named", "sees"),
+    [
+        ("cuda:1", None, "cuda", "1"),
+        ("cuda:0", None, "cuda", "0"),
+        ("cuda:1", "5, 7", "cuda", "7"),
+        ("cuda:0", "GPU-6f", "cuda", "GPU-6f"),
+        ("cuda", "5,7", "cuda", "5,7"),
+        ("cpu", None, "cpu", ""),
+    ],
+)
+def test_a_search_sees_no_other_gpu(
+    device: str, visible: str | None, named: str, sees: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    command = stand_in(
+        tmp_path,
+        f"assert sys.argv[sys.argv.index('--device') + 1] == {named!r}, sys.argv\n"
+        f"assert os.environ.get('CUDA_VISIBLE_DEVICES', '') == {sees!r}, os.environ['CUDA_VISIBLE_DEVICES']\n"
+        f"open(sys.argv[-1], 'w').write({msgspec.json.encode(FOUND).decode()!r})",
+    )
+    assert full_effort_search(GEMM, 8, 60.0, device, command=command) == FOUND
+
+
+def test_a_search_that_does_not_end_is_killed_with_what_it_started(tmp_path: Path):
     noted = tmp_path / "child"
     command = stand_in(
         tmp_path,
@@ -233,13 +340,41 @@ def test_a_search_that_does_not_end_is_killed_with_what_it_started(tmp_path: Pat
         f"open({str(noted)!r}, 'w').write(str(child.pid))\ntime.sleep(600)",
     )
     with pytest.raises(HelionSearchError, match=r"did not end in 2\.5 s"):
-        full_effort_search(GEMM, 8, 2.0, command=command)
-    child = int(noted.read_text())
+        full_effort_search(GEMM, 8, 2.0, command=command, grace_s=0.5)
+    assert _has_ended(int(noted.read_text()))
+
+
+def test_a_search_that_the_user_interrupts_is_killed_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    noted = tmp_path / "child"
+    command = stand_in(
+        tmp_path,
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(noted)!r} + '.new', 'w').write(str(child.pid))\n"
+        f"os.rename({str(noted)!r} + '.new', {str(noted)!r})\ntime.sleep(600)",
+    )
+    wait = subprocess.Popen.wait
+
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout is None:
+            return wait(process)
+        while not noted.exists():
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        full_effort_search(GEMM, 8, 60.0, command=command)
+    assert _has_ended(int(noted.read_text()))
+
+
+def _has_ended(process: int) -> bool:
     for _ in range(50):
-        if not _runs(child):
-            return
+        if not _runs(process):
+            return True
         time.sleep(0.1)
-    raise AssertionError("the search's own process was left behind")
+    return False
 
 
 def _runs(process: int) -> bool:

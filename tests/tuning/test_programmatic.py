@@ -22,11 +22,14 @@ from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerToke
 from parhelion.ops.rope_and_cache import RopeAndCache
 from parhelion.ops.scaled_mm import ScaledMm
 from parhelion.ops.silu_and_mul import SiluAndMul
+from parhelion.ops.weight_only_mv import WeightOnlyMv
+from parhelion.ops.weight_only_mv.config import MvConfig
 from parhelion.tuning.cross_compile import specialize
 from parhelion.tuning.record import GeneratedCode, Launch, record
 
 SWAPPED = GemmConfig(16, 64, 128, swap_ab=True, split_k=2, num_stages=3, programmatic=True, ahead=1)
 STANDARD = GemmConfig(16, 64, 128, num_stages=3, programmatic=True, ahead=2)
+TWO_CODES = MvConfig(64, 256, 4, 1, programmatic=True, on_matrix_unit=True, split_k=2, num_stages=3)
 CASES: tuple[tuple[Contract, Any], ...] = (
     (RmsNorm(512), None),
     (FusedAddRmsNorm(512), None),
@@ -38,6 +41,7 @@ CASES: tuple[tuple[Contract, Any], ...] = (
     (PagedAttention(4, 2, 64, 16, 0.125), None),
     (ScaledMm(2048, 256), SWAPPED),
     (ScaledMm(2048, 256), STANDARD),
+    (WeightOnlyMv(2048, 256), TWO_CODES),
 )
 
 
@@ -65,7 +69,9 @@ def test_a_program_starts_its_successor_and_waits_before_it_writes(
         trigger, wait = text.index("griddepcontrol.launch_dependents"), text.index("griddepcontrol.wait")
         writes = [match.start() for match in re.finditer(r"\bst\.global|\bred\.global|\batom\.global", text)]
         assert trigger < wait < min(writes)
-        if config in (SWAPPED, STANDARD) and launch.kernel == "gemm.gemm":
+        if config in (SWAPPED, STANDARD, TWO_CODES):
+            # The wide products take 64 rows of the left operand, of which x has too few.
+            assert ("wgmma.mma_async" in text) == (config != STANDARD)
             # The first steps of the weight are on their way before the wait, and the loop behind it is pipelined.
             assert "ld.global" in text[trigger:wait]
             assert "cp.async" in text[wait:]

@@ -45,9 +45,10 @@ from parhelion.tuning.model_calls import (
     layer_contracts,
     layer_ways,
     left_to_ranks,
+    served_contracts,
     tuned_model,
 )
-from parhelion.tuning.model_contracts import BLOCK_SIZE, served_contracts
+from parhelion.tuning.model_contracts import BLOCK_SIZE
 from parhelion.tuning.plan import make_plan, refuses
 
 CPU = torch.device("cpu")
@@ -146,7 +147,7 @@ def test_a_quantized_head_calls_what_is_planned_for_it(folder: Path, tp: int, he
     assert products == {each for each in way if isinstance(each, ScaledMm | WeightOnlyMv)}
     assert set(way) <= resolver.asked
     # And what a pack is built with has all of it.
-    built = served_contracts(tuned.shape, UNQUANTIZED, SM_90, tp=tp, head_quantization=tuned.head_quantization)
+    built = served_contracts(tuned, SM_90)
     assert set(way) <= set(built)
     assert not any(isinstance(each, Linear) and each.out_features == tuned.rank_shape.vocab_size for each in built)
 
@@ -214,7 +215,7 @@ def test_a_built_pack_has_all_that_a_tuned_one_has(folder: Path):
         tuned: TunedModel = tuned_model("qwen3-8b", "fp8_per_token", tp)
         of_tokens, of_requests = edge_contracts(tuned)
         called = {*of_tokens, *of_requests, *layer_contracts(tuned, SM_90)}
-        assert called <= set(served_contracts(tuned.shape, FP8_PER_TOKEN, SM_90, tp=tp))
+        assert called <= set(served_contracts(tuned, SM_90))
 
 
 @pytest.mark.parametrize(

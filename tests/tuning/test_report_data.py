@@ -171,6 +171,7 @@ def test_the_results_of_this_repository_are_read():
     [engine] = [source for source in report.sources if source.name == "h100_engine.json"]
     assert any("checks passed" in note for note in engine.notes)
     assert "memory.json holds no times of kernels" in report.skipped
+    assert "h100_tune.json is of a tuner, whose times are those of its pack" in report.skipped
 
 
 @pytest.mark.parametrize("content", ['{"timing": 1}', "{", '{"parts": {"device": 1}}'])

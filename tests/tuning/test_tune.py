@@ -12,6 +12,7 @@ from parhelion.errors import ConfigError
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
+from parhelion.ops.weight_only_mv import WeightOnlyMv
 from parhelion.packs.format import Pack, Row
 from parhelion.packs.store import read_pack
 from parhelion.packs.verify import verify
@@ -239,6 +240,20 @@ def test_seeds_of_another_device_variant_take_a_third_of_the_trials(tmp_path: Pa
     assert 2 * len(seeded.compiler.requests) < len(fresh.compiler.requests)
 
 
+def test_an_algorithm_that_no_seed_is_of_is_tried_as_well(tmp_path: Path):
+    rows = (PlannedRow(WeightOnlyMv(4096, 4096), 1, 30),)
+
+    def times(on_matrix_unit_us: float) -> Any:
+        return lambda contract, size, provider, config: (
+            on_matrix_unit_us if getattr(config, "on_matrix_unit", False) else 50.0
+        )
+
+    seed = World(tmp_path / "a", rows, times(90.0)).tune().pack
+    assert not only(seed).best.config["on_matrix_unit"]
+    tuned = World(tmp_path / "b", rows, times(40.0), fingerprint=sample.H200).tune(seed_packs=(seed,)).pack
+    assert only(tuned).best.config["on_matrix_unit"]
+
+
 def test_a_seed_that_stays_the_best_is_called_one(tmp_path: Path):
     seed = world(tmp_path).tune().pack
     assert seed is not None
@@ -312,3 +327,18 @@ def test_it_says_how_far_it_is(tmp_path: Path):
     assert seen[-1][1] == 2
     assert seen[0][2] == 100.0 > seen[-1][2]
     assert {row.contract for row in rows} == {GEMM, NORM.contract}
+
+
+def test_the_cost_of_a_launch_is_not_that_of_a_call_of_several(tmp_path: Path):
+    # The norm has the least to do; if it were two programs, it would say nothing of one launch.
+    for count, expected in ((1, LAUNCH_US), (2, LAUNCH_US)):
+        it = world(tmp_path / str(count), ROW, NORM)
+        it.compiler.count = lambda request, count=count: count if request[0].name == "rms_norm" else 1
+        pack = it.tune(effort="quick").pack
+        assert pack is not None
+        assert pack.ledger.launch_us == expected
+    it = world(tmp_path / "both", ROW)
+    it.compiler.count = lambda request: 2
+    pack = it.tune(effort="quick").pack
+    assert pack is not None
+    assert pack.ledger.launch_us == 0.0

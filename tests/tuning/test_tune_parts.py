@@ -37,7 +37,7 @@ from parhelion.tuning.neighbours import neighbours
 from parhelion.tuning.passes import EFFORTS
 from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, PlannedRow, grouped, make_plan, refuses
 from parhelion.tuning.programs import Program
-from parhelion.tuning.prune import gemm_of, kept, predicted_us, ranked, spread, why_dropped
+from parhelion.tuning.prune import algorithm, gemm_of, kept, predicted_us, ranked, spread, why_dropped
 from parhelion.tuning.row_state import RowState, step_us
 from parhelion.tuning.search import FIRST, FULL, SECOND, search
 from parhelion.tuning.seeds import SeedBank, Winner, distance, fitted, nearest
@@ -189,6 +189,13 @@ def test_without_8_bit_floats_other_products_are_called(quantization: str, op: s
     assert not any("quant" in contract.name for contract in counts)
 
 
+def test_amds_gpus_quantize_activations_whatever_format_their_matrix_unit_takes():
+    """As the engine does there; see ``platform.device.has_float8``."""
+    model = tuned_model("qwen3-8b", "fp8_per_token")
+    on = {name: set(layer_contracts(model, gemm_target(name))) for name in ("gfx942", "gfx950", "sm_90")}
+    assert on["gfx942"] == on["gfx950"] == on["sm_90"]
+
+
 def test_buckets_that_launch_the_same_programs_are_one_group():
     plan = make_plan(
         tuned_model("qwen3-8b", "fp8_per_token"), SM_90, refuses, ops=("scaled_mm", "fused_rope_attention")
@@ -274,6 +281,11 @@ def test_neighbours_of_other_ops_are_its_candidates_that_differ_in_one_field():
     norm = RmsNorm(4096)
     usual, *others = ranked(norm, 16, SM_90)
     assert set(neighbours(usual, norm, 16, SM_90)) == {each for each in others if each.block_sizes == (1,)}
+
+
+def test_algorithms_take_turns():
+    found = ranked(WeightOnlyMv(4096, 6144), 1, SM_90)
+    assert [algorithm(config) for config in found[:6]] == [False, True] * 3
 
 
 def test_distance_counts_doublings_and_knows_no_way_to_another_dtype():

@@ -42,10 +42,11 @@ class Clock:
 
 @dataclass
 class FakeCompiler:
-    """Builds everything, but for what ``fails`` says; ``spills`` says how many bytes."""
+    """Builds everything, but for what ``fails`` says; ``spills`` says how many bytes, ``count`` how many programs."""
 
     fails: Callable[[Request], str | None] = lambda request: None
     spills: Callable[[Request], int] = lambda request: 0
+    count: Callable[[Request], int] = lambda request: 1
     requests: list[Request] = field(default_factory=list)
 
     def compile(
@@ -54,7 +55,8 @@ class FakeCompiler:
         waiting = list(requests)
         for index, request in enumerate(waiting):
             self.requests.append(request)
-            yield index, self.fails(request) or (program(request, self.spills(request)),), 0.5
+            built = tuple(program(request, self.spills(request), each) for each in range(self.count(request)))
+            yield index, self.fails(request) or built, 0.5
             waiting.extend(more())
 
 
@@ -97,7 +99,8 @@ class FakeTimer:
         return contract.traffic(num_tokens).bytes / 3e6
 
     def launch_us(self, contract: Contract, num_tokens: int, trial: Trial) -> float:
-        assert trial.programs
+        # Several programs may be several launches.
+        assert len(trial.programs) == 1
         return LAUNCH_US
 
     def configs(self) -> set[Any]:
@@ -171,9 +174,9 @@ def steps_apart(a: Any, b: Any) -> float:
     return apart
 
 
-def program(request: Request, stack_bytes: int) -> Program:
+def program(request: Request, stack_bytes: int, number: int = 0) -> Program:
     contract, bucket, config = request
-    code = repr((contract.key(), bucket, config)).encode()
+    code = repr((contract.key(), bucket, config, *[number] * bool(number))).encode()
     sha256 = hashlib.sha256(code).hexdigest()
     binary = sample.binary(
         code,

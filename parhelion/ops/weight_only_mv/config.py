@@ -1,4 +1,4 @@
-"""How a matrix-vector product is cut into programs: the configs worth trying, in the order of their promise.
+"""How a matrix-vector product is cut into programs.
 
 All that counts is that enough of the weight is asked for at a time, and before the predecessor has ended: so a program
 is small enough to hold most of its rows in registers, and there are at least two of them a processor.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parhelion.ops.gemm.target import GemmTarget
 
@@ -27,6 +27,9 @@ _LOAD_BYTES = 16
 _MOST_REGISTERS = 128
 """For codes in flight, sums and x, half of all that a thread has."""
 
+_MOST_BYTES_AHEAD = 512
+"""Of the weight, in a thread's registers while it waits; afterwards the matrix unit takes them from there."""
+
 _USUAL_THREAD_BYTES, _USUAL_PROGRAMS = 96, 3
 """In flight, and a processor: where the search begins."""
 
@@ -43,6 +46,9 @@ class MvConfig:
         ahead: steps of the weight in flight at a time, and before waiting for the kernel before; at most all there are.
         blocks: of columns that a program makes one after the other, of an x that it has in registers.
         programmatic: see ``ops/programmatic.py``.
+        on_matrix_unit: the matrix unit multiplies; then a program makes one block of columns, and has the following.
+        split_k: among how many programs K is divided.
+        num_stages: how many steps of the weight are on their way at a time, those ahead excepted.
     """
 
     block_n: int
@@ -51,6 +57,9 @@ class MvConfig:
     ahead: int = 1
     blocks: int = 1
     programmatic: bool = False
+    on_matrix_unit: bool = False
+    split_k: int = 1
+    num_stages: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,11 @@ class MvShape:
     in_features: int
     out_features: int
     parts: int = 1
+
+    def holds(self, config: MvConfig) -> bool:
+        """Whether programs on the matrix unit take whole blocks of K, of which those ahead are a power of two."""
+        steps, rest = divmod(self.in_features, config.split_k * config.block_k)
+        return rest == 0 and config.ahead <= steps and config.ahead & (config.ahead - 1) == 0
 
     def steps(self, block_k: int) -> int:
         """Of K."""
@@ -123,3 +137,10 @@ def _distance(config: MvConfig, shape: MvShape, target: GemmTarget) -> float:
         + math.log2(steps) / 2
         + 2 * math.log2(waste)
     )
+
+
+def all_ahead(shape: MvShape, config: MvConfig) -> list[MvConfig]:
+    """The config of programs on the matrix unit, and those that have more of the weight ahead, in registers."""
+    bytes_ahead = shape.parts * config.block_n * config.block_k // (32 * config.num_warps)
+    found = [replace(config, ahead=ahead) for ahead in AHEAD if ahead * bytes_ahead <= _MOST_BYTES_AHEAD]
+    return [config, *(each for each in found if shape.holds(each) and each != config)]

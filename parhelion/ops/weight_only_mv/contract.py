@@ -28,7 +28,8 @@ class WeightOnlyMv(Contract):
 
     The new residual is rounded to ``dtype`` before the norm reads it, as in ``fused_add_rms_norm``. What the norm
     gives stays float32, unlike there, and so do sums, gate and up: y is rounded once. Without quantized activations it
-    is closer to what the checkpoint says than ``scaled_mm``. FP8 codes are finite.
+    is closer to what the checkpoint says than ``scaled_mm``. FP8 codes are finite. A tile program may read what goes
+    into the product with 8 bits an element, as many as bfloat16 has.
 
     A matrix-vector product: of several tokens each reads all of the weight.
     """

@@ -87,15 +87,19 @@ def read_results(folder: Path) -> Results:
     if not files:
         raise ConfigError(f"--results {folder} holds no result (*.json); pass the folder that benchmarks/ writes to")
     found = [(file.name, _read(file)) for file in files]
-    skipped = [f"{name} holds no times of kernels" for name, result in found if result is None]
-    return Results(tuple(result for _, result in found if result is not None), tuple(skipped))
+    skipped = [f"{name} {result}" for name, result in found if isinstance(result, str)]
+    return Results(tuple(result for _, result in found if isinstance(result, Result)), tuple(skipped))
 
 
-def _read(file: Path) -> Result | None:
+def _read(file: Path) -> Result | str:
+    """What the file says; why it is not shown, if it is not."""
+    nothing = "holds no times of kernels"
     try:
         content = msgspec.json.decode(file.read_bytes())
         if not isinstance(content, dict):
-            return None
+            return nothing
+        if "tune_s" in content:
+            return "is of a tuner, whose times are those of its pack"
         if "timing" in content:
             return _ops_result(file.name, msgspec.convert(content, _OpsResult))
         parts = content.get("parts")
@@ -103,7 +107,7 @@ def _read(file: Path) -> Result | None:
             return Result(_engine_source(file.name, parts))
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{file} is no benchmark's result ({error}); measure it again or remove it") from error
-    return None
+    return nothing
 
 
 def _ops_result(name: str, result: _OpsResult) -> Result:

@@ -1,4 +1,4 @@
-"""``weight_only_mv``'s tile program in the interpreter, beside the reference in float64: with and without a norm, a
+"""``weight_only_mv``'s tile programs in the interpreter, beside the reference in float64: with and without a norm, a
 residual and an activation, FP8 and INT8, K and N that are no multiples of tiles.
 """
 
@@ -19,9 +19,10 @@ from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.helion_provider import interpret, tile_program
 from parhelion.ops.inputs import map_tensors
 from parhelion.ops.oracle import Oracle
+from parhelion.ops.quantize import per_token_quantized
 from parhelion.ops.weight_only_mv import OP, WeightOnlyMv
 from parhelion.ops.weight_only_mv.config import MOST_CANDIDATES, MvConfig
-from parhelion.ops.weight_only_mv.launch import candidates, default_config, launch
+from parhelion.ops.weight_only_mv.launch import candidates, default_config, launch, with_more_or_less_ahead
 from tests.ops.helion.awkward import AWKWARD_ROWS, generator, with_awkward_row
 
 CPU = torch.device("cpu")
@@ -43,6 +44,13 @@ CONFIGS = {
     "two_blocks": MvConfig(4, 256, 8, 1, blocks=2),
     "three_blocks_beyond_the_end": MvConfig(16, 128, 4, 3, blocks=3),
 }
+
+ON_MATRIX_UNIT = {
+    "one_program_a_tile": MvConfig(64, 64, 4, 0, on_matrix_unit=True),
+    "all_ahead": MvConfig(32, 64, 4, 2, on_matrix_unit=True, split_k=3),
+    "some_ahead_of_shared_tiles": MvConfig(64, 32, 4, 2, on_matrix_unit=True, split_k=4),
+}
+"""For a K of 384, no power of two, and an N that is no multiple of tiles."""
 
 
 def contract_of(kind: str, quant_dtype: torch.dtype, dtype: torch.dtype = torch.bfloat16) -> WeightOnlyMv:
@@ -83,6 +91,59 @@ def test_every_kind_and_config_agrees_with_the_reference(kind: str, config: str)
     """Each kind and each config with all codes in turn."""
     quant_dtype, num_tokens = CODES[([*KINDS].index(kind) + [*CONFIGS].index(config)) % len(CODES)]
     assert_agrees(contract_of(kind, quant_dtype), launcher(contract_of(kind, quant_dtype), CONFIGS[config]), num_tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("config", ON_MATRIX_UNIT)
+def test_two_codes_an_element_are_close_enough(kind: str, config: str):
+    """Far closer than the one code an element of quantized activations, which this compares with as well."""
+    contract = WeightOnlyMv(384, 200, **KINDS[kind])  # type: ignore[arg-type]
+    num_tokens = 1 + [*ON_MATRIX_UNIT].index(config)
+    assert_agrees(contract, launcher(contract, ON_MATRIX_UNIT[config]), num_tokens)
+    plain = WeightOnlyMv(384, 200)
+    inputs = plain.sample_inputs(num_tokens, CPU, generator())
+    [error] = Oracle(plain, inputs).compare(launcher(plain, ON_MATRIX_UNIT[config]))
+    codes, scales = per_token_quantized(inputs[0].float(), torch.float8_e4m3fn)
+    [usual] = Oracle(plain, inputs).compare(lambda x, *weights: plain.reference(codes.float() * scales, *weights))
+    assert error.relative < usual.relative / 8
+
+
+@pytest.mark.parametrize("row", AWKWARD_ROWS)
+def test_an_awkward_row_stays_by_itself_on_the_matrix_unit(row: str):
+    contract = WeightOnlyMv(384, 200, epsilon=1e-6, add_residual=True, gated=True)
+    config = ON_MATRIX_UNIT["some_ahead_of_shared_tiles"]
+    inputs = list(contract.sample_inputs(3, CPU, generator()))
+    usual = launcher(contract, config)(*inputs)
+    inputs[0] = with_awkward_row(inputs[0], row, 1)
+    if row == "zeros":
+        inputs[1] = with_awkward_row(inputs[1], row, 1)
+    changed = launcher(contract, config)(*inputs)
+    for got, want in zip(changed, usual, strict=True):
+        assert torch.equal(got[[0, 2]], want[[0, 2]])
+    if row == "zeros":
+        assert not changed[0][1].any()
+    elif row in ("nan", "inf"):
+        assert changed[0][1].isnan().all()
+
+
+def test_what_is_ahead_on_the_matrix_unit_fits_in_registers_and_in_the_span():
+    contract = WeightOnlyMv(4096, 6144, epsilon=1e-6)
+    short = MvConfig(64, 256, 4, 0, on_matrix_unit=True, split_k=8, num_stages=2)
+    assert [config.ahead for config in with_more_or_less_ahead(contract, short)] == [0, 1, 2]
+    wide = MvConfig(128, 512, 4, 0, on_matrix_unit=True, split_k=2, num_stages=2)
+    assert [config.ahead for config in with_more_or_less_ahead(contract, wide)] == [0, 1]
+    gated = replace(contract, gated=True)
+    assert [config.ahead for config in with_more_or_less_ahead(gated, wide)] == [0]
+
+
+@pytest.mark.parametrize("contract", OP.examples[3:], ids=str)
+def test_the_matrix_unit_is_tried_for_fp8_codes_where_it_takes_them(contract: WeightOnlyMv):
+    for name, has_it in (("sm_80", False), ("sm_90", True), ("gfx950", False)):
+        found = [config for config in candidates(contract, 1, gemm_target(name)) if config.on_matrix_unit]
+        assert bool(found) == (has_it and contract.quant_dtype == torch.float8_e4m3fn)
+        for config in found:
+            assert contract.in_features % (config.split_k * config.block_k) == 0
+            assert config.num_stages * config.block_k * config.split_k <= contract.in_features
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +235,7 @@ def test_no_token_is_no_launch():
 def test_candidates_are_few_differ_and_begin_with_the_untuned_one(name: str):
     target = gemm_target(name)
     for contract, bucket in itertools.product(OP.examples, (1, 8)):
-        found = candidates(contract, bucket, target)
+        found = [config for config in candidates(contract, bucket, target) if not config.on_matrix_unit]
         assert 1 <= len(set(found)) == len(found) <= MOST_CANDIDATES
         assert found[0] == default_config(contract, bucket, target)
         parts = 2 if contract.gated else 1
