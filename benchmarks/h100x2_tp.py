@@ -1,6 +1,7 @@
 """Tensor parallelism on two GPUs: parity with one, speed, what collectives take, and what the planner said.
 
-    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,killed,texts]
+    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,
+                                                 killed,stopped,hung,texts]
                                                 [--pack auto] [--real PATH] [--output FILE]
     PYTHONPATH=. python benchmarks/h100x2_tp.py --device cpu --model tiny         # a rehearsal, in seconds
 
@@ -23,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pieces import add_options, run_all
 from tp_collectives import HIDDEN_SIZE, LARGE_BYTES, ROUNDS, SIZES, measure_collectives
-from tp_parity import killed, logits_of_ranks, texts, write_random
+from tp_faults import STRIKES, struck
+from tp_parity import logits_of_ranks, texts, write_random
 from tp_ranks import on_ranks
 from tp_speed import SpeedOptions, beside, speed, without_collectives
 from tp_tables import speed_lines, sums_lines
@@ -38,6 +40,8 @@ PIECES = {
     "collectives": 120,
     "silent": 120,
     "killed": 60,
+    "stopped": 70,
+    "hung": 70,
     "texts": 240,
 }
 """In the order in which they run, with the seconds that each may take."""
@@ -52,8 +56,8 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
         return on_ranks(logits_of_ranks, options.device, TP, str(write_random(folder)), 30 if on_cpu else 300)
     if piece == "texts":
         return texts(folder, options.device, options.real, 8 if on_cpu else 40)
-    if piece == "killed":
-        return killed(folder, options.device)
+    if piece in STRIKES:
+        return struck(folder, options.device, piece)
     if piece == "collectives":
         sizes, hidden = ((1, 3), 64) if on_cpu else (SIZES, HIDDEN_SIZE)
         large, rounds = (1 << 16, 2) if on_cpu else (LARGE_BYTES, ROUNDS)

@@ -8,7 +8,6 @@ texts must be the same.
 from __future__ import annotations
 
 import math
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from h100_engine import common_prefix, ids_of, relative
 from safetensors.torch import save_file
@@ -34,7 +32,7 @@ from parhelion.config import EngineConfig
 from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.load import load_model
 from parhelion.engine.score import prompt_logits
-from parhelion.errors import ConfigError, EngineDeadError
+from parhelion.errors import ConfigError
 from parhelion.types import TokensPrompt
 
 LUCK = 1.5
@@ -170,42 +168,8 @@ def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iter
             yield _guarded(Generated(real, device, kind, output_len, prompts=told))
 
 
-def killed(folder: Path, device: str) -> Iterator[dict[str, Any]]:
-    """A rank is killed in the middle of steps: how long until the engine says so, and until it has ended."""
-    shape = TINY if device == "cpu" else TWO_LAYERS
-    where = write_config(shape, folder / "killed", FP8_PER_TOKEN_CONFIG)
-    longest = 4096 if device == "cpu" else 16384
-    params = SamplingParams(temperature=0.0, max_tokens=longest - 200, ignore_eos=True)
-    limits = _limits(device) | {"max_model_len": longest}
-    with LLM(str(where), device=device, load_format="dummy", tp=2, **limits) as llm:
-        llm.generate(_prompts(), replace(params, max_tokens=8))
-        [rank] = [each for each in psutil.Process().children() if "rank_process" in " ".join(each.cmdline())]
-        at: list[float] = []
-
-        def kill() -> None:
-            at.append(time.monotonic())
-            rank.kill()
-
-        timer = threading.Timer(1.0, kill)
-        timer.start()
-        said = "nothing: all tokens came before it was killed"
-        try:
-            llm.generate(_prompts(), params)
-        except EngineDeadError as error:
-            said = str(error)
-        noticed_s = time.monotonic() - at[0] if at else None
-        timer.cancel()
-        began = time.monotonic()
-    yield {
-        "what": "killed",
-        "said": said,
-        "noticed_s": noticed_s,
-        "shutdown_s": time.monotonic() - began,
-        "passed": "rank 1" in said and "SIGKILL" in said,
-    }
-
-
-def _prompts() -> list[Any]:
+def random_prompts() -> list[Any]:
+    """Of several lengths."""
     generator = torch.Generator().manual_seed(6)
     lengths = (1, 33, 130, 18)
     return [
@@ -214,7 +178,8 @@ def _prompts() -> list[Any]:
     ]
 
 
-def _limits(device: str) -> dict[str, Any]:
+def engine_limits(device: str) -> dict[str, Any]:
+    """Of engines that compare texts."""
     return {"max_num_seqs": 8, "max_model_len": 512, "kv_cache_memory": (1 << 30) if device != "cpu" else (16 << 20)}
 
 
@@ -253,7 +218,7 @@ def _guarded(case: Generated) -> dict[str, Any]:
 
 def _texts(case: Generated) -> dict[str, Any]:
     kind, several = case.kind, case.several
-    prompts = _prompts() if case.prompts is None else list(case.prompts)
+    prompts = random_prompts() if case.prompts is None else list(case.prompts)
     params = SamplingParams(temperature=0.0, max_tokens=case.output_len, ignore_eos=True)
     options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
     found, captured, about = {}, {}, {}
@@ -261,7 +226,7 @@ def _texts(case: Generated) -> dict[str, Any]:
     for way, ranks, graphs in runs:
         started = time.monotonic()
         options |= {"load_format": case.load_format, "graphs": graphs}
-        with LLM(str(case.path), device=case.device, **options, **ranks, **_limits(case.device)) as llm:
+        with LLM(str(case.path), device=case.device, **options, **ranks, **engine_limits(case.device)) as llm:
             found[way] = ids_of(llm.generate(prompts, params))
             captured[way] = llm.stats().num_graphs
             about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}

@@ -16,8 +16,8 @@ class PlannedTime:
 
     Attributes:
         ms: in all.
-        measured, scaled, floor, links: shares of it: kernels as a pack measured them, scaled from what it measured, at
-            a fraction of the device's limits; collectives by the links' model.
+        measured, scaled, floor, links, host: shares of it: kernels as a pack measured them, scaled from what it
+            measured, at a fraction of the device's limits; collectives by the links' model; what the host does.
         bubble: share of the time that a stage of a pipeline waits in, on average.
     """
 
@@ -26,6 +26,7 @@ class PlannedTime:
     scaled: float
     floor: float
     links: float
+    host: float
     bubble: float
 
 
@@ -129,8 +130,8 @@ def planned_fits(fits: Sequence[Fit], workload: Workload) -> tuple[PlannedFit, .
 def planned_time(time: PipelineTime) -> PlannedTime:
     """With the shares of its parts."""
     cost = time.cost
-    share = cost.times(1 / cost.total)
-    return PlannedTime(cost.total / 1e3, share.measured, share.scaled, share.floor, share.links, time.bubble)
+    of = cost.times(1 / cost.total)
+    return PlannedTime(cost.total / 1e3, of.measured, of.scaled, of.floor, of.links, of.host, time.bubble)
 
 
 def _layout(each: LayoutPlan, workload: Workload) -> PlannedLayout:

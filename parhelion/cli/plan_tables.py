@@ -38,7 +38,7 @@ def layouts_table(report: PlanReport) -> Table:
 
 def known(time: PlannedTime) -> str:
     """How a time is known, such as ``89% measured, 11% scaled``."""
-    parts = {"measured": time.measured, "scaled": time.scaled, "floor": time.floor, "links": time.links}
+    parts = {name: getattr(time, name) for name in ("measured", "scaled", "floor", "links", "host")}
     return ", ".join(f"{share:.0%} {name}" for name, share in parts.items() if share >= 0.005)
 
 

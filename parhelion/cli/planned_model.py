@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parhelion.distributed.devices import PRESETS, DevicePreset, device_of_pack, preset
-from parhelion.distributed.kernel_times import KernelTimes
+from parhelion.distributed.kernel_times import REACHED, KernelTimes
 from parhelion.distributed.model_size import HeadSize, ModelSize
 from parhelion.distributed.step_model import RankCalls
 from parhelion.errors import ConfigError, PackError
@@ -32,6 +32,7 @@ from parhelion.tuning.model_calls import (
     head_ways,
     layer_contracts,
     layer_ways,
+    shared_layer_ways,
     shared_under,
     tuned_model,
 )
@@ -107,7 +108,7 @@ def calls_of(model: TunedModel, size: ModelSize, target: GemmTarget) -> Callable
         of_all = (TopKTopPSampling, Argmax) if tp > 1 else TopKTopPSampling
         whole = [each for each in of_requests if isinstance(each, of_all) and each.vocab_size == size.vocab_size]
         of_requests = [each for each in of_requests if each not in (*whole, *heads[0])]
-        blocks = tuple(layer_ways(shard, target))
+        blocks = tuple(shared_layer_ways(shard, target))
         shared = tuple(shared_under(shard, target, plan) for plan in ON_GPU) if tp > 1 else ()
         ways = _ways(shard, target)
         return RankCalls(ways, blocks, tuple(of_tokens), tuple(of_requests), shared, tuple(heads))
@@ -166,13 +167,13 @@ def known_times(device_name: str, pack_name: str = "auto", untuned: bool = False
     if stored is None:
         if untuned:
             raise ConfigError("--untuned takes its times from a pack, and there is none: name one with --pack")
-        note = f"no pack: every kernel is {device.fraction:.0%} of what the {device.known_from} limits allow"
+        note = f"no pack: every kernel is {REACHED:.0%} of what the {device.known_from} limits allow"
         return KnownTimes(device, KernelTimes(device), None, (note + " (floor)",))
     pack = stored.pack
     same = pack.fingerprint.device == device.device
     notes = [
         f"kernels as pack {pack.name} has them, measured on {pack.fingerprint.device}; ops that it does not have at "
-        f"{device.fraction:.0%} of the {device.known_from} limits (floor)"
+        f"{REACHED:.0%} of the {device.known_from} limits (floor)"
     ]
     if not same:
         notes.append(f"all scaled to {device.device} by the {device.known_from} limits")

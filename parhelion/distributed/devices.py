@@ -10,6 +10,11 @@ from parhelion.errors import ConfigError
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.ceilings import Ceilings
 
+COPIED, MULTIPLIED = 0.89, 0.78
+"""Of a datasheet's bandwidth and FLOP rates, what is measured: on an H100 and an H200 0.90 and 0.89 of the bandwidth,
+0.80 of the rate in bfloat16, 0.76 of that in 8-bit floats.
+"""
+
 
 @dataclass(frozen=True)
 class DevicePreset:
@@ -20,8 +25,8 @@ class DevicePreset:
         device: what it calls itself, as packs have it.
         target: what compilers call its architecture.
         memory_bytes: of the device.
-        ceilings: bandwidth and FLOP rates (dense, without sparsity).
-        known_from: whether the ceilings were ``measured`` (``parhelion.platform.ceilings``) or are the ``datasheet``'s.
+        ceilings: bandwidth and FLOP rates (dense, without sparsity), as they are measured (``platform.ceilings``).
+        known_from: whether they were ``measured``, or are what others reach of their ``datasheet``.
         link: between the GPUs of a node.
         source: of the figures.
     """
@@ -34,14 +39,6 @@ class DevicePreset:
     known_from: Literal["measured", "datasheet"]
     link: Link
     source: str
-
-    @property
-    def fraction(self) -> float:
-        """Of the ceilings, what a kernel is assumed to reach that nothing is known of.
-
-        An H100's measured ceilings are 0.9 (copies) and 0.8 (products) of its datasheet's.
-        """
-        return 0.8 if self.known_from == "measured" else 0.7
 
 
 def _rates(
@@ -68,7 +65,18 @@ def _preset(
     link: Link,
     source: str,
 ) -> DevicePreset:
-    return DevicePreset(name, device, target, int(memory * 1e9), _rates(device, *rates), "datasheet", link, source)
+    """One that is known from its datasheet."""
+    bandwidth, float32, bfloat16, float8, int8 = rates
+    reached = _rates(
+        device,
+        COPIED * bandwidth,
+        MULTIPLIED * float32,
+        MULTIPLIED * bfloat16,
+        None if float8 is None else MULTIPLIED * float8,
+        MULTIPLIED * int8,
+    )
+    said = f"{source}, of which {COPIED:.0%} of the bandwidth and {MULTIPLIED:.0%} of the rates"
+    return DevicePreset(name, device, target, int(memory * 1e9), reached, "datasheet", link, said)
 
 
 PRESETS = (
@@ -82,14 +90,16 @@ PRESETS = (
         nvlink(450, "NVIDIA H100 datasheet: NVLink 900 GB/s, both directions together"),
         "ceilings measured: benchmarks/results/h100_ops.json",
     ),
-    _preset(
+    DevicePreset(
         "h200",
         "NVIDIA H200",
         "sm_90",
-        141,
-        (4.8, 67.0, 989.0, 1979.0, 1979.0),
+        141_000_000_000,
+        _rates("NVIDIA H200", 4.264, 51.9, 789.0, 1499.0, 949.0),
+        "measured",
         nvlink(450, "NVIDIA H200 datasheet: NVLink 900 GB/s, both directions together"),
-        "NVIDIA H200 datasheet",
+        "ceilings measured, see the floors of the H200's pack; float32 and int8 are the H100's, which has as many "
+        "processors",
     ),
     _preset(
         "b200",

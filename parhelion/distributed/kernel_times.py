@@ -29,6 +29,9 @@ Known = Literal["measured", "scaled", "floor"]
 LEAST_US = 1.5
 """Of a launch that has next to nothing to do (an H100 takes 1.3 to 3)."""
 
+REACHED = 0.8
+"""Of the device's limits, what a kernel is assumed to reach that nothing is known of."""
+
 _LEAST_SPREAD = 4.0
 """Between the smallest and largest floor of rows that a line is fitted to; closer ones only say how steep it is."""
 
@@ -81,7 +84,7 @@ class KernelTimes:
 
     Args:
         device: where.
-        rows: what a pack measured; none: floors at ``device.fraction``.
+        rows: what a pack measured; none: ``REACHED`` of the device's limits.
         same_device: the pack is of this device. Of another's all is scaled.
         time_of: a row's microseconds; 0 where nothing was measured.
         blocks: what the pack measured of whole blocks, with the same choices; of another device's nothing is used.
@@ -127,6 +130,16 @@ class KernelTimes:
         """Of a whole block, measured on this device; None if it was not."""
         return self._blocks.time_us(way, num_tokens)
 
+    def beyond_launches_us(self, way: Way, num_tokens: int) -> float:
+        """What a whole block was measured to take beyond the sum of its launches, each measured by itself with cold
+        inputs: less than nothing where they overlap. 0 if the block was not measured on this device.
+        """
+        block_us = self.block_us(way, num_tokens)
+        if block_us is None:
+            return 0.0
+        tables = [self._table(contract) for contract in way]
+        return block_us - sum(self._time_of(table.row(num_tokens)) for table in tables if table is not None)
+
     def of(self, contract: Contract, rows: StepRows) -> KernelTime:
         """One launch for a step's rows."""
         if (contract, rows) not in self._times:
@@ -148,7 +161,7 @@ class KernelTimes:
         floor = self.floor_us(contract, rows)
         tables = [own] if own is not None else self._by_op.get(contract.name, [])
         if not tables:
-            return KernelTime(LEAST_US + floor / self._device.fraction, "floor")
+            return KernelTime(LEAST_US + floor / REACHED, "floor")
         near = [table.row(num_tokens) for table in tables]
         line = self._line(contract.name, num_tokens > MOST_DECODES)
         off = [math.log(self._time_of(row) / line.at(row.floor_us)) for row in near]

@@ -8,7 +8,6 @@ from typing import Any
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.launching import BUCKETS, bucket_index
-from parhelion.ops.registry import own_parts
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.ways import Times, Way, quickest
 
@@ -88,5 +87,4 @@ def chosen_ways(ways: Sequence[Way], times: Times) -> list[int]:
 
 
 def _contracts(calls: Sequence[Call]) -> tuple[Contract, ...]:
-    """What one rank was measured with."""
-    return tuple(own_parts(call.contract for call in calls))
+    return tuple(call.contract for call in calls)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,19 @@ CATALOG: tuple[CatalogEntry, ...] = (
         file_bytes=98_362_432,
     ),
 )
+
+
+HUB_IDS: Mapping[str, str] = MappingProxyType(
+    {
+        "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+        "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+        "qwen3-8b": "Qwen/Qwen3-8B",
+        "qwen3-32b": "Qwen/Qwen3-32B",
+        "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+        "llama-3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+    }
+)
+"""The models that the tuner and the planner know by name, as the model hub has them."""
 
 
 def find_entry(alias: str) -> CatalogEntry | None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from parhelion.errors import ModelNotFoundError
-from parhelion.models.catalog import aliases, find_entry
+from parhelion.models.catalog import HUB_IDS, aliases, find_entry
 from parhelion.models.pull import Progress, pull
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -19,10 +19,11 @@ _REASON_CHARACTERS = 300
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
     """The folder or ``.gguf`` file of a model, pulled or downloaded where it must be.
 
-    An alias comes first, then a path, then a hub id; ``./name`` names a folder that is called like an alias.
+    An alias comes first, then a path, then a hub id or what is short for one; ``./name`` names a folder that is called
+    like an alias.
 
     Args:
-        name: an alias, a Hugging Face style folder, a ``.gguf`` file or a hub id ``org/name``.
+        name: an alias, a Hugging Face style folder, a ``.gguf`` file, a hub id ``org/name`` or a name of ``HUB_IDS``.
         progress: told the bytes done and the bytes in all while an alias is pulled.
 
     Raises:
@@ -36,8 +37,9 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
         return _checked_path(path)
     if name.endswith(".gguf") or name.startswith(("/", ".", "~")):
         raise ModelNotFoundError(f"there is no file or folder {name}; {_forms()}")
-    if _HUB_ID.fullmatch(name):
-        return _hub_snapshot(name)
+    hub_id = HUB_IDS.get(name, name)
+    if _HUB_ID.fullmatch(hub_id):
+        return _hub_snapshot(hub_id)
     raise ModelNotFoundError(f"no model is called {name!r}; {_forms()}")
 
 
@@ -52,7 +54,7 @@ def _existing_path(name: str) -> Path | None:
 def _forms() -> str:
     return (
         f"a model is an alias ({', '.join(aliases())}), a folder with config.json and *.safetensors, a .gguf file, "
-        "or a hub id such as org/name"
+        f"or a hub id such as org/name, for some of which {', '.join(HUB_IDS)} are short"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.registry import needs_other_ranks, own_parts
 
 Way = Sequence[Contract]
 """What a block calls, in order."""
@@ -19,7 +20,9 @@ class Times(Protocol):
         """Microseconds of one launch by itself; None if nobody knows."""
 
     def block_us(self, way: Way, num_tokens: int) -> float | None:
-        """Microseconds of a whole block among others like it; None if nobody measured it."""
+        """Microseconds of a whole block among others like it, of which a rank calls nothing with others; None if nobody
+        measured it.
+        """
 
 
 def quickest(ways: Sequence[Way], num_tokens: int, times: Times) -> int:
@@ -27,16 +30,45 @@ def quickest(ways: Sequence[Way], num_tokens: int, times: Times) -> int:
 
     Two ways of which both were measured as whole blocks are compared by that: kernels overlap, some more than others.
     Else the times of launches are added up, of what the two do not have in common.
+
+    Args:
+        ways: with what several ranks call together; blocks are measured without, as what a rank does by itself.
     """
     best = 0
     for number in range(1, len(ways)):
-        new, old = (times.block_us(way, num_tokens) for way in (ways[number], ways[best]))
-        if new is None or old is None:
-            ours, theirs = Counter(ways[number]), Counter(ways[best])
-            new, old = (sum_us(each, num_tokens, times) for each in (ours - theirs, theirs - ours))
-        if new is not None and old is not None and new < old:
+        two = ways[number], ways[best]
+        found = _in_blocks(two, num_tokens, times) or _in_launches(two, num_tokens, times)
+        if found is not None and found[0] < found[1]:
             best = number
     return best
+
+
+def _in_blocks(two: tuple[Way, Way], num_tokens: int, times: Times) -> tuple[float, float] | None:
+    """Of each the time of its block, and what exchanges take beyond the part of a rank that is in the block; None if
+    something of that is not known.
+    """
+    blocks = [times.block_us(own_parts(way), num_tokens) for way in two]
+    together = [Counter(each for each in way if needs_other_ranks(each)) for way in two]
+    ours, theirs = (
+        _beyond_own_us(each, num_tokens, times) for each in (together[0] - together[1], together[1] - together[0])
+    )
+    new, old = blocks
+    if new is None or old is None or ours is None or theirs is None:
+        return None
+    return new + ours, old + theirs
+
+
+def _in_launches(two: tuple[Way, Way], num_tokens: int, times: Times) -> tuple[float, float] | None:
+    """The sums of what either does not have in common with the other; None if they are not known."""
+    new, old = Counter(two[0]), Counter(two[1])
+    ours, theirs = (sum_us(each, num_tokens, times) for each in (new - old, old - new))
+    return None if ours is None or theirs is None else (ours, theirs)
+
+
+def _beyond_own_us(together: Counter[Contract], num_tokens: int, times: Times) -> float | None:
+    own = Counter(own_parts(together.elements()))
+    whole_us, own_us = (sum_us(each, num_tokens, times) for each in (together, own))
+    return None if whole_us is None or own_us is None else whole_us - own_us
 
 
 def sum_us(contracts: Counter[Contract], num_tokens: int, times: Times) -> float | None:

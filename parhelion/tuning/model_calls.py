@@ -170,8 +170,13 @@ def alternative_contracts(model: TunedModel, target: GemmTarget) -> Counter[Cont
 
 
 def layer_ways(model: TunedModel, target: GemmTarget) -> list[list[Contract]]:
-    """What a block that is not the first calls under each of the plans."""
-    return [_block(model, target, torch.bfloat16, model.num_layers - 1, plan) for plan in ON_GPU]
+    """What a block that is not the first calls under each of the plans, of several ranks what each calls by itself."""
+    return [own_parts(way) for way in shared_layer_ways(model, target)]
+
+
+def shared_layer_ways(model: TunedModel, target: GemmTarget) -> list[list[Contract]]:
+    """The same with what ranks call together."""
+    return [_calls(model, target, torch.bfloat16, model.num_layers - 1, plan) for plan in ON_GPU]
 
 
 def called_contracts(model: TunedModel, target: GemmTarget) -> list[set[Contract]]:

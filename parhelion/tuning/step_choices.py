@@ -17,7 +17,7 @@ from parhelion.packs.format import BlockTime
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Trial
 from parhelion.tuning.journal import Journal, Step
-from parhelion.tuning.model_calls import TunedModel, called_contracts, layer_ways
+from parhelion.tuning.model_calls import TunedModel, called_contracts, layer_ways, shared_layer_ways
 from parhelion.tuning.passes import shortlist
 from parhelion.tuning.plan import HELION
 from parhelion.tuning.programs import plain
@@ -69,6 +69,7 @@ class StepChoices:
         self._tuner = tuner
         self._model = model
         self._ways = layer_ways(model, target)
+        self._compared = shared_layer_ways(model, target)
         self._called = called_contracts(model, target)
         self._programs = programs
         self._journal = journal
@@ -102,7 +103,7 @@ class StepChoices:
                 return [*notes, f"the budget ended before the steps of M from {bucket} on were tuned"]
             end_s = self._elapsed() + min(STEP_S, left_s / (len(buckets) - number))
             # Of a part of the rows no block is whole: they are chosen in the way that is taken without such times.
-            ways = near or [quickest(self._ways, bucket, times)]
+            ways = near or [quickest(self._compared, bucket, times)]
             steps: dict[int, Step] = {}
             measured: list[_Measured] = []
             for position, way in enumerate(ways):
@@ -113,7 +114,7 @@ class StepChoices:
                 elif near and step.block_us is not None:
                     times.blocks[tuple(self._ways[way])] = step.block_us
                     measured.append(_Measured(self._block(bucket, way, step.block_us), _chosen(few, step)))
-            taken = steps.get(quickest(self._ways, bucket, times))
+            taken = steps.get(quickest(self._compared, bucket, times))
             for row, choice in (_chosen(few, taken) if taken is not None else {}).items():
                 row.chosen = choice
             self._measured += measured

@@ -25,17 +25,22 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return h100x2_tp
 
 
+def run_on_cpu(output: Path, *options: str) -> tuple[int, str]:
+    """Exit status and what was said; the result is in ``output``."""
+    command = [sys.executable, str(BENCHMARKS / "h100x2_tp.py"), "--device", "cpu", "--model", "tiny"]
+    # The interpreter of tile programs, which other tests use, exchanges nothing between processes.
+    environment = {name: value for name, value in os.environ.items() if name != "HELION_INTERPRET"}
+    command += [*options, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     output = tmp_path_factory.mktemp("tp") / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "h100x2_tp.py"), "--device", "cpu", "--model", "tiny"]
-    pieces = ["--only", "logits,speed2,speed1,collectives,silent", "--batches", "1"]
-    # The interpreter of tile programs, which other tests use, exchanges nothing between processes.
-    environment = {name: value for name, value in os.environ.items() if name != "HELION_INTERPRET"}
-    command += [*pieces, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "TPOT" in done.stdout
+    status, said = run_on_cpu(output, "--only", "logits,speed2,speed1,collectives,silent", "--batches", "1")
+    assert status == 0, said
+    assert "TPOT" in said
     return json.loads(output.read_text())
 
 
@@ -86,6 +91,23 @@ def test_the_tables_are_made_of_the_result(script: ModuleType, rehearsed: Any) -
     for lines in (speed, sums):
         assert len({line.count(" | ") for line in lines[:4] if "---" not in line}) == 1
         assert "torch " in lines[-1]
+
+
+def test_a_rank_that_is_struck_is_named_with_the_cause_and_nothing_of_it_is_left(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    output = tmp_path / "result.json"
+    _, said = run_on_cpu(output, "--only", "killed,hung")
+    content = json.loads(output.read_text())
+    found = {name: rows(content, name) for name in ("killed", "hung")}
+    for name, cause in (("killed", "was killed by SIGKILL"), ("hung", "no step has ended for 3 s")):
+        [row] = found[name]
+        assert cause in row["said"], said
+        assert f"rank 1 on {os.uname().nodename} (process " in row["said"]
+        assert row["rank_gone_s"] is not None
+        assert (row["left"], row["bytes_more_than_before"]) == ([], [])
+        # How long it took is this machine's matter.
+        assert row["passed"] == (row["noticed_s"] <= row["within_s"])
 
 
 def test_a_piece_that_hangs_is_ended_with_its_ranks_and_what_it_said_is_kept(

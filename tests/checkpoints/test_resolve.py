@@ -9,7 +9,9 @@ import huggingface_hub
 import pytest
 
 from parhelion.errors import ModelNotFoundError
+from parhelion.models.catalog import HUB_IDS, find_entry
 from parhelion.models.resolve import resolve_model
+from parhelion.tuning.model_shapes import MODEL_SHAPES
 
 
 def test_an_alias_is_the_pulled_file(smollm2_path: Path):
@@ -51,6 +53,24 @@ def test_a_hub_id_is_fetched_without_pickles_and_code(tmp_path: Path, monkeypatc
     assert resolve_model("org/name") == tmp_path
     assert asked[0][0] == "org/name"
     assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in asked[0][1])
+
+
+def test_the_tuners_models_are_short_for_those_of_the_hub_unless_a_folder_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def fetch(repo_id: str, *, allow_patterns: list[str], etag_timeout: float) -> str:
+        asked.append(repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    named = [shape.name for shape in MODEL_SHAPES if find_entry(shape.name) is None]
+    assert all(resolve_model(name) == tmp_path for name in named)
+    assert asked == [HUB_IDS[name] for name in named]
+    (tmp_path / "qwen3-8b").mkdir()
+    assert resolve_model("qwen3-8b") == Path("qwen3-8b")
 
 
 def test_a_hub_out_of_reach_is_said_clearly(monkeypatch: pytest.MonkeyPatch):

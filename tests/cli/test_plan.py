@@ -61,7 +61,7 @@ def test_json_has_every_layout_with_shares_that_add_up() -> None:
     assert sizes == {8}
     for each in report["layouts"]:
         for time in (each["tpot"], each["prefill"]):
-            assert sum(time[name] for name in ("measured", "scaled", "floor", "links")) == pytest.approx(1.0)
+            assert sum(time[name] for name in ("measured", "scaled", "floor", "links", "host")) == pytest.approx(1.0)
     assert report["workload"]["objective"] == "latency"
     assert report["assumptions"]
 

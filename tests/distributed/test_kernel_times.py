@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parhelion.distributed.devices import preset
-from parhelion.distributed.kernel_times import LEAST_US, KernelTimes, StepRows, fitted, rows_work
+from parhelion.distributed.kernel_times import LEAST_US, REACHED, KernelTimes, StepRows, fitted, rows_work
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.linear import Linear
 from parhelion.ops.paged_attention import PagedAttention
@@ -59,7 +59,7 @@ def test_an_op_that_the_pack_does_not_have_is_a_fraction_of_its_floor() -> None:
     norm = RmsNorm(4096, 1e-6)
     time = lines().of(norm, decodes(16))
     assert time.known == "floor"
-    assert time.us == pytest.approx(LEAST_US + lines().floor_us(norm, decodes(16)) / H100.fraction)
+    assert time.us == pytest.approx(LEAST_US + lines().floor_us(norm, decodes(16)) / REACHED)
 
 
 def test_rows_that_nobody_measured_say_nothing() -> None:

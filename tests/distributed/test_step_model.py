@@ -10,9 +10,11 @@ import pytest
 
 from parhelion.distributed.kernel_times import KernelTimes, StepRows
 from parhelion.distributed.layouts import Layout
-from parhelion.distributed.step_model import Cost, RankCalls, StepModel
+from parhelion.distributed.step_model import FIRST_TOKEN_US, Cost, RankCalls, StepModel
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.embedding import Embedding
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.linear import Linear
 from parhelion.ops.registry import own_parts
 from parhelion.packs.format import BlockTime
@@ -109,7 +111,7 @@ def test_other_fusions_count_only_where_they_were_measured() -> None:
     assert steps.tpot(Layout(1), 2, 576).cost.total > 8 * 50.0
 
 
-def test_whole_blocks_choose_the_fusions_and_kernels_say_what_they_take() -> None:
+def test_a_layer_takes_what_its_whole_block_was_measured_to_take() -> None:
     slow, quick = Linear(4096, 8192), Linear(4096, 1024)
     ways = (Counter({slow: 8}), Counter({quick: 8}))
     rows = [row(each, 1, us) for each, us in ((slow, 100.0), (quick, 90.0))]
@@ -120,8 +122,52 @@ def test_whole_blocks_choose_the_fusions_and_kernels_say_what_they_take() -> Non
         return StepModel(MODEL, lambda tp: calls, times, FABRIC).tpot(Layout(1), 1, 576).cost.total
 
     assert tpot(KernelTimes(H100, rows)) == pytest.approx(8 * 90.0)
-    assert tpot(KernelTimes(H100, rows, blocks=blocks)) == pytest.approx(8 * 100.0)
+    assert tpot(KernelTimes(H100, rows, blocks=blocks)) == pytest.approx(8 * 80.0)
     assert KernelTimes(H100, rows, same_device=False, blocks=blocks).block_us((slow,), 1) is None
+
+
+def test_attention_to_more_tokens_than_a_block_was_measured_with_takes_longer_by_itself_alone() -> None:
+    attention, linear = FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6), Linear(4096, 4096)
+    rows = [row(attention, 256, 150.0), row(linear, 256, 20.0)]
+    block = BlockTime((attention.key(), linear.key()), 256, 160.0)
+    calls = RankCalls((Counter({attention: 8, linear: 8}),), ((attention, linear),), (), ())
+
+    def tpot(context: int, blocks: tuple[BlockTime, ...]) -> float:
+        times = KernelTimes(H100, rows, blocks=blocks)
+        return StepModel(MODEL, lambda tp: calls, times, FABRIC).tpot(Layout(1), 256, context).cost.total
+
+    assert tpot(576, (block,)) == pytest.approx(8 * 160.0, rel=0.01)
+    for context in (576, 8192):
+        assert tpot(context, ()) - tpot(context, (block,)) == pytest.approx(8 * 10.0)
+
+
+def test_fusions_that_leave_a_sum_by_itself_are_not_taken_for_what_a_rank_does_alone() -> None:
+    """Products that normalize leave the sum before them to NCCL: what they gain is less than that takes."""
+    shared, alone = AllReduceRmsNorm(4096, 2), AllReduce(4096, 2)
+    [norm] = own_parts([shared])
+    linear, normalizing = Linear(4096, 4096), Linear(4096, 4097)
+    calls = RankCalls(
+        ways=(Counter({norm: 8, linear: 8}), Counter({normalizing: 8})),
+        blocks=((shared, linear), (alone, normalizing)),
+        before=(),
+        behind=(),
+        shared=(Counter({shared: 8}), Counter({alone: 8})),
+    )
+    rows = [row(norm, 1, 2.0), row(linear, 1, 10.0), row(normalizing, 1, 11.0)]
+    together = msgspec.structs.replace(row(shared, 1, 4.0), floor_us=0.0)
+    beside = FABRIC.all_reduce_us(4096 * 2, 2)
+    for known, sums in (([], 17 * beside + 8 * 2.0), ([together], 8 * 4.0 + 9 * beside)):
+        found = StepModel(MODEL, lambda tp: calls, KernelTimes(H100, [*rows, *known]), FABRIC).tpot(Layout(2), 1, 576)
+        assert found.cost.total == pytest.approx(8 * 10.0 + sums + FABRIC.all_gather_us(2 * 16, 2))
+
+
+def test_first_tokens_take_the_host_a_time_of_its_own_once() -> None:
+    steps = model()
+    for batch in (1, 64):
+        found = steps.prefill(Layout(1), batch, 512, 4096).cost
+        assert found.host == FIRST_TOKEN_US
+        assert found.total == pytest.approx(found.kernels + FIRST_TOKEN_US)
+    assert steps.tpot(Layout(1), 1, 576).cost.host == 0.0
 
 
 def test_costs_add_up() -> None:

@@ -9,10 +9,13 @@ import torch
 from parhelion.layers.alternatives import Alternatives, LayerPrograms, chosen_ways
 from parhelion.layers.decoder_layer import LayerShape, LayerWeights, as_later_block, layer_calls
 from parhelion.layers.program import PLAIN, Call, Fusion, Program
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.launching import BUCKETS
+from parhelion.ops.linear import Linear
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
@@ -108,6 +111,33 @@ def test_a_first_layer_is_computed_as_the_others_are_whatever_is_known_of_it():
     assert not ran_together(alone, 17)
     # And the other way round.
     assert isinstance(programs.program(later, NAMES, alike=first), Alternatives)
+
+
+def test_a_way_that_sums_over_ranks_by_itself_must_be_known_to_be_quicker_with_that_sum():
+    """Of what a rank does alone the way without a norm of its own is always quicker."""
+    total, linear = AllReduce(64, 2, torch.float32), Linear(64, 64, torch.float32)
+    summed, normalizing = AllReduceRmsNorm(64, 2, 1e-6, torch.float32), Linear(64, 65, torch.float32)
+    plans = tuple(
+        tuple(Fusion(first, second, lambda one, two, made=made: made) for first, second, made in fusions)
+        for fusions in (
+            [(AllReduce, FusedAddRmsNorm, summed)],
+            [(FusedAddRmsNorm, Linear, normalizing)],
+        )
+    )
+    calls = [
+        Call(total, ("hidden",), ("hidden",)),
+        Call(ADD_NORM, ("hidden", "residual"), ("normed", "residual"), (torch.rand(64),)),
+        Call(linear, ("normed",), ("hidden",), (torch.rand(64, 64),)),
+    ]
+
+    class OfRanks(Resolver):
+        def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+            return {summed: 5.0, ADD_NORM: 2.0, linear: 10.0, normalizing: 11.0}.get(contract)
+
+    resolver = OfRanks(CPU, {"all_reduce": "reference"})
+    program = LayerPrograms(plans, resolver).program(calls, NAMES)
+    assert isinstance(program, Program)
+    assert program.contracts == (summed, linear)
 
 
 def test_layers_that_are_alike_are_decided_once():
