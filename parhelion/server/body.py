@@ -68,8 +68,9 @@ def _invalid_field(message: str, data: bytes, kind: type[msgspec.Struct]) -> Inv
     if unknown := _UNKNOWN.match(reason):
         names = [f"{path}.{unknown['name']}"] if path else _unknown_fields(data, kind)
         text = f"Unknown fields: {', '.join(names[:_MAX_NAMED])}"
+        way_out = "put what it holds beside the other fields" if "extra_body" in names else "leave them out"
         return InvalidRequestError(
-            f"{text}. They would have no effect here: leave them out", names[0] if names else None, "unknown_parameter"
+            f"{text}. They would have no effect here: {way_out}", names[0] if names else None, "unknown_parameter"
         )
     if missing := _MISSING.match(reason):
         name = f"{path}.{missing['name']}" if path else missing["name"]

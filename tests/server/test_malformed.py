@@ -223,6 +223,7 @@ def test_unknown_fields_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
+        ({"extra_body": {"top_k": 5}}, "extra_body", "beside the other fields"),
         ({"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages[0].mood", "messages[0].mood"),
         ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role", "'bot'; a role is one of system, "),
         ({"stream_options": {"often": True}, "stream": True}, "stream_options.often", "stream_options.often"),
