@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parhelion.server.errors import ApiError, ErrorDetail, api_error
 from parhelion.server.metrics import ServerMetrics
+from parhelion.server.root_path import route_path
 
 logger = logging.getLogger("parhelion.access")
 
@@ -114,7 +115,7 @@ def _client_request_id(scope: Scope) -> str | None:
 def _log(scope: Scope, record: RequestRecord) -> None:
     status = CLIENT_CLOSED_REQUEST if record.disconnected or record.status is None else record.status
     path = "".join(c if c.isascii() and c.isprintable() else "?" for c in scope["path"][:200])
-    probed = path in _PROBED and status == 200
+    probed = route_path(scope) in _PROBED and status == 200
     logger.log(
         logging.DEBUG if probed else logging.INFO,
         "request_id=%s %s %s %d prompt_tokens=%d completion_tokens=%d duration_s=%.3f client=%s%s",

@@ -55,12 +55,11 @@ async def _prepare(context: ServingContext, body: CompletionRequest, given: list
     for prompt in prompts:
         check_prompt(prompt, engine.tokenizer.vocab_size, engine.max_model_len, "prompt")
     asked, field = asked_max_tokens(body, least=0 if body.echo else 1)
-    max_tokens = DEFAULT_MAX_TOKENS if asked is None else max(1, asked)
-    longest = max(len(prompt) for prompt in prompts)
+    room = room_for_output(max(map(len, prompts)), asked, field, engine.max_model_len)
     params = sampling_params(
         body,
         TokenLimits(max_n=context.config.max_n, vocab_size=engine.tokenizer.vocab_size),
-        max_tokens=room_for_output(longest, max_tokens, field, engine.max_model_len),
+        max_tokens=min(room, DEFAULT_MAX_TOKENS) if asked is None else max(1, room),
         logprobs=body.logprobs,
         prompt_logprobs=_prompt_logprobs(body),
     )

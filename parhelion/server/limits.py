@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from parhelion.server.access_log import note_error, record_of
 from parhelion.server.errors import AuthenticationError, BodyTooLargeError, api_error
 from parhelion.server.metrics import ServerMetrics
+from parhelion.server.root_path import route_path
 
 OPEN_PATHS = frozenset({"/health"})
 """Paths that need no key: a load balancer has none."""
@@ -30,7 +31,7 @@ class ApiKeyMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or _route_path(scope) in OPEN_PATHS or self._accepts(scope):
+        if scope["type"] != "http" or not self._keys or route_path(scope) in OPEN_PATHS or self._accepts(scope):
             await self._app(scope, receive, send)
             return
         why = (
@@ -48,12 +49,6 @@ class ApiKeyMiddleware:
         given = _bearer_token(scope)
         matches = [hmac.compare_digest(given, key) for key in self._keys]
         return bool(given) and any(matches)
-
-
-def _route_path(scope: Scope) -> str:
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root else path
 
 
 def _bearer_token(scope: Scope) -> bytes:

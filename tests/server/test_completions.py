@@ -168,6 +168,12 @@ async def test_unusable_field_is_named(client: httpx.AsyncClient, fields: dict[s
     assert all(name in error["message"] for name in fields)
 
 
+async def test_the_default_length_is_cut_to_what_fits(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.max_model_len = 10
+    answer = (await client.post(URL, json=body(prompt="seven.."))).json()
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (8, 2)
+
+
 async def test_top_p_of_zero_keeps_the_likeliest_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await client.post(URL, json=body(top_p=0))).status_code == 200
     (params,) = engine.params.values()

@@ -235,15 +235,14 @@ async def test_the_log_says_why_a_request_failed(
     assert " error=engine_dead param=None message='the engine died'" in died
 
 
-async def test_probes_are_logged_only_if_they_fail(
-    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_probes_are_logged_only_if_they_fail(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "parhelion.access")
-    await client.get("/health")
-    await client.get("/metrics")
-    assert not [record for record in caplog.records if record.name == "parhelion.access"]
-    engine.is_dead = True
-    await client.get("/health")
+    async with client_of(engine, ServerConfig(root_path="/llm")) as client:
+        for path in ("/health", "/llm/health", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        assert not [record for record in caplog.records if record.name == "parhelion.access"]
+        engine.is_dead = True
+        await client.get("/health")
     (failed,) = [record.getMessage() for record in caplog.records if record.name == "parhelion.access"]
     assert "GET /health 503" in failed
 
