@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from parhelion.server.run import ReadyInfo
 
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 @record_options()
 def serve(
     engine: EngineConfig,
@@ -31,7 +34,8 @@ def serve(
 
     Example: [cyan]parhelion serve smollm2-135m --port 8000 --kv-cache-memory 512MiB[/]
     """
-    from parhelion.server.run import bind, run
+    from parhelion.server.listener import bind
+    from parhelion.server.run import run
 
     server = replace(server, api_keys=server.api_keys + read_environment().api_keys)
     # A taken port is better known before a model is fetched; the server takes it for good later.
@@ -46,7 +50,7 @@ def serve(
             if json_:
                 print_json(banner)
             else:
-                print_banner(banner, has_keys=bool(server.api_keys))
+                print_banner(banner, has_keys=bool(server.api_keys), local=server.host in _LOOPBACK)
 
         run(engine, server, announce, load_progress=bar)
 
@@ -130,8 +134,8 @@ def resident_bytes_of_family() -> int:
     return sum(process.memory_info().rss for process in (here, *here.children(recursive=True)))
 
 
-def print_banner(banner: Banner, *, has_keys: bool) -> None:
-    """The figures, and two ways to try it."""
+def print_banner(banner: Banner, *, has_keys: bool, local: bool) -> None:
+    """The figures, and two ways to try it; ``local`` says that no other machine reaches the server."""
     sizes = (("replicas", banner.dp), ("stages", banner.pp), ("ranks", banner.tp))
     several = [f"{size} {name}" for name, size in sizes if size > 1]
     each_of = "".join(f"{one}, each " for one in several)
@@ -139,6 +143,7 @@ def print_banner(banner: Banner, *, has_keys: bool) -> None:
     whose = rank + " of each replica" * (banner.dp > 1)
     lines = [
         f"{banner.model} is served at {banner.url}",
+        *(["  reach      this machine only; --host 0.0.0.0 lets others in, --api-key only those who have it"] * local),
         f"  dtype      {banner.dtype} weights ({format_bytes(banner.weight_bytes)} on disk), "
         f"{banner.compute_dtype} arithmetic, linear layers by {banner.linear_provider}",
         f"  device     {each_of}{banner.device}, {banner.threads} threads",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 
 from parhelion.config import EngineConfig
 from parhelion.engine.connect import connect, wait_until_ready
@@ -32,6 +33,7 @@ from parhelion.errors import (
     ParhelionError,
     QueueFullError,
 )
+from parhelion.models.chat_template import import_renderer
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer
 from parhelion.types import EngineStats, Prompt, ReplicaState, RequestOutput, SamplingParams
@@ -46,6 +48,18 @@ class _Stream:
     output: RequestOutput
     news: asyncio.Event = field(default_factory=asyncio.Event)
     error: ParhelionError | None = None
+
+
+def _load_tokenizer(config: EngineConfig, path: Path) -> Tokenizer:
+    """The model's, with what renders its chat template.
+
+    Imported by the first conversation instead, that would hold up every stream for a second. And it is imported by this
+    thread: two that import the same packages at once may meet them half made.
+    """
+    tokenizer = tokenizer_loader(config)(path)
+    if tokenizer.has_chat_template:
+        import_renderer()
+    return tokenizer
 
 
 class AsyncEngine:
@@ -93,7 +107,7 @@ class AsyncEngine:
         """
         path = await asyncio.to_thread(resolve_model, config.model)
         tokenizer_path = path if config.tokenizer is None else resolve_model(config.tokenizer)
-        tokenizer_task = asyncio.create_task(asyncio.to_thread(tokenizer_loader(config), tokenizer_path))
+        tokenizer_task = asyncio.create_task(asyncio.to_thread(_load_tokenizer, config, tokenizer_path))
         connection = connect(config, path, in_process, restarts)
         try:
             tokenizer = await tokenizer_task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from parhelion.errors import InvalidRequestError
@@ -62,7 +63,7 @@ class ChatTemplate:
                 "continue_final_message",
             )
         _check_names(template_kwargs)
-        # Imported here: it takes most of a second, and completions never need it.
+        # See import_renderer.
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -93,6 +94,15 @@ class ChatTemplate:
                 "messages",
             ) from error
         return str(rendered[0])
+
+
+def import_renderer() -> None:
+    """Import what renders a template: it takes a second, and completions never need it, so that this module does not.
+
+    Where many are served at once it is done beforehand.
+    """
+    import_module("jinja2")
+    import_module("transformers.utils.chat_template_utils")
 
 
 def _check_names(template_kwargs: Mapping[str, Any] | None) -> None:

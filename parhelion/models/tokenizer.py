@@ -1,4 +1,4 @@
-"""Text to token ids and back, in one form for every file format. Safe to call from several threads."""
+"""Text to token ids and back, in one form for every file format. For several threads at once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Tokenizer:
             InvalidRequestError: the text holds half of a surrogate pair, which is no character.
         """
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # Of a batch, for a single text the library computes without letting other threads run.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return list(encoding.ids)
         except (TypeError, UnicodeEncodeError):
             raise InvalidRequestError(
                 "the text holds a lone surrogate (U+D800..U+DFFF), which is no character: send valid Unicode", "prompt"
@@ -76,7 +78,8 @@ class Tokenizer:
             InvalidRequestError: an id is negative or 2**32 or more.
         """
         try:
-            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            (text,) = self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+            return str(text)
         except OverflowError:
             raise InvalidRequestError(f"token ids must lie in 0..{self.vocab_size - 1}", "tokens") from None
 

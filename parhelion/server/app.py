@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from parhelion import __version__
 from parhelion.config import ServerConfig
 from parhelion.errors import ParhelionError
-from parhelion.server.access_log import AccessLogMiddleware
+from parhelion.server.access_log import AccessLogMiddleware, note_error, record_of
 from parhelion.server.admission import Admission
 from parhelion.server.context import ServingContext
 from parhelion.server.engine_client import EngineClient
@@ -59,7 +59,7 @@ def create_application(context: ServingContext) -> FastAPI:
 def _add_error_handlers(app: FastAPI, metrics: ServerMetrics) -> None:
     async def answer_error(request: Request, error: Exception) -> Response:
         described = _describe(request, error)
-        metrics.errors.labels(described.detail.type).inc()
+        note_error(record_of(request.scope), metrics, described)
         return described.response()
 
     for kind in (ParhelionError, HTTPException):

@@ -14,7 +14,7 @@ from parhelion.server.connection import Connection
 from parhelion.server.context import ServingContext
 from parhelion.server.logprobs import chat_logprobs, prompt_logprobs
 from parhelion.server.outputs import MergedOutputs
-from parhelion.server.params import TokenLimits, includes_usage, priority_of, sampling_params
+from parhelion.server.params import TokenLimits, asked_max_tokens, includes_usage, priority_of, sampling_params
 from parhelion.server.prompts import check_prompt, encode, render_chat, room_for_output
 from parhelion.server.protocol import ChatCompletionRequest
 from parhelion.server.responses import (
@@ -59,18 +59,20 @@ def _check_supported(body: ChatCompletionRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
     if not 0 <= (body.top_logprobs or 0) <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"top_logprobs must lie in 0..{MAX_LOGPROBS}", "top_logprobs")
+        raise InvalidRequestError(
+            f"top_logprobs is {body.top_logprobs}; it must lie in 0..{MAX_LOGPROBS}", "top_logprobs"
+        )
 
 
 async def _prepare(context: ServingContext, body: ChatCompletionRequest) -> Job:
     engine = context.engine
     text = await render_chat(engine.tokenizer, body.messages, body)
-    prompt = await encode(engine.tokenizer, text, add_special_tokens=False)  # the template writes them itself
+    (prompt,) = await encode(engine.tokenizer, [text], add_special_tokens=False)  # the template writes them itself
     check_prompt(prompt, engine.tokenizer.vocab_size, engine.max_model_len, "messages")
     params = sampling_params(
         body,
         TokenLimits(max_n=context.config.max_n, vocab_size=engine.tokenizer.vocab_size),
-        max_tokens=_max_tokens(body, len(prompt), engine.max_model_len),
+        max_tokens=room_for_output(len(prompt), *asked_max_tokens(body), engine.max_model_len),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )
@@ -83,15 +85,6 @@ async def _prepare(context: ServingContext, body: ChatCompletionRequest) -> Job:
         writer=writer if body.stream else None,
         whole=writer.whole,
     )
-
-
-def _max_tokens(body: ChatCompletionRequest, num_prompt_tokens: int, max_model_len: int) -> int:
-    """``max_completion_tokens`` is the newer name and wins."""
-    if body.max_completion_tokens is not None:
-        if body.max_completion_tokens < 1:
-            raise InvalidRequestError("max_completion_tokens must be at least 1", "max_completion_tokens")
-        return room_for_output(num_prompt_tokens, body.max_completion_tokens, max_model_len, "max_completion_tokens")
-    return room_for_output(num_prompt_tokens, body.max_tokens, max_model_len)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -14,7 +14,7 @@ from parhelion.server.connection import Connection
 from parhelion.server.context import ServingContext
 from parhelion.server.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
 from parhelion.server.outputs import MergedOutputs
-from parhelion.server.params import TokenLimits, includes_usage, priority_of, sampling_params
+from parhelion.server.params import TokenLimits, asked_max_tokens, includes_usage, priority_of, sampling_params
 from parhelion.server.prompts import check_prompt, encode, room_for_output, split_prompts
 from parhelion.server.protocol import CompletionRequest
 from parhelion.server.responses import Completion, CompletionChoice, CompletionLogprobs, PromptLogprobs, Usage
@@ -51,24 +51,20 @@ def _check_supported(body: CompletionRequest) -> None:
 
 async def _prepare(context: ServingContext, body: CompletionRequest, given: list[str] | list[list[int]]) -> Job:
     engine = context.engine
-    special = body.add_special_tokens is not False
-    prompts = [
-        await encode(engine.tokenizer, one, add_special_tokens=special) if isinstance(one, str) else one
-        for one in given
-    ]
+    prompts = await encode(engine.tokenizer, given, add_special_tokens=body.add_special_tokens is not False)
     for prompt in prompts:
         check_prompt(prompt, engine.tokenizer.vocab_size, engine.max_model_len, "prompt")
-    max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
-    longest = max(len(prompt) for prompt in prompts)
+    asked, field = asked_max_tokens(body, least=0 if body.echo else 1)
+    room = room_for_output(max(map(len, prompts)), asked, field, engine.max_model_len)
     params = sampling_params(
         body,
         TokenLimits(max_n=context.config.max_n, vocab_size=engine.tokenizer.vocab_size),
-        max_tokens=room_for_output(longest, max_tokens, engine.max_model_len),
+        max_tokens=min(room, DEFAULT_MAX_TOKENS) if asked is None else max(1, room),
         logprobs=body.logprobs,
         prompt_logprobs=_prompt_logprobs(body),
     )
     identity = f"cmpl-{uuid.uuid4().hex}"
-    writer = _CompletionWriter(context, body, given, identity, params.n)
+    writer = _CompletionWriter(context, body, given, identity, params.n, prompt_only=asked == 0)
     return Job(
         id=identity,
         prompts=prompts,
@@ -95,7 +91,10 @@ class _Sent:
 
 
 class _CompletionWriter:
-    """Makes the answer's choices: choice ``i`` of prompt ``p`` has the index ``p * n + i``."""
+    """Makes the answer's choices: choice ``i`` of prompt ``p`` has the index ``p * n + i``.
+
+    With ``prompt_only`` the client wants its prompt back, with log-probabilities if it asks for them, and no more.
+    """
 
     def __init__(
         self,
@@ -104,6 +103,8 @@ class _CompletionWriter:
         given: Sequence[str | list[int]],
         identity: str,
         n: int,
+        *,
+        prompt_only: bool,
     ) -> None:
         self._tokenizer = context.engine.tokenizer
         self._model = context.model_name
@@ -111,6 +112,7 @@ class _CompletionWriter:
         self._given = given
         self._id = identity
         self._n = n
+        self._prompt_only = prompt_only
         self._created = int(time.time())
         self._encoder = msgspec.json.Encoder()
         self._sent = [_Sent() for _ in range(n * len(given))]
@@ -123,7 +125,7 @@ class _CompletionWriter:
 
     def changed(self, prompt_index: int, output: RequestOutput) -> bytes:
         events = []
-        for completion in output.outputs:
+        for completion in self._shown(output).outputs:
             index = prompt_index * self._n + completion.index
             sent = self._sent[index]
             news = len(completion.text) > sent.chars or completion.finished or self._has_new_logprobs(completion, sent)
@@ -135,16 +137,21 @@ class _CompletionWriter:
     def last(self, outputs: MergedOutputs) -> bytes:
         if self._usage is msgspec.UNSET:
             return b""
-        return event(self._encoder, self._completion([], usage_of(outputs.latest.values())))
+        return event(self._encoder, self._completion([], usage_of(map(self._shown, outputs.latest.values()))))
 
     def whole(self, outputs: Sequence[RequestOutput]) -> bytes:
         """The answer in one piece."""
+        outputs = [self._shown(output) for output in outputs]
         choices = [
             self._choice(prompt_index * self._n + completion.index, output, completion)
             for prompt_index, output in enumerate(outputs)
             for completion in sorted(output.outputs, key=lambda one: one.index)
         ]
         return self._encoder.encode(self._completion(choices, usage_of(outputs)))
+
+    def _shown(self, output: RequestOutput) -> RequestOutput:
+        """An engine generates one token at least."""
+        return _without_completions(output) if self._prompt_only else output
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None) -> Completion:
         return Completion(self._id, self._created, self._model, choices, usage)
@@ -186,3 +193,18 @@ class _CompletionWriter:
         if self._body.prompt_logprobs is None:
             return msgspec.UNSET
         return prompt_logprobs(self._tokenizer, output.prompt_logprobs or [])
+
+
+def _without_completions(output: RequestOutput) -> RequestOutput:
+    empty = [
+        replace(
+            one,
+            text="",
+            token_ids=[],
+            logprobs=None if one.logprobs is None else [],
+            finish_reason="length" if one.finished else None,
+            stop_reason=None,
+        )
+        for one in output.outputs
+    ]
+    return replace(output, outputs=empty)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from parhelion.server.access_log import note_error, record_of
 from parhelion.server.errors import AuthenticationError, BodyTooLargeError, api_error
 from parhelion.server.metrics import ServerMetrics
+from parhelion.server.root_path import route_path
 
 OPEN_PATHS = frozenset({"/health"})
 """Paths that need no key: a load balancer has none."""
@@ -29,27 +31,24 @@ class ApiKeyMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or _route_path(scope) in OPEN_PATHS or self._accepts(scope):
+        if scope["type"] != "http" or not self._keys or route_path(scope) in OPEN_PATHS or self._accepts(scope):
             await self._app(scope, receive, send)
             return
-        error = api_error(
-            AuthenticationError(
-                "No accepted API key came with this request: send the header 'Authorization: Bearer KEY'"
-            )
+        why = (
+            "The API key of this request is not accepted"
+            if _bearer_token(scope)
+            else "No API key came with this request"
         )
-        self._metrics.errors.labels(error.detail.type).inc()
+        error = api_error(
+            AuthenticationError(f"{why}: send the header 'Authorization: Bearer KEY' with a key of this server")
+        )
+        note_error(record_of(scope), self._metrics, error)
         await error.response()(scope, receive, send)
 
     def _accepts(self, scope: Scope) -> bool:
         given = _bearer_token(scope)
         matches = [hmac.compare_digest(given, key) for key in self._keys]
         return bool(given) and any(matches)
-
-
-def _route_path(scope: Scope) -> str:
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root else path
 
 
 def _bearer_token(scope: Scope) -> bytes:
@@ -80,7 +79,7 @@ class BodyLimitMiddleware:
             return
         if (declared := _content_length(scope)) is not None and declared > self._limit:
             error = api_error(self._too_large(declared))
-            self._metrics.errors.labels(error.detail.type).inc()
+            note_error(record_of(scope), self._metrics, error)
             await error.response()(scope, receive, send)
             return
         received = 0

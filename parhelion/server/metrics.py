@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -54,9 +55,14 @@ class ServerMetrics:
         self._engine = _EngineCollector()
         self.registry.register(self._engine)
 
-    def render(self, stats: EngineStats | None) -> bytes:
-        """The exposition text. ``stats`` are the engine's; None, where it is dead, keeps the last known."""
-        self._engine.refresh(stats)
+    def render(self, stats: EngineStats | None, *, alive: bool = True) -> bytes:
+        """The exposition text.
+
+        Args:
+            stats: the engine's; None, where it did not tell them, keeps the last known.
+            alive: the engine has not ended.
+        """
+        self._engine.refresh(stats, alive)
         return generate_latest(self.registry)
 
 
@@ -65,17 +71,21 @@ class _EngineCollector(Collector):
 
     def __init__(self) -> None:
         self._stats = EngineStats()
+        self._told_at = time.monotonic()
         self._up = True
 
-    def refresh(self, stats: EngineStats | None) -> None:
-        serving = [each for each in stats.replicas if each.state.serves] if stats is not None else []
-        self._up = stats is not None and (not stats.replicas or bool(serving))
-        self._stats = stats or self._stats
+    def refresh(self, stats: EngineStats | None, alive: bool) -> None:
+        if stats is not None:
+            self._stats, self._told_at = stats, time.monotonic()
+        replicas = self._stats.replicas
+        self._up = alive and (not replicas or any(each.state.serves for each in replicas))
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
         used = stats.kv_cache_usage
         yield _gauge("engine_up", "1 while the engine lives, or one of several.", float(self._up))
+        age = "Time since the engine told the figures below: it is too busy to, or hangs, if this grows."
+        yield _gauge("engine_stats_age_seconds", age, time.monotonic() - self._told_at)
         yield _gauge("requests_running", "Requests that are being computed.", stats.num_running)
         yield _gauge("requests_waiting", "Requests that wait for room.", stats.num_waiting)
         yield _gauge("kv_cache_usage_ratio", "Share of the KV blocks that a request refers to.", used)

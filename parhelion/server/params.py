@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from parhelion.errors import InvalidRequestError
-from parhelion.server.prompts import check_token_ids
+from parhelion.server.prompts import check_token_ids, short_number
 from parhelion.server.protocol import SamplingFields
 from parhelion.types import SamplingParams
 
@@ -15,6 +15,9 @@ MAX_STOP = 64
 
 _MAX_PRIORITY = 1 << 31
 _DEFAULTS = SamplingParams()
+
+_LIKELIEST_ONLY = 1e-6
+"""The ``top_p`` for 0, which OpenAI allows: no token that is the likeliest of a vocabulary is less likely than this."""
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ def sampling_params(
         n=n,
         temperature=_given(body.temperature, _DEFAULTS.temperature),
         top_k=_given(body.top_k, _DEFAULTS.top_k),
-        top_p=_given(body.top_p, _DEFAULTS.top_p),
+        top_p=_LIKELIEST_ONLY if body.top_p == 0 else _given(body.top_p, _DEFAULTS.top_p),
         min_p=_given(body.min_p, _DEFAULTS.min_p),
         repetition_penalty=_given(body.repetition_penalty, _DEFAULTS.repetition_penalty),
         presence_penalty=_given(body.presence_penalty, _DEFAULTS.presence_penalty),
@@ -68,11 +71,27 @@ def sampling_params(
     )
 
 
+def asked_max_tokens(body: SamplingFields, least: int = 1) -> tuple[int | None, str]:
+    """Tokens that may be generated at most, if the body says so, and the field that says it: the newer name wins.
+
+    Raises:
+        InvalidRequestError: fewer than ``least``.
+    """
+    asked, name = body.max_completion_tokens, "max_completion_tokens"
+    if asked is None:
+        asked, name = body.max_tokens, "max_tokens"
+    if asked is not None and asked < least:
+        raise InvalidRequestError(f"{name} is {short_number(asked)}; it must be at least {least}", name)
+    return asked, name
+
+
 def priority_of(body: SamplingFields) -> int:
     """The scheduler's priority; lower goes first, and 0 is usual."""
     priority = body.priority or 0
     if abs(priority) > _MAX_PRIORITY:
-        raise InvalidRequestError(f"priority must lie in -{_MAX_PRIORITY}..{_MAX_PRIORITY}", "priority")
+        raise InvalidRequestError(
+            f"priority is {short_number(priority)}; it must lie in -{_MAX_PRIORITY}..{_MAX_PRIORITY}", "priority"
+        )
     return priority
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from parhelion.errors import InvalidRequestError
 from parhelion.server.engine_client import TokenizerClient
-from parhelion.server.protocol import ChatMessage, PromptInput
-
-INLINE_CHARS = 4096
-"""Longer texts are tokenized in a thread, for they would hold up every stream; for shorter ones the hop costs more."""
+from parhelion.server.protocol import ROLES, ChatMessage, PromptInput
+from parhelion.server.threads import beside_the_loop
 
 
 class ChatPromptFields(Protocol):
@@ -54,11 +52,15 @@ def split_prompts(prompt: PromptInput) -> list[str] | list[list[int]]:
     )
 
 
-async def encode(tokenizer: TokenizerClient, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; a long one is tokenized beside the event loop."""
-    if len(text) <= INLINE_CHARS:
-        return tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+async def encode(
+    tokenizer: TokenizerClient, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of each prompt; those that are ids already stay as they are."""
+
+    def encode_all() -> list[list[int]]:
+        return [one if isinstance(one, list) else tokenizer.encode(one, add_special_tokens) for one in prompts]
+
+    return await beside_the_loop(sum(len(one) for one in prompts if isinstance(one, str)), encode_all)
 
 
 async def render_chat(tokenizer: TokenizerClient, messages: Sequence[ChatMessage], fields: ChatPromptFields) -> str:
@@ -74,9 +76,8 @@ async def render_chat(tokenizer: TokenizerClient, messages: Sequence[ChatMessage
     if not messages:
         raise InvalidRequestError("messages is empty; give at least one", "messages")
     plain = [_plain_message(index, message) for index, message in enumerate(messages)]
-    if sum(len(message["content"]) for message in plain) <= INLINE_CHARS:
-        return _apply_template(tokenizer, plain, fields)
-    return await asyncio.to_thread(_apply_template, tokenizer, plain, fields)
+    size = sum(len(message["content"]) for message in plain)
+    return await beside_the_loop(size, partial(_apply_template, tokenizer, plain, fields))
 
 
 def _apply_template(tokenizer: TokenizerClient, messages: Sequence[dict[str, str]], fields: ChatPromptFields) -> str:
@@ -104,6 +105,10 @@ def _apply_template(tokenizer: TokenizerClient, messages: Sequence[dict[str, str
 
 def _plain_message(index: int, message: ChatMessage) -> dict[str, str]:
     where = f"messages[{index}]"
+    if message.role not in ROLES:
+        raise InvalidRequestError(
+            f"{where}.role is {message.role[:100]!r}; a role is one of {', '.join(ROLES)}", f"{where}.role"
+        )
     if message.role in ("tool", "function"):
         raise InvalidRequestError(
             f"{where}.role is {message.role!r}; tool calls are not supported yet, so that there are no results to give",
@@ -163,18 +168,18 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> No
     for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(
-                f"{param} holds the token id {_short(token_id)}; this model's ids run from 0 to {vocab_size - 1}", param
+                f"{param} holds the token id {short_number(token_id)}; this model's ids run from 0 to {vocab_size - 1}",
+                param,
             )
 
 
-def _short(value: int) -> str:
+def short_number(value: int) -> str:
+    """A client's number for an error message; JSON's have no limit."""
     return str(value) if abs(value) < 1 << 64 else "of more than 64 bits"
 
 
-def room_for_output(
-    num_prompt_tokens: int, max_tokens: int | None, max_model_len: int, param: str = "max_tokens"
-) -> int:
-    """Tokens that may be generated: those asked for, or all that fit.
+def room_for_output(num_prompt_tokens: int, max_tokens: int | None, param: str, max_model_len: int) -> int:
+    """Tokens that may be generated: those asked for in the field ``param``, or all that fit.
 
     Raises:
         InvalidRequestError: more are asked for than fit beside the prompt.
@@ -184,8 +189,8 @@ def room_for_output(
         return room
     if max_tokens > room:
         raise InvalidRequestError(
-            f"{param} is {_short(max_tokens)}, and the prompt has {num_prompt_tokens} tokens; this model reads and "
-            f"writes {max_model_len} together: ask for at most {room} or shorten the prompt",
+            f"{param} is {short_number(max_tokens)}, and the prompt has {num_prompt_tokens} tokens; this model reads "
+            f"and writes {max_model_len} together: ask for at most {room} or shorten the prompt",
             param,
             "context_length_exceeded",
         )

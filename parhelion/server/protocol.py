@@ -6,7 +6,7 @@ in the answer.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -35,6 +35,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int | None = None
     stop: str | list[str] | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -71,6 +72,10 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""Who may speak in a chat; others are refused later, by name."""
+
+
 class ContentPart(msgspec.Struct, frozen=True):
     """A part of a message's content; only ``text`` parts are supported, so that others need no declared fields."""
 
@@ -81,7 +86,7 @@ class ContentPart(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One turn. ``developer`` is OpenAI's newer name of ``system`` and is given to the chat template as that."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: Any = None  # refused unless empty
@@ -96,7 +101,6 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: list[ChatMessage]
-    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None

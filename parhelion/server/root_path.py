@@ -5,6 +5,13 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
+def route_path(scope: Scope) -> str:
+    """The path that a request asks for, without the prefix."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
+
+
 class RootPathMiddleware:
     """Tells what lies inside its prefix; requests are understood with it (not cut off by the proxy) and without.
 

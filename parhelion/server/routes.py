@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import msgspec
@@ -49,6 +50,9 @@ BODIES: tuple[type[msgspec.Struct], ...] = (
     Version,
 )
 """Every body that the document describes."""
+
+STATS_WAIT_S = 5.0
+"""How long ``/metrics`` waits for the engine: Prometheus itself gives up after 10 s and then has nothing at all."""
 
 _GENERATION_ERRORS = (400, 401, 404, 413, 429, 503)
 _ERRORS = (400, 401, 404, 413)
@@ -114,7 +118,7 @@ def _add_tokenization(router: APIRouter, context: ServingContext) -> None:
     )
     async def create_text(request: Request) -> Response:
         """Text of token ids."""
-        return json_response(detokenize(context, await read_body(request, DetokenizeRequest)))
+        return json_response(await detokenize(context, await read_body(request, DetokenizeRequest)))
 
 
 def _add_models(router: APIRouter, context: ServingContext) -> None:
@@ -137,6 +141,7 @@ def _add_models(router: APIRouter, context: ServingContext) -> None:
 
 
 def _add_operations(router: APIRouter, context: ServingContext) -> None:
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", responses=response_schemas(Health, 503))
     async def get_health() -> Response:
         """200 while requests are taken; 503 while no engine lives or once the server is shutting down."""
@@ -151,14 +156,15 @@ def _add_operations(router: APIRouter, context: ServingContext) -> None:
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def get_metrics() -> Response:
         """Prometheus metrics."""
-        return Response(context.metrics.render(await _engine_stats(context)), media_type=CONTENT_TYPE_LATEST)
+        stats = await _engine_stats(context)
+        return Response(context.metrics.render(stats, alive=not context.engine.is_dead), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _engine_stats(context: ServingContext) -> EngineStats | None:
-    """None if the engine is dead: the scrape must still tell what the server knows."""
+    """None if the engine is dead, or too busy to answer in time: the scrape must still tell what the server knows."""
     if context.engine.is_dead:
         return None
     try:
-        return await context.engine.stats()
-    except ParhelionError:
+        return await asyncio.wait_for(context.engine.stats(), STATS_WAIT_S)
+    except (ParhelionError, TimeoutError):
         return None

@@ -19,6 +19,7 @@ from parhelion.errors import ConfigError
 from parhelion.server.admission import Admission
 from parhelion.server.app import build_context, create_application
 from parhelion.server.engine_client import EngineClient
+from parhelion.server.listener import allow_open_files, bind, listen, url_of
 from parhelion.server.stats_log import log_stats
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ LoadProgressCallback = Callable[[int, int], None]
 
 logger = logging.getLogger("parhelion.server")
 
-_BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Seconds that a connection may be idle between two requests: longer than balancers (60 s as a rule) and clients keep
+theirs. Whoever sends a request just when this side closes sees an error, and may not send it again."""
 _CLOSE_S = 2
 """Seconds for the last bytes to reach the clients once nothing runs any more."""
 
@@ -69,6 +72,7 @@ async def serve(
         ConfigError: the address is taken or unusable; found out before the model is loaded.
         ParhelionError: the engine cannot start.
     """
+    allow_open_files()
     with bind(server_config.host, server_config.port) as listener, StopSignals.handled() as signals:
         engine = await _start_engine(engine_config, load_progress, signals)
         if engine is None:
@@ -134,7 +138,7 @@ async def serve_engine(
     ``on_ready`` is told the URL.
     """
     context = build_context(engine, config)
-    _listen(listener, config)
+    listen(listener, config)
     server = _Server(
         uvicorn.Config(
             create_application(context),
@@ -144,6 +148,7 @@ async def serve_engine(
             lifespan="off",
             ws="none",
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=_CLOSE_S,
         )
     )
@@ -151,7 +156,7 @@ async def serve_engine(
     logging_stats = asyncio.create_task(log_stats(engine))
     try:
         await _wait_started(server, serving)
-        on_ready(_url(listener))
+        on_ready(url_of(listener))
         await _first_done(serving, signals.stop)
         await _drain(context.admission, config.drain_timeout_s, signals)
     finally:
@@ -160,47 +165,6 @@ async def serve_engine(
         logging_stats.cancel()
         await asyncio.gather(logging_stats, return_exceptions=True)
         await serving
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not listening yet; port 0 takes a free one.
-
-    Raises:
-        ConfigError: the port is taken or not allowed, or the host is no address of this machine.
-    """
-    if not 0 <= port < 1 << 16:
-        raise ConfigError(
-            f"port {port} is no port to listen on at {host!r}; ports run from 1 to 65535, and 0 takes a free one"
-        )
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"host {host!r} with port {port} is no address to listen on: {error}") from None
-    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _bind_error(host, port, error) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _listen(listener: socket.socket, config: ServerConfig) -> None:
-    """Two sockets may be bound to one port as long as neither listens, so that this too may find it taken."""
-    try:
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise _bind_error(config.host, config.port, error) from None
-
-
-def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot listen on {host}:{port}: {error.strerror or error}. "
-        "End what uses the port, or choose another with --port (0 takes a free one) or another address with --host"
-    )
 
 
 class _Server(uvicorn.Server):
@@ -243,12 +207,6 @@ async def _wait_started(server: uvicorn.Server, serving: asyncio.Task[None]) -> 
     if serving.done():
         await serving
         raise ConfigError("the HTTP server ended before it was ready; its log says why")
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
 
 
 async def _drain(admission: Admission, timeout_s: float, signals: StopSignals) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from parhelion.server.connection import Connection
 from parhelion.server.context import ServingContext
 from parhelion.server.outputs import MergedOutputs
 from parhelion.server.streaming import EventWriter, stream_outputs
+from parhelion.server.threads import beside_the_loop
 from parhelion.server.usage import note_usage
 from parhelion.types import RequestOutput, SamplingParams
 
@@ -71,6 +73,13 @@ async def _run(context: ServingContext, connection: Connection, job: Job) -> Non
                     return
                 while await outputs.next():
                     pass
-        await connection.send_json(job.whole([outputs.latest[index] for index in range(len(job.prompts))]))
+        final = [outputs.latest[index] for index in range(len(job.prompts))]
+        await connection.send_json(await beside_the_loop(_num_logprobs(final), partial(job.whole, final)))
     finally:
         note_usage(connection.record, outputs.latest.values())
+
+
+def _num_logprobs(outputs: Sequence[RequestOutput]) -> int:
+    """Tokens of which an answer tells log-probabilities, which is most of the work of writing it."""
+    generated = sum(len(one.logprobs or ()) for output in outputs for one in output.outputs)
+    return generated + sum(len(output.prompt_logprobs or ()) for output in outputs)

@@ -31,8 +31,8 @@ async def log_stats(
 ) -> None:
     """Log a line for each interval in which the engine worked, and one for the first after these in which it did not.
 
-    Returns when the engine is dead; else to be cancelled. An engine that is too busy to answer is asked again later,
-    and the next line is then of a longer interval.
+    Returns when the engine is dead, and logs what ended it; else to be cancelled. An engine too busy to answer is
+    asked again later, and the next line is then of a longer interval.
 
     Args:
         engine: asked for its counts.
@@ -51,6 +51,15 @@ async def log_stats(
             worked = works
         before = now or before
         await asyncio.sleep(interval_s)
+    await _log_death(engine)
+
+
+async def _log_death(engine: EngineClient) -> None:
+    """No request may be there to tell of it, and what is then refused would only say that there is no engine."""
+    try:
+        await engine.stats()
+    except ParhelionError as error:
+        logger.error("nothing more is served, for the engine has ended: %s", error)
 
 
 async def _read(engine: EngineClient, clock: Callable[[], float]) -> _Reading | None:

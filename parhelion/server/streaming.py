@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from parhelion.server.access_log import note_error
 from parhelion.server.connection import Connection
 from parhelion.server.errors import ApiError, api_error
 from parhelion.server.metrics import ServerMetrics
@@ -62,7 +63,7 @@ async def stream_outputs(
         closing = writer.last(outputs) + DONE_EVENT
     except Exception as error:
         failure = api_error(error)
-        metrics.errors.labels(failure.detail.type).inc()
+        note_error(connection.record, metrics, failure)
         if failure.status == 500:
             logger.exception("request_id=%s failed in mid-stream", connection.record.request_id)
         closing = error_event(failure)

@@ -48,7 +48,7 @@ BANNER = Banner(
 
 
 def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
-    print_banner(BANNER, has_keys=False)
+    print_banner(BANNER, has_keys=False, local=False)
     out = capsys.readouterr().out
     for shown in (
         "http://127.0.0.1:8000",
@@ -82,10 +82,16 @@ def test_the_banner_shows_what_an_operator_asks_for(capsys) -> None:
     ],
 )
 def test_the_banner_counts_replicas_stages_and_ranks(capsys, dp: int, pp: int, tp: int, said: str, whose: str) -> None:
-    print_banner(replace(BANNER, dp=dp, pp=pp, tp=tp), has_keys=False)
+    print_banner(replace(BANNER, dp=dp, pp=pp, tp=tp), has_keys=False, local=False)
     out = capsys.readouterr().out
     assert said in out
     assert whose in out
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_the_banner_says_how_others_reach_a_server_that_only_this_machine_does(capsys, local: bool) -> None:
+    print_banner(BANNER, has_keys=False, local=local)
+    assert ("--host 0.0.0.0" in capsys.readouterr().out) == local
 
 
 def test_the_example_lines_are_whole_commands_and_show_where_a_key_goes() -> None:

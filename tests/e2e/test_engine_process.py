@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from parhelion import AsyncEngine, EngineConfig, SamplingParams
+from parhelion.engine import async_engine
 from parhelion.engine.connection import ProcessConnection
 from parhelion.errors import CheckpointError, EngineDeadError, InvalidRequestError, OutOfMemoryError, QueueFullError
 from tests.processes import wait_for_end
@@ -34,6 +36,22 @@ async def wait_until_idle(engine: AsyncEngine) -> None:
             return
         await asyncio.sleep(0.05)
     pytest.fail(f"the engine is not idle: {stats}")
+
+
+def test_what_renders_a_conversation_is_imported_before_the_first_one(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(async_engine, "import_renderer", lambda: imported.append(threading.current_thread().name))
+
+    async def run() -> None:
+        engine = await AsyncEngine.from_config(config_of(tiny_path), in_process=True)
+        assert engine.tokenizer.has_chat_template
+        await engine.shutdown()
+
+    asyncio.run(run())
+    (thread,) = imported
+    assert thread != threading.current_thread().name
 
 
 def test_abort_and_closed_iterators_free_their_blocks(tiny_path: Path) -> None:

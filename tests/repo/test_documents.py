@@ -62,6 +62,15 @@ def test_shell_commands_use_commands_and_options_that_exist(line: str, monkeypat
         assert not word.startswith("--") or word in help_text.output
 
 
+def test_the_servers_page_names_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    page = (ROOT / "docs" / "server.md").read_text()
+    of_others = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `--")]
+    named = set(re.findall(r"`(--[a-z-]+)", page)) - set(re.findall(r"--[a-z-]+", "".join(of_others)))
+    options = set(re.findall(r"--[a-z-]+", CliRunner().invoke(build_app(), ["serve", "--help"]).output))
+    assert {"--tp", "--kv-cache-fraction", "--api-key"} <= named <= options
+
+
 def test_make_targets_that_the_documents_name_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:

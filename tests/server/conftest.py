@@ -13,7 +13,8 @@ import pytest
 
 from parhelion.config import ServerConfig
 from parhelion.server.app import create_app
-from parhelion.server.run import StopSignals, bind, serve_engine
+from parhelion.server.listener import bind
+from parhelion.server.run import StopSignals, serve_engine
 
 from .fake_engine import FakeEngine
 

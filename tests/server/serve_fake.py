@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from parhelion.config import ServerConfig
-from parhelion.server.run import StopSignals, bind, serve_engine
+from parhelion.server.listener import bind
+from parhelion.server.run import StopSignals, serve_engine
 
 from .fake_engine import FakeEngine
 

@@ -140,7 +140,8 @@ async def test_stream_ends_with_usage_over_all_prompts(client: httpx.AsyncClient
         ({"suffix": "end"}, "suffix"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"logprobs": 21}, "logprobs"),
@@ -167,6 +168,41 @@ async def test_unusable_field_is_named(client: httpx.AsyncClient, fields: dict[s
     assert all(name in error["message"] for name in fields)
 
 
+async def test_the_default_length_is_cut_to_what_fits(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.max_model_len = 10
+    answer = (await client.post(URL, json=body(prompt="seven.."))).json()
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (8, 2)
+
+
+async def test_top_p_of_zero_keeps_the_likeliest_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await client.post(URL, json=body(top_p=0))).status_code == 200
+    (params,) = engine.params.values()
+    assert 0 < params.top_p < 1 / 250_000  # the likeliest of a vocabulary of so many is no less likely
+
+
+async def test_max_completion_tokens_is_the_newer_name(client: httpx.AsyncClient) -> None:
+    answer = (await client.post(URL, json=body(max_tokens=9, max_completion_tokens=3))).json()
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_prompt_is_scored_without_a_token_more(client: httpx.AsyncClient, streamed: bool) -> None:
+    asked = body(max_tokens=0, echo=True, logprobs=1, n=2, stream=streamed)
+    if streamed:
+        response = await client.post(URL, json={**asked, "stream_options": {"include_usage": True}})
+        *chunks, last = chunks_of(response.text)
+        choices, usage = [chunk["choices"][0] for chunk in chunks], last["usage"]
+    else:
+        answer = (await client.post(URL, json=asked)).json()
+        choices, usage = answer["choices"], answer["usage"]
+    assert [choice["index"] for choice in choices] == [0, 1]
+    for choice in choices:
+        assert (choice["text"], choice["finish_reason"]) == ("Once", "length")
+        assert choice["logprobs"]["tokens"] == ["<s>", "O", "n", "c", "e"]
+        assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -1.0, -1.0, -1.0]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (5, 0)
+
+
 async def test_too_long_a_prompt_says_by_how_much(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.max_model_len = 10
     error = (await client.post(URL, json=body(prompt="x" * 30))).json()["error"]
@@ -184,6 +220,20 @@ async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) ->
     assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"]) == 7
     assert answer["max_model_len"] == 4096
     assert (await client.post("/detokenize", json={"tokens": answer["tokens"]})).json() == {"prompt": "Grüße"}
+
+
+async def test_long_texts_are_tokenized_as_short_ones_are(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.max_model_len = 1 << 16
+    text = "Grüße " * 3000
+    asked = {"prompt": text, "add_special_tokens": False, "return_token_strs": True}
+    answer = (await client.post("/tokenize", json=asked)).json()
+    assert answer["tokens"] == list(text.encode())
+    assert len(answer["token_strs"]) == answer["count"]
+    assert (await client.post("/detokenize", json={"tokens": answer["tokens"]})).json() == {"prompt": text}
+    scored = body(prompt=[text, "b"], max_tokens=0, echo=True, logprobs=2)
+    first, second = (await client.post(URL, json=scored)).json()["choices"]
+    assert (first["text"], second["text"]) == (text, "b")
+    assert len(first["logprobs"]["tokens"]) == answer["count"] + 1
 
 
 async def test_tokenize_takes_messages(client: httpx.AsyncClient) -> None:

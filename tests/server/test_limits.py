@@ -49,6 +49,16 @@ async def test_every_accepted_key_opens(engine: FakeEngine, header: str) -> None
         assert (await client.post(URL, json=BODY, headers={"Authorization": header})).status_code == 200
 
 
+async def test_a_missing_and_a_wrong_key_are_told_apart(engine: FakeEngine) -> None:
+    async with client_of(engine, ServerConfig(api_keys=("right",))) as client:
+        missing = (await client.get("/v1/models")).json()["error"]["message"]
+        wrong = (await client.get("/v1/models", headers={"Authorization": "Bearer secret"})).json()["error"]["message"]
+    assert missing.startswith("No API key came")
+    assert wrong.startswith("The API key of this request is not accepted")
+    assert "secret" not in wrong
+    assert "Authorization: Bearer" in missing
+
+
 async def test_only_health_is_open_without_a_key(engine: FakeEngine) -> None:
     async with client_of(engine, ServerConfig(api_keys=("right",))) as client:
         assert (await client.get("/health")).status_code == 200

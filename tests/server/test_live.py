@@ -14,7 +14,7 @@ import pytest
 
 from parhelion.config import ServerConfig
 from parhelion.errors import ConfigError, EngineDeadError
-from parhelion.server.run import bind
+from parhelion.server.listener import bind
 
 from .conftest import LiveServer, live_server
 from .fake_engine import RECITAL, FakeEngine

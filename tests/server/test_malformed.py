@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ VALID: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "abc", "return_token_strs": True},
     "/detokenize": {"tokens": [1, 2, 3]},
 }
+
+HELLO = {"messages": [{"role": "user", "content": "a"}]}
 
 ODD_VALUES = st.sampled_from(
     (
@@ -191,12 +194,52 @@ def test_the_last_of_equal_keys_counts(check: Check) -> None:
     assert check("/v1/completions", b'{"prompt":"a","n":0,"n":1}', b'{"prompt":"a","n":1,"n":0}') == [200, 400]
 
 
-def test_unknown_fields_are_all_named() -> None:
-    async def message() -> str:
-        async with client_of(FakeEngine()) as client:
-            answer = await client.post("/v1/completions", json={"prompt": "a", "zebra": 1, "yak": 2})
-            return str(answer.json()["error"]["message"])
+def test_unknown_fields_are_no_error_if_they_are_null(check: Check) -> None:
+    bodies = [
+        b'{"prompt":"a","zebra":null, "yak" : null }',
+        b'{"prompt":"a","zebra":null,"yak":2}',
+        b'{"prompt":"a","zebra":null,"n":"1"}',
+        b'{"zebra":null}',
+    ]
+    assert check("/v1/completions", *bodies) == [200, 400, 400, 400]
 
-    text = asyncio.run(message())
-    assert "zebra" in text
-    assert "yak" in text
+
+def error_of(path: str, content: bytes) -> dict[str, str]:
+    async def ask() -> dict[str, str]:
+        async with client_of(FakeEngine()) as client:
+            error: dict[str, str] = (await client.post(path, content=content)).json()["error"]
+            return error
+
+    return asyncio.run(ask())
+
+
+def test_unknown_fields_are_all_named() -> None:
+    error = error_of("/v1/completions", b'{"prompt":"a","zebra":1,"yak":2,"emu":null}')
+    assert "zebra" in error["message"]
+    assert "yak" in error["message"]
+    assert "emu" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"extra_body": {"top_k": 5}}, "extra_body", "beside the other fields"),
+        ({"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages[0].mood", "messages[0].mood"),
+        ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role", "'bot'; a role is one of system, "),
+        ({"stream_options": {"often": True}, "stream": True}, "stream_options.often", "stream_options.often"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "a key of logit_bias"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "21"),
+    ],
+)
+def test_what_is_wrong_inside_a_field_is_named(fields: dict[str, Any], param: str, said: str) -> None:
+    error = error_of("/v1/chat/completions", encoded({**HELLO, **fields}))
+    assert error["param"] == param
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "empty"), (gzip.compress(b'{"prompt":"a"}'), "compressed"), ('{"prompt":"é"}'.encode("latin-1"), "UTF-8")],
+)
+def test_a_body_that_is_no_text_is_told_so(content: bytes, said: str) -> None:
+    assert said in error_of("/v1/completions", content)["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from parhelion import __version__
 from parhelion.config import ServerConfig
+from parhelion.server import routes
 from parhelion.types import EngineStats, ReplicaState, ReplicaStats
 
 from .conftest import client_of
@@ -70,6 +72,12 @@ async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: Fake
     engine.is_dead = True
     response = await client.get("/health")
     assert (response.status_code, response.json()) == (503, {"status": "engine_dead"})
+
+
+async def test_health_answers_balancers_that_send_head(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await client.head("/health")).status_code == 200
+    engine.is_dead = True
+    assert (await client.head("/health")).status_code == 503
 
 
 async def test_health_says_which_replicas_serve_and_what_ended_the_others(
@@ -149,6 +157,18 @@ async def test_metrics_outlive_the_engine(client: httpx.AsyncClient, engine: Fak
     assert samples["parhelion_preemptions_total"] == 3
 
 
+async def test_metrics_do_not_wait_for_a_busy_engine(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await samples_of(client))["parhelion_preemptions_total"] == 3
+    monkeypatch.setattr(routes, "STATS_WAIT_S", 0.05)
+    monkeypatch.setattr(engine, "stats", asyncio.Event().wait)
+    samples = await samples_of(client)
+    assert samples["parhelion_engine_up"] == 1
+    assert samples["parhelion_preemptions_total"] == 3
+    assert samples["parhelion_engine_stats_age_seconds"] >= 0.05
+
+
 SPECULATION_GAUGES = ("acceptance_ratio", "mean_accepted_length", "speculation_gain_ratio")
 
 
@@ -195,6 +215,36 @@ async def test_a_request_is_one_line_in_the_log(client: httpx.AsyncClient, caplo
     first, second = [record.getMessage() for record in caplog.records if record.name == "parhelion.access"]
     assert first.startswith("request_id=mine POST /v1/chat/completions 200 prompt_tokens=22 completion_tokens=5 ")
     assert "GET /line?break 404" in second
+
+
+async def test_the_log_says_why_a_request_failed(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "parhelion.access")
+    await client.post("/v1/chat/completions", json={**CHAT, "temperature": -1})
+    await client.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "a\nb", "content": ""}]})
+    engine.fail_after = 2
+    await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    wrong, escaped, died = [record.getMessage() for record in caplog.records if record.name == "parhelion.access"]
+    assert " 400 " in wrong
+    assert " client=127.0.0.1:" in wrong
+    assert " error=invalid_value param=temperature message='temperature is -1.0; it must lie in " in wrong
+    assert "\n" not in escaped
+    assert "param=messages[0].role" in escaped
+    assert " 200 prompt_tokens=22 completion_tokens=2 " in died
+    assert " error=engine_dead param=None message='the engine died'" in died
+
+
+async def test_probes_are_logged_only_if_they_fail(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "parhelion.access")
+    async with client_of(engine, ServerConfig(root_path="/llm")) as client:
+        for path in ("/health", "/llm/health", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        assert not [record for record in caplog.records if record.name == "parhelion.access"]
+        engine.is_dead = True
+        await client.get("/health")
+    (failed,) = [record.getMessage() for record in caplog.records if record.name == "parhelion.access"]
+    assert "GET /health 503" in failed
 
 
 async def test_openapi_document_resolves_all_its_references(client: httpx.AsyncClient) -> None:

@@ -31,6 +31,8 @@ class ScriptedEngine(FakeEngine):
         self._script = list(script)
 
     async def stats(self) -> EngineStats:
+        if self.is_dead:
+            raise EngineDeadError("its process was killed by SIGKILL")
         answer = self._script.pop(0)
         self.is_dead = not self._script
         if isinstance(answer, EngineDeadError):
@@ -41,11 +43,14 @@ class ScriptedEngine(FakeEngine):
 async def lines_of(
     script: Sequence[EngineStats | EngineDeadError], caplog: pytest.LogCaptureFixture, seconds_apart: float = 10.0
 ) -> list[str]:
-    """What is logged of such an engine, whose answers come so many seconds apart."""
+    """What is logged of such an engine, whose answers come so many seconds apart, before its death."""
     caplog.set_level(logging.INFO, "parhelion.server")
     ticks = itertools.count(100.0, seconds_apart)
     await log_stats(ScriptedEngine(script), interval_s=0, clock=lambda: next(ticks))
-    return [record.getMessage() for record in caplog.records if record.name == "parhelion.server"]
+    *lines, death = [record for record in caplog.records if record.name == "parhelion.server"]
+    assert death.levelno == logging.ERROR
+    assert "its process was killed by SIGKILL" in death.getMessage()
+    return [record.getMessage() for record in lines]
 
 
 async def test_a_line_tells_what_an_operator_wants_of_the_interval(caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +125,7 @@ async def test_an_engine_that_does_not_answer_is_asked_again(caplog: pytest.LogC
     assert " 2.0 generated tokens/s" in line
 
 
-async def test_an_engine_that_dies_ends_the_log_without_an_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_engine_that_dies_ends_the_log_with_what_ended_it(caplog: pytest.LogCaptureFixture) -> None:
     assert await lines_of([IDLE, EngineDeadError("it died")], caplog) == []
     engine = FakeEngine()
     engine.is_dead = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,21 @@ def test_a_model_without_a_template_says_so(tmp_path: Path):
     with pytest.raises(InvalidRequestError, match="no chat template") as caught:
         tokenizer.apply_chat_template([USER])
     assert caught.value.param == "messages"
+
+
+def test_what_renders_a_template_can_be_imported_ahead_of_the_first_one() -> None:
+    program = """
+import sys
+from parhelion.models.chat_template import ChatTemplate, import_renderer
+before = set(sys.modules)
+assert not [name for name in before if name.startswith(("jinja2", "transformers"))]
+import_renderer()
+imported = set(sys.modules)
+nothing = dict(tools=None, add_generation_prompt=True, continue_final_message=False, template_kwargs=None)
+assert ChatTemplate("{{ messages[0].content }}!").render([{"role": "user", "content": "Hi"}], **nothing) == "Hi!"
+print(len(imported - before), len(set(sys.modules) - imported))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ahead, later = map(int, ran.stdout.split())
+    assert ahead > 0
+    assert later == 0

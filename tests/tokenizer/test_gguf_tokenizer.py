@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,6 +95,29 @@ def test_threads_may_encode_at_once(smollm2: Tokenizer):
     with ThreadPoolExecutor(4) as pool:
         for _ in range(20):
             assert list(pool.map(smollm2.encode, TEXTS)) == expected
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_other_threads_run_while_one_works_on_a_long_text(smollm2: Tokenizer, direction: str):
+    text = "How vexingly quick daft zebras jump! " * 20_000
+    ids = smollm2.encode(text)
+    begun, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert smollm2.encode(text) == ids if direction == "encode" else smollm2.decode(ids) == text
+        ended.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(3600)  # who holds the interpreter gives it away of its own accord or not at all
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work)
+            begun.wait()
+            assert not ended.is_set()
+            working.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(
