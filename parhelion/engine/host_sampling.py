@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -56,11 +57,14 @@ class HostSampler:
         self._model = model
         self._sampling = sampling
         self._stays = np.zeros(max_num_seqs, np.int64)
+        # Where a device computes on its own, whoever waits for a step notes its tokens while the next one admits.
+        self._lock = threading.Lock()
 
     def admit(self, slot: int, token_ids: Ints) -> None:
         """A request takes a slot with these known tokens."""
-        self.tokens[slot, : len(token_ids)] = token_ids
-        self._stays[slot] += 1
+        with self._lock:
+            self.tokens[slot, : len(token_ids)] = token_ids
+            self._stays[slot] += 1
 
     def stays(self, rows: StepRows) -> Ints:
         """Which stay in its slot each row belongs to; a later request's is another."""
@@ -116,8 +120,9 @@ class HostSampler:
             chosen: the tokens.
             stays: of the step's rows, as they were when it was handed to the device.
         """
-        current = self._stays[samples.slots] == stays[samples.rows]
-        self.tokens[samples.slots[current], samples.positions[current]] = chosen[current]
+        with self._lock:
+            current = self._stays[samples.slots] == stays[samples.rows]
+            self.tokens[samples.slots[current], samples.positions[current]] = chosen[current]
 
     def sample(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
         """Choose and remember a token for each row of logits [len(samples), vocab_size] float32 on the CPU.
