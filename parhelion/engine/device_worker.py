@@ -28,7 +28,7 @@ from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
+from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
     Ints,
@@ -222,7 +222,7 @@ class DeviceWorker:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        wants_prompts = stage.is_last and (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        wants_prompts = stage.is_last and self._sampling.wants_prompt(rows.slots, rows.starts).any()
         if self._between is not None:
             self._between.receive(num_tokens, step is not self._step)
         # Of what a graph computes, the hidden states are gone.

@@ -76,6 +76,11 @@ class SamplingState:
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
 
+    def wants_prompt(self, slots: Ints, starts: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows that begin at these positions predict prompt tokens whose log-probabilities are wanted."""
+        wants: npt.NDArray[np.bool_] = self.prompt_logprobs[slots] != NO_LOGPROBS
+        return wants & (starts < self.num_prompt_tokens[slots] - 1)
+
     def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows ask for more than temperature, top-k, top-p, min-p and a seed."""
         needs: npt.NDArray[np.bool_] = (

@@ -18,6 +18,7 @@ from parhelion.engine.device_step import Mode
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints
+from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import Row, StepPlan
 from tests.e2e.draft_models import leave_out_layers
 from tests.e2e.tiny_models import TINY_MODELS
@@ -67,6 +68,24 @@ def test_penalties_biases_and_logprobs_go_by_the_host_and_agree(tiny_llama: Path
             assert a.top_ids == c.top_ids
             # float32 sums in another order
             assert a.logprob == pytest.approx(c.logprob, abs=1e-4)
+
+
+def test_only_steps_that_compute_a_prompt_are_waited_for_to_tell_its_logprobs(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waited: list[bool] = []
+
+    def recorded(worker: device_worker.DeviceWorker, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        waited.append(isinstance(pending := execute(worker, plan, admitted), StepResult))
+        return pending
+
+    execute = device_worker.DeviceWorker.execute
+    monkeypatch.setattr(device_worker.DeviceWorker, "execute", recorded)
+    request = add_request("r", prompt_of(30, 7), max_tokens=6, temperature=0.0, prompt_logprobs=1)
+    [(_, _, told), *others] = run(core_of(tiny_llama, True, True, 1000), [request])["r"]
+    assert len(told) == 29
+    assert [each for _, _, each in others] == [None] * 5
+    assert waited == [True, True] + [False] * 5
 
 
 def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
@@ -130,7 +149,7 @@ def texts_of(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -
     }
 
 
-@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("num_blocks", [1000, 34], ids=["room for all", "preemptions"])
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int):
     """Prompts of up to 49 tokens come in chunks beside rows with guesses: a step has 24."""
@@ -144,7 +163,7 @@ def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int
     assert stats.guessed_tokens_total > 100
     assert (stats.accepted_tokens_total > 0) == (quality != "wrong")
     assert (stats.accepted_tokens_total == stats.guessed_tokens_total) == (quality == "right")
-    assert (stats.preemptions_total > 0) == (num_blocks == 40)
+    assert (stats.preemptions_total > 0) == (num_blocks == 34)
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
