@@ -27,7 +27,7 @@ from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
-from parhelion.engine.messages import AddRequest
+from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
@@ -268,23 +268,31 @@ class DeviceWorker:
         first_tokens = np.cumsum(counts) - counts
         prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, first_tokens, outputs.hidden)
         samples, stays = samples_of(rows), self._host_sampler.stays(rows)
-        sampled = outputs.token_ids.cpu().numpy()[samples.rows]
+        chosen = outputs.token_ids.cpu().numpy()[samples.rows]
+        logprobs: list[TokenLogprob | None] = [None] * len(chosen)
         drafted = draft.read() if draft is not None else None
-        if mode is not Mode.HOST:
-            self._host_sampler.note(samples, sampled, stays)
-            return _settled(StepResult(sampled.tolist(), [None] * len(sampled), prompt, drafted), draft)
-        # Penalties of a row's later samples count its guesses.
-        self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
-        sampling = torch.from_numpy(samples.rows)
+        if mode is Mode.HOST:
+            # Penalties of a row's later samples count its guesses.
+            self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
+            # Whoever does not need the host gets the device's token, as in any other step.
+            needs = self._sampling.needs_host(samples.slots, samples.output_indices)
+            chosen[needs], found = self._choose_on_host(samples.those(needs), outputs, stays)
+            for index, each in zip(np.flatnonzero(needs).tolist(), found, strict=True):
+                logprobs[index] = each
+            ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
+            ids[torch.from_numpy(samples.rows)] = torch.from_numpy(chosen)
+            self._state.store(outputs.sample_index, ids.to(self._device))
+        self._host_sampler.note(samples, chosen, stays)
+        return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
+
+    def _choose_on_host(
+        self, samples: Samples, outputs: StepOutputs, stays: Ints
+    ) -> tuple[Ints, list[TokenLogprob | None]]:
         assert outputs.logits is not None, "the host chooses"
-        logits = outputs.logits[sampling.to(self._device)].float().cpu()
+        logits = outputs.logits[torch.from_numpy(samples.rows).to(self._device)].float().cpu()
         sampler = self._host_sampler
         sample = sampler.sample if self._model.group.is_alone else sampler.sample_together
-        chosen, logprobs = sample(logits, samples, stays)
-        ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
-        ids[sampling] = torch.from_numpy(chosen)
-        self._state.store(outputs.sample_index, ids.to(self._device))
-        return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
+        return sample(logits, samples, stays)
 
     def _take_admissions(
         self, plan: StepPlan, admitted: Sequence[AddRequest]

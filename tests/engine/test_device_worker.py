@@ -102,6 +102,19 @@ def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
         )
 
 
+def test_drawn_tokens_do_not_depend_on_neighbours_that_need_the_host(tiny_llama: Path):
+    params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
+    drawn = [add_request(f"d{index}", prompt_of(5 + index, 8), seed=index, **params) for index in range(3)]
+    alone = run(core_of(tiny_llama, True, True, 1000), drawn)
+    neighbours = [
+        add_request("penalized", prompt_of(9, 1), max_tokens=8, temperature=0.9, frequency_penalty=1.5),
+        add_request("told", prompt_of(7, 2), max_tokens=12, temperature=0.0, logprobs=1),
+    ]
+    beside = run(core_of(tiny_llama, True, True, 1000), [*drawn, *neighbours])
+    assert {name: beside[name] for name in alone} == alone
+    assert all(logprob is not None for _, logprob, _ in beside["told"])
+
+
 class Prophet:
     """Knows what each request will say, and is wrong at some places.
 
@@ -168,12 +181,11 @@ def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, quality: str):
-    """Penalties of a row's later samples count the guesses before them. Draws of the host and of the device differ, so
-    the drawn requests are among themselves.
-    """
+    """Penalties of a row's later samples count the guesses before them."""
     drawn = {"temperature": 0.9, "seed": 3, "max_tokens": 16}
     groups = [
         [
+            add_request("r5", prompt_of(12, 4), **drawn),
             add_request("r0", prompt_of(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
             add_request("r1", prompt_of(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
             add_request("r2", prompt_of(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),
