@@ -52,6 +52,8 @@ class SamplingState:
         self.prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
         self._bias: dict[int, tuple[Ints, Floats]] = {}
         self._stop_ids: dict[int, Ints] = {}
+        # Slots that have an entry in one of these.
+        self._adds = np.zeros(max_num_seqs, np.bool_)
 
     def set(self, slot: int, request: AddRequest) -> None:
         """Take a request's parameters into its slot."""
@@ -75,6 +77,7 @@ class SamplingState:
         self._stop_ids.pop(slot, None)
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
+        self._adds[slot] = slot in self._bias or slot in self._stop_ids
 
     def wants_prompt(self, slots: Ints, starts: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows that begin at these positions predict prompt tokens whose log-probabilities are wanted."""
@@ -103,10 +106,9 @@ class SamplingState:
 
         Only requests that ask for either cost anything.
         """
-        if not self._bias and not self._stop_ids:
-            return None
         rows, ids, values = [], [], []
-        for row, (slot, output_index) in enumerate(zip(slots.tolist(), output_indices.tolist(), strict=True)):
+        for row in np.flatnonzero(self._adds[slots]).tolist():
+            slot, output_index = int(slots[row]), int(output_indices[row])
             if (bias := self._bias.get(slot)) is not None:
                 rows.append(np.full(len(bias[0]), row, np.int64))
                 ids.append(bias[0])
