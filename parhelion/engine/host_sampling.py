@@ -178,6 +178,6 @@ class HostSampler:
                 first = first_token + start - row.start
                 distribution = self._model.compute_logits(hidden[first : first + end - start]).float().log_softmax(-1)
                 predicted = self.tokens[row.slot, start + 1 : end + 1].astype(np.int64)
-                logprobs += gather_logprobs(distribution.cpu(), predicted, np.full(end - start, wanted))
+                logprobs += gather_logprobs(distribution, predicted, np.full(end - start, wanted))
             results.append(PromptLogprobs(row.request_id, row.start + 1, logprobs))
         return results
