@@ -213,8 +213,12 @@ class AsyncEngine:
         requests = self._intake.requests(request_id, tokenized.token_ids, params, priority)
         stream = _Stream(self._outputs.add(request_id, tokenized, params, requests))
         self._streams[request_id] = stream
-        for request in requests:
-            self._connection.send(request)
+        try:
+            for request in requests:
+                self._connection.send(request)
+        except BaseException:
+            self._drop(stream)
+            raise
         return stream
 
     def _drop(self, stream: _Stream) -> None:

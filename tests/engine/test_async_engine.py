@@ -176,6 +176,30 @@ def test_a_late_refusal_does_not_meet_the_next_request_of_the_name(run: Callable
     run(play)
 
 
+def test_what_cannot_be_sent_leaves_no_trace(run: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(engine: AsyncEngine, connection: PlayedConnection, tokenizer: GatedTokenizer) -> None:
+        prompt = {"prompt_token_ids": [5, 6]}
+        send = connection.send
+
+        def refuse_second(message: ToEngine) -> None:
+            if len(connection.added) == 1 and isinstance(message, AddRequest):
+                raise TypeError("it cannot be sent")
+            send(message)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "send", refuse_second)
+            with pytest.raises(TypeError, match="it cannot be sent"):
+                await started(engine, prompt, "same", n=2)
+        [first] = connection.added
+        assert first in connection.aborted
+        again = started(engine, prompt, "same", max_tokens=1)
+        await pause()
+        await connection.answer(Outputs([TokenOutput(connection.added[-1], 70, "length")]))
+        assert (await again).outputs[0].token_ids == [70]
+
+    run(play)
+
+
 def test_of_a_request_of_which_one_completion_is_refused_the_others_are_aborted(run: Callable[[Play], None]) -> None:
     async def play(engine: AsyncEngine, connection: PlayedConnection, tokenizer: GatedTokenizer) -> None:
         request = started(engine, {"prompt_token_ids": [5, 6]}, n=3)
