@@ -272,27 +272,21 @@ class DeviceWorker:
         logprobs: list[TokenLogprob | None] = [None] * len(chosen)
         drafted = draft.read() if draft is not None else None
         if mode is Mode.HOST:
+            assert outputs.logits is not None, "the host looks at them"
             # Penalties of a row's later samples count its guesses.
             self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
-            # Whoever does not need the host gets the device's token, as in any other step.
-            needs = self._sampling.needs_host(samples.slots, samples.output_indices)
-            chosen[needs], found = self._choose_on_host(samples.those(needs), outputs, stays)
-            for index, each in zip(np.flatnonzero(needs).tolist(), found, strict=True):
-                logprobs[index] = each
+            # Everybody else gets the device's token, as in any other step.
+            changes = self._sampling.changes_logits(samples.slots, samples.output_indices)
+            if changes.any():
+                own = samples.those(changes)
+                logits = outputs.logits[torch.from_numpy(own.rows).to(self._device)].float().cpu()
+                chosen[changes] = self._host_sampler.choose(logits, own, stays)
+            logprobs = self._host_sampler.logprobs(outputs.logits, samples, chosen)
             ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
             ids[torch.from_numpy(samples.rows)] = torch.from_numpy(chosen)
             self._state.store(outputs.sample_index, ids.to(self._device))
         self._host_sampler.note(samples, chosen, stays)
         return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
-
-    def _choose_on_host(
-        self, samples: Samples, outputs: StepOutputs, stays: Ints
-    ) -> tuple[Ints, list[TokenLogprob | None]]:
-        assert outputs.logits is not None, "the host chooses"
-        logits = outputs.logits[torch.from_numpy(samples.rows).to(self._device)].float().cpu()
-        sampler = self._host_sampler
-        sample = sampler.sample if self._model.group.is_alone else sampler.sample_together
-        return sample(logits, samples, stays)
 
     def _take_admissions(
         self, plan: StepPlan, admitted: Sequence[AddRequest]

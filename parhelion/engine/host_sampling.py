@@ -18,8 +18,8 @@ from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
 from parhelion.scheduler import AWAITED, DRAFTED, KNOWN, Row
 
-PROMPT_LOGPROB_ROWS = 64
-"""Prompt positions whose logits over the whole vocabulary are held at once."""
+LOGPROB_ROWS = 64
+"""Positions whose log-probabilities over the whole vocabulary are held at once."""
 
 
 class LanguageModel(Protocol):
@@ -146,6 +146,35 @@ class HostSampler:
         self.note(samples, chosen, stays)
         return chosen, [None] * count
 
+    def choose(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> Ints:
+        """Choose and remember tokens like ``sample``, alone or with other ranks, without log-probabilities."""
+        chosen = None
+        if self._model.group.rank == 0:
+            chosen = choose(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
+        chosen = self._from_first(chosen, len(samples.rows))
+        self.note(samples, chosen, stays)
+        return chosen
+
+    def logprobs(self, logits: torch.Tensor, samples: Samples, chosen: Ints) -> list[TokenLogprob | None]:
+        """Log-probabilities of chosen tokens where they are wanted; other ranks than rank 0 learn none.
+
+        Args:
+            logits: [num_rows, vocab_size] of the step, on any device; no more of them is copied than is asked for.
+            chosen: [len(samples)] the tokens.
+        """
+        found: list[TokenLogprob | None] = [None] * len(chosen)
+        if self._model.group.rank != 0:
+            return found
+        told = np.flatnonzero(self._sampling.wants_logprobs(samples.slots))
+        for start in range(0, len(told), LOGPROB_ROWS):
+            part = told[start : start + LOGPROB_ROWS]
+            rows = torch.from_numpy(samples.rows[part]).to(logits.device)
+            wanted = self._sampling.logprobs[samples.slots[part]]
+            distributions = logits[rows].float().log_softmax(-1)
+            for index, each in zip(part, gather_logprobs(distributions, chosen[part], wanted), strict=True):
+                found[index] = each
+        return found
+
     def _from_first(self, chosen: Ints | None, count: int) -> Ints:
         """The ``count`` tokens that rank 0 has chosen, on all ranks."""
         group, device = self._model.group, self._model.device
@@ -173,8 +202,8 @@ class HostSampler:
                 continue
             assert hidden is not None, "a request wants them"
             logprobs: list[TokenLogprob] = []
-            for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
-                end = min(stop, start + PROMPT_LOGPROB_ROWS)
+            for start in range(row.start, stop, LOGPROB_ROWS):
+                end = min(stop, start + LOGPROB_ROWS)
                 first = first_token + start - row.start
                 distribution = self._model.compute_logits(hidden[first : first + end - start]).float().log_softmax(-1)
                 predicted = self.tokens[row.slot, start + 1 : end + 1].astype(np.int64)

@@ -84,17 +84,25 @@ class SamplingState:
         wants: npt.NDArray[np.bool_] = self.prompt_logprobs[slots] != NO_LOGPROBS
         return wants & (starts < self.num_prompt_tokens[slots] - 1)
 
-    def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
-        """Which of the rows ask for more than temperature, top-k, top-p, min-p and a seed."""
-        needs: npt.NDArray[np.bool_] = (
-            (self.logprobs[slots] != NO_LOGPROBS)
-            | (self.repetition_penalty[slots] != 1)
+    def wants_logprobs(self, slots: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows ask for log-probabilities of what they sample."""
+        wants: npt.NDArray[np.bool_] = self.logprobs[slots] != NO_LOGPROBS
+        return wants
+
+    def changes_logits(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows choose by more than temperature, top-k, top-p, min-p and a seed."""
+        changes: npt.NDArray[np.bool_] = (
+            (self.repetition_penalty[slots] != 1)
             | (self.presence_penalty[slots] != 0)
             | (self.frequency_penalty[slots] != 0)
         )
         if (added := self.added_logits(slots, output_indices)) is not None:
-            needs[added.rows] = True
-        return needs
+            changes[added.rows] = True
+        return changes
+
+    def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows need their logits to be looked at, for either of these."""
+        return self.wants_logprobs(slots) | self.changes_logits(slots, output_indices)
 
     def takes_likeliest(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows ask for nothing but the likeliest token."""

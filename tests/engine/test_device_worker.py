@@ -115,6 +115,22 @@ def test_drawn_tokens_do_not_depend_on_neighbours_that_need_the_host(tiny_llama:
     assert all(logprob is not None for _, logprob, _ in beside["told"])
 
 
+def test_to_be_told_log_probabilities_changes_no_drawn_token(tiny_llama: Path):
+    params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
+    tokens = []
+    for logprobs in (None, 3):
+        requests = [
+            add_request(f"d{index}", prompt_of(5 + index, 8), seed=index, logprobs=logprobs, **params)
+            for index in range(3)
+        ]
+        outputs = run(core_of(tiny_llama, True, True, 1000), requests)
+        tokens.append({name: [token for token, _, _ in each] for name, each in outputs.items()})
+        for token, logprob, _ in (output for each in outputs.values() for output in each):
+            assert (logprob is None) == (logprobs is None)
+            assert logprob is None or (logprob.token_id, len(logprob.top_ids)) == (token, 3)
+    assert tokens[0] == tokens[1]
+
+
 class Prophet:
     """Knows what each request will say, and is wrong at some places.
 
