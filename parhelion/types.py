@@ -78,13 +78,13 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         _check_int("n", self.n, 1, 1 << 16)
-        _check_float("temperature", self.temperature, 0.0, 100.0)
+        self._set_float("temperature", 0.0, 100.0)
         _check_int("top_k", self.top_k, -1, 1 << 31)
-        _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        self._set_float("top_p", 0.0, 1.0, open_low=True)
+        self._set_float("min_p", 0.0, 1.0)
+        self._set_float("repetition_penalty", 0.0, 100.0, open_low=True)
+        self._set_float("presence_penalty", -2.0, 2.0)
+        self._set_float("frequency_penalty", -2.0, 2.0)
         _check_int("min_tokens", self.min_tokens, 0, 1 << 31)
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, 1 << 31)
@@ -104,6 +104,15 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"logit_bias for token {token_id} is {bias}; it must lie in -100..100", "logit_bias"
                 )
+        if self.logit_bias:
+            object.__setattr__(
+                self, "logit_bias", {token_id: float(bias) for token_id, bias in self.logit_bias.items()}
+            )
+
+    def _set_float(self, name: str, low: float, high: float, open_low: bool = False) -> None:
+        """Check a number and keep it as a plain float: numpy's, which are floats too, cannot be sent to an engine."""
+        _check_float(name, getattr(self, name), low, high, open_low)
+        object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def greedy(self) -> bool:

@@ -214,20 +214,25 @@ class AsyncEngine:
         await self._connection.close()
 
     async def _start(self, prompt: Prompt, params: SamplingParams, request_id: str | None, priority: int) -> _Stream:
-        self._check_alive()
-        request_id = request_id or f"request-{next(self._numbers)}"
-        if request_id in self._streams:
-            raise InvalidRequestError(f"a request named {request_id!r} is running already", "request_id")
         # Long texts take a while to tokenize; the event loop has other streams to serve meanwhile.
         if isinstance(prompt, str) and len(prompt) > 4096:
             tokenized = await asyncio.to_thread(self._intake.tokenize, prompt)
         else:
             tokenized = self._intake.tokenize(prompt)
+        # From here on nothing else runs before the stream is known: the engine may have ended by now.
+        self._check_alive()
+        request_id = request_id or f"request-{next(self._numbers)}"
+        if request_id in self._streams:
+            raise InvalidRequestError(f"a request named {request_id!r} is running already", "request_id")
         requests = self._intake.requests(request_id, tokenized.token_ids, params, priority)
         stream = _Stream(self._outputs.add(request_id, tokenized, params, requests))
         self._streams[request_id] = stream
-        for request in requests:
-            self._connection.send(request)
+        try:
+            for request in requests:
+                self._connection.send(request)
+        except BaseException:
+            self._drop(stream)
+            raise
         return stream
 
     def _drop(self, stream: _Stream) -> None:
@@ -275,7 +280,8 @@ class AsyncEngine:
                 self._die(f"the engine failed: {message.message}")
 
     def _reject(self, message: RequestRejected) -> None:
-        stream = self._streams.get(message.request_id.rsplit("#", 1)[0])
+        output = self._outputs.request_of(message.request_id)
+        stream = self._streams.get(output.request_id) if output is not None else None
         if stream is None:
             return
         if message.queue_full:

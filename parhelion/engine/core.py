@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -113,7 +114,7 @@ class EngineCore:
         """Keep the worker busy and return the tokens of the oldest step, waiting for it to end.
 
         Raises:
-            Exception: whatever the worker raised; the core is of no use after that.
+            Exception: whatever the worker raised, now and in every later call: the core is of no use after that.
         """
         with self._watch:
             return self._step()
@@ -131,8 +132,10 @@ class EngineCore:
             self._in_flight.append((plan, self._thread.submit(self._worker.execute, plan, admitted), began))
         if not self._in_flight:
             return []
-        plan, future, began = self._in_flight.popleft()
+        plan, future, began = self._in_flight[0]
         result = future.result().wait()
+        # Not before: whoever is interrupted while it waits may go on with another call.
+        self._in_flight.popleft()
         done = time.perf_counter()
         outputs = self._outputs(plan, result)
         if speculation is not None:
@@ -237,8 +240,6 @@ class EngineCore:
     def _await_steps(self) -> None:
         """Let the device finish what it was handed: other ranks wait for its part, and it reads what they share."""
         for _, future, _ in self._in_flight:
-            try:
+            # Nobody asks for its tokens any more.
+            with suppress(Exception):
                 future.result().wait()
-            except Exception:
-                # Nobody asks for its tokens any more.
-                return

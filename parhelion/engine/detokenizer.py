@@ -37,7 +37,6 @@ class IncrementalDetokenizer:
         self._drops_space = tokenizer.drops_first_space and not prompt_token_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._shown: list[str] = []
-        self._num_taken = 0
         self._held = ""
         self.num_tokens = 0
         self.stop_string: str | None = None
@@ -46,16 +45,8 @@ class IncrementalDetokenizer:
     def text(self) -> str:
         """What may be shown so far; it only ever grows."""
         if len(self._shown) > 1:
-            taken, rest = "".join(self._shown[: self._num_taken]), "".join(self._shown[self._num_taken :])
-            self._shown = [taken, rest]
-            self._num_taken = 1
-        return "".join(self._shown)
-
-    def take_delta(self) -> str:
-        """What may be shown and was not returned by this method before."""
-        delta = "".join(self._shown[self._num_taken :])
-        self._num_taken = len(self._shown)
-        return delta
+            self._shown = ["".join(self._shown)]
+        return self._shown[0] if self._shown else ""
 
     def append(self, token_ids: Sequence[int], finished: bool) -> str | None:
         """Take in the next tokens.

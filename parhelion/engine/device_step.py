@@ -19,7 +19,9 @@ from parhelion.models.decoder import DecoderModel, HiddenStates
 
 
 class Mode(Enum):
-    """Who chooses the tokens: the device greedily, the device by drawing, or the host from the logits."""
+    """Who chooses the tokens: the device greedily, the device by drawing, or, for requests that ask for more than that,
+    the host from the logits.
+    """
 
     GREEDY = "greedy"
     DRAW = "draw"
@@ -31,8 +33,8 @@ class StepOutputs:
     """What a step leaves on the device.
 
     Attributes:
-        token_ids: [num_rows] int64; meaningless under ``Mode.HOST``, for rows that do not sample, and of stages before
-            the last.
+        token_ids: [num_rows] int64; meaningless for rows that do not sample or that the host chooses for, and of stages
+            before the last.
         sample_index: [num_rows] int64, where these go; see ``StepTensors``. Under ``Mode.HOST`` nothing is there yet.
         hidden: [num_tokens, hidden_size]; None of a graph, which would keep their memory for good.
         logits: [num_rows, vocab_size], in the activations' dtype, under ``Mode.HOST``; else nobody needs them, and a
@@ -107,8 +109,8 @@ class DeviceStep:
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
         if mode is Mode.HOST:
             logits = self._model.compute_logits(last)
-            return StepOutputs(ints.row_slot.long(), tensors.sample_index, hidden, logits)
-        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints)
+            return StepOutputs(self._drawn(logits, ints), tensors.sample_index, hidden, logits)
+        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(self._model.compute_logits(last), ints)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
 
@@ -118,8 +120,8 @@ class DeviceStep:
             return self._model.likeliest(hidden)
         return self._group.from_first(self._sampler.greedy(self._model.compute_logits(hidden)))
 
-    def _drawn(self, hidden: torch.Tensor, ints: StepInts) -> torch.Tensor:
-        token_ids = self._sampler.draw(self._model.compute_logits(hidden).float(), ints, self._state)
+    def _drawn(self, logits: torch.Tensor, ints: StepInts) -> torch.Tensor:
+        token_ids = self._sampler.draw(logits.float(), ints, self._state)
         return self._group.from_first(token_ids)
 
     def _forward(self, ints: StepInts, batch: StepBatch, bucket: Bucket) -> torch.Tensor:

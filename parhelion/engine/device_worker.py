@@ -27,8 +27,8 @@ from parhelion.engine.draft_progress import DraftProgress, HeadProgress
 from parhelion.engine.graphs import EagerSteps, GraphCache
 from parhelion.engine.host_sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
-from parhelion.engine.messages import AddRequest
-from parhelion.engine.sampling_state import NO_LOGPROBS, SamplingState
+from parhelion.engine.messages import AddRequest, TokenLogprob
+from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
     Ints,
@@ -222,7 +222,7 @@ class DeviceWorker:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
         self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        wants_prompts = stage.is_last and (self._sampling.prompt_logprobs[rows.slots] != NO_LOGPROBS).any()
+        wants_prompts = stage.is_last and self._sampling.wants_prompt(rows.slots, rows.starts).any()
         if self._between is not None:
             self._between.receive(num_tokens, step is not self._step)
         # Of what a graph computes, the hidden states are gone.
@@ -268,22 +268,24 @@ class DeviceWorker:
         first_tokens = np.cumsum(counts) - counts
         prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, first_tokens, outputs.hidden)
         samples, stays = samples_of(rows), self._host_sampler.stays(rows)
-        sampled = outputs.token_ids.cpu().numpy()[samples.rows]
+        chosen = outputs.token_ids.cpu().numpy()[samples.rows]
+        logprobs: list[TokenLogprob | None] = [None] * len(chosen)
         drafted = draft.read() if draft is not None else None
-        if mode is not Mode.HOST:
-            self._host_sampler.note(samples, sampled, stays)
-            return _settled(StepResult(sampled.tolist(), [None] * len(sampled), prompt, drafted), draft)
-        # Penalties of a row's later samples count its guesses.
-        self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
-        sampling = torch.from_numpy(samples.rows)
-        assert outputs.logits is not None, "the host chooses"
-        logits = outputs.logits[sampling.to(self._device)].float().cpu()
-        sampler = self._host_sampler
-        sample = sampler.sample if self._model.group.is_alone else sampler.sample_together
-        chosen, logprobs = sample(logits, samples, stays)
-        ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
-        ids[sampling] = torch.from_numpy(chosen)
-        self._state.store(outputs.sample_index, ids.to(self._device))
+        if mode is Mode.HOST:
+            assert outputs.logits is not None, "the host looks at them"
+            # Penalties of a row's later samples count its guesses.
+            self._host_sampler.guess(plan.rows, drafted.token_ids if drafted is not None else ())
+            # Everybody else gets the device's token, as in any other step.
+            changes = self._sampling.changes_logits(samples.slots, samples.output_indices)
+            if changes.any():
+                own = samples.those(changes)
+                logits = outputs.logits[torch.from_numpy(own.rows).to(self._device)].float().cpu()
+                chosen[changes] = self._host_sampler.choose(logits, own, stays)
+            logprobs = self._host_sampler.logprobs(outputs.logits, samples, chosen)
+            ids = torch.zeros(bucket.num_rows, dtype=torch.int64)
+            ids[torch.from_numpy(samples.rows)] = torch.from_numpy(chosen)
+            self._state.store(outputs.sample_index, ids.to(self._device))
+        self._host_sampler.note(samples, chosen, stays)
         return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
 
     def _take_admissions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,8 +18,8 @@ from parhelion.engine.step_result import PromptLogprobs
 from parhelion.models.decoder import DecoderModel
 from parhelion.scheduler import AWAITED, DRAFTED, KNOWN, Row
 
-PROMPT_LOGPROB_ROWS = 64
-"""Prompt positions whose logits over the whole vocabulary are held at once."""
+LOGPROB_ROWS = 64
+"""Positions whose log-probabilities over the whole vocabulary are held at once."""
 
 
 class LanguageModel(Protocol):
@@ -56,11 +57,14 @@ class HostSampler:
         self._model = model
         self._sampling = sampling
         self._stays = np.zeros(max_num_seqs, np.int64)
+        # Where a device computes on its own, whoever waits for a step notes its tokens while the next one admits.
+        self._lock = threading.Lock()
 
     def admit(self, slot: int, token_ids: Ints) -> None:
         """A request takes a slot with these known tokens."""
-        self.tokens[slot, : len(token_ids)] = token_ids
-        self._stays[slot] += 1
+        with self._lock:
+            self.tokens[slot, : len(token_ids)] = token_ids
+            self._stays[slot] += 1
 
     def stays(self, rows: StepRows) -> Ints:
         """Which stay in its slot each row belongs to; a later request's is another."""
@@ -116,8 +120,9 @@ class HostSampler:
             chosen: the tokens.
             stays: of the step's rows, as they were when it was handed to the device.
         """
-        current = self._stays[samples.slots] == stays[samples.rows]
-        self.tokens[samples.slots[current], samples.positions[current]] = chosen[current]
+        with self._lock:
+            current = self._stays[samples.slots] == stays[samples.rows]
+            self.tokens[samples.slots[current], samples.positions[current]] = chosen[current]
 
     def sample(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> tuple[Ints, list[TokenLogprob | None]]:
         """Choose and remember a token for each row of logits [len(samples), vocab_size] float32 on the CPU.
@@ -140,6 +145,35 @@ class HostSampler:
         chosen = self._from_first(None, count)
         self.note(samples, chosen, stays)
         return chosen, [None] * count
+
+    def choose(self, logits: torch.Tensor, samples: Samples, stays: Ints) -> Ints:
+        """Choose and remember tokens like ``sample``, alone or with other ranks, without log-probabilities."""
+        chosen = None
+        if self._model.group.rank == 0:
+            chosen = choose(logits, samples.slots, samples.output_indices, self.tokens, self._sampling)
+        chosen = self._from_first(chosen, len(samples.rows))
+        self.note(samples, chosen, stays)
+        return chosen
+
+    def logprobs(self, logits: torch.Tensor, samples: Samples, chosen: Ints) -> list[TokenLogprob | None]:
+        """Log-probabilities of chosen tokens where they are wanted; other ranks than rank 0 learn none.
+
+        Args:
+            logits: [num_rows, vocab_size] of the step, on any device; no more of them is copied than is asked for.
+            chosen: [len(samples)] the tokens.
+        """
+        found: list[TokenLogprob | None] = [None] * len(chosen)
+        if self._model.group.rank != 0:
+            return found
+        told = np.flatnonzero(self._sampling.wants_logprobs(samples.slots))
+        for start in range(0, len(told), LOGPROB_ROWS):
+            part = told[start : start + LOGPROB_ROWS]
+            rows = torch.from_numpy(samples.rows[part]).to(logits.device)
+            wanted = self._sampling.logprobs[samples.slots[part]]
+            distributions = logits[rows].float().log_softmax(-1)
+            for index, each in zip(part, gather_logprobs(distributions, chosen[part], wanted), strict=True):
+                found[index] = each
+        return found
 
     def _from_first(self, chosen: Ints | None, count: int) -> Ints:
         """The ``count`` tokens that rank 0 has chosen, on all ranks."""
@@ -168,11 +202,11 @@ class HostSampler:
                 continue
             assert hidden is not None, "a request wants them"
             logprobs: list[TokenLogprob] = []
-            for start in range(row.start, stop, PROMPT_LOGPROB_ROWS):
-                end = min(stop, start + PROMPT_LOGPROB_ROWS)
+            for start in range(row.start, stop, LOGPROB_ROWS):
+                end = min(stop, start + LOGPROB_ROWS)
                 first = first_token + start - row.start
                 distribution = self._model.compute_logits(hidden[first : first + end - start]).float().log_softmax(-1)
                 predicted = self.tokens[row.slot, start + 1 : end + 1].astype(np.int64)
-                logprobs += gather_logprobs(distribution.cpu(), predicted, np.full(end - start, wanted))
+                logprobs += gather_logprobs(distribution, predicted, np.full(end - start, wanted))
             results.append(PromptLogprobs(row.request_id, row.start + 1, logprobs))
         return results

@@ -165,8 +165,11 @@ class LLM:
         """Complete one prompt and yield the output as it grows. Closing the iterator ends the request."""
         request = self._start(prompt, params or SamplingParams())
         try:
-            while not request.finished:
-                if self._advance():
+            finished = False
+            while not finished:
+                # Whoever generates something else between two outputs advances this request as well.
+                if request.finished or self._advance():
+                    finished = request.finished
                     self._outputs.pin(request)
                     yield replace(request)
         finally:

@@ -105,7 +105,9 @@ class OutputProcessor:
             )
             for index in range(len(request.requests))
         ]
-        request.result.prompt_logprobs = None
+        # A prompt's first token has none, so a prompt of one token lacks nothing.
+        is_known = request.params.prompt_logprobs is not None and len(request.result.prompt_token_ids) == 1
+        request.result.prompt_logprobs = [None] if is_known else None
         request.result.num_cached_tokens = 0
         request.result.times = RequestTimes(arrival=request.requests[0].arrival)
         for each, output in zip(request.requests, request.result.outputs, strict=True):
@@ -166,6 +168,11 @@ class OutputProcessor:
         known = self._requests.pop(request.request_id, None)
         names = [each.request_id for each in known.requests] if known is not None else []
         return [name for name in names if self._completions.pop(name, None) is not None]
+
+    def request_of(self, name: str) -> RequestOutput | None:
+        """The request that an unfinished engine request belongs to."""
+        completion = self._completions.get(name)
+        return None if completion is None else completion.request
 
     @property
     def num_unfinished(self) -> int:

@@ -74,11 +74,11 @@ def gather_logprobs(logprobs: torch.Tensor, token_ids: Ints, num_top: Ints) -> l
     """The log-probability and rank of given tokens, and the likeliest alternatives.
 
     Args:
-        logprobs: [num_rows, vocab_size].
+        logprobs: [num_rows, vocab_size] on any device; no more of them is copied than is asked for.
         token_ids: [num_rows].
         num_top: [num_rows] alternatives wanted.
     """
-    chosen = logprobs.gather(1, torch.from_numpy(token_ids)[:, None])
+    chosen = logprobs.gather(1, torch.from_numpy(token_ids).to(logprobs.device)[:, None])
     ranks = ((logprobs > chosen).sum(1) + 1).tolist()
     top = logprobs.topk(min(int(num_top.max()), logprobs.shape[1]), dim=1)
     ids, values = top.indices.tolist(), top.values.tolist()

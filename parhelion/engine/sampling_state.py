@@ -52,6 +52,8 @@ class SamplingState:
         self.prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
         self._bias: dict[int, tuple[Ints, Floats]] = {}
         self._stop_ids: dict[int, Ints] = {}
+        # Slots that have an entry in one of these.
+        self._adds = np.zeros(max_num_seqs, np.bool_)
 
     def set(self, slot: int, request: AddRequest) -> None:
         """Take a request's parameters into its slot."""
@@ -75,18 +77,32 @@ class SamplingState:
         self._stop_ids.pop(slot, None)
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
+        self._adds[slot] = slot in self._bias or slot in self._stop_ids
 
-    def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
-        """Which of the rows ask for more than temperature, top-k, top-p, min-p and a seed."""
-        needs: npt.NDArray[np.bool_] = (
-            (self.logprobs[slots] != NO_LOGPROBS)
-            | (self.repetition_penalty[slots] != 1)
+    def wants_prompt(self, slots: Ints, starts: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows that begin at these positions predict prompt tokens whose log-probabilities are wanted."""
+        wants: npt.NDArray[np.bool_] = self.prompt_logprobs[slots] != NO_LOGPROBS
+        return wants & (starts < self.num_prompt_tokens[slots] - 1)
+
+    def wants_logprobs(self, slots: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows ask for log-probabilities of what they sample."""
+        wants: npt.NDArray[np.bool_] = self.logprobs[slots] != NO_LOGPROBS
+        return wants
+
+    def changes_logits(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows choose by more than temperature, top-k, top-p, min-p and a seed."""
+        changes: npt.NDArray[np.bool_] = (
+            (self.repetition_penalty[slots] != 1)
             | (self.presence_penalty[slots] != 0)
             | (self.frequency_penalty[slots] != 0)
         )
         if (added := self.added_logits(slots, output_indices)) is not None:
-            needs[added.rows] = True
-        return needs
+            changes[added.rows] = True
+        return changes
+
+    def needs_host(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the rows need their logits to be looked at, for either of these."""
+        return self.wants_logprobs(slots) | self.changes_logits(slots, output_indices)
 
     def takes_likeliest(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows ask for nothing but the likeliest token."""
@@ -98,10 +114,9 @@ class SamplingState:
 
         Only requests that ask for either cost anything.
         """
-        if not self._bias and not self._stop_ids:
-            return None
         rows, ids, values = [], [], []
-        for row, (slot, output_index) in enumerate(zip(slots.tolist(), output_indices.tolist(), strict=True)):
+        for row in np.flatnonzero(self._adds[slots]).tolist():
+            slot, output_index = int(slots[row]), int(output_indices[row])
             if (bias := self._bias.get(slot)) is not None:
                 rows.append(np.full(len(bias[0]), row, np.int64))
                 ids.append(bias[0])

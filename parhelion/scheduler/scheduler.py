@@ -164,11 +164,13 @@ class Scheduler:
         block_size = self.config.block_size
         prefills: list[Request] = []
         rows, requests = draft.rows, draft.requests
-        if self._guesser is not None:
-            self._guesser.begin_step(
-                sum(request.num_computed >= request.num_prompt_tokens for request in turn), len(turn)
-            )
         spare = draft.budget - len(turn)
+        if self._guesser is not None:
+            num_decoding = sum(request.num_computed >= request.num_prompt_tokens for request in turn)
+            self._guesser.begin_step(num_decoding, len(turn))
+            if num_decoding < len(turn) or (self._waiting and self._free_slots):
+                # However much there is to guess, prompts get on.
+                spare //= 2
         tells = self.config.num_groups > 1
         for request in turn:
             position = request.num_computed
@@ -322,7 +324,8 @@ class Scheduler:
         Newcomers leave these free. Else they would be preempted at once, and their prompts computed in vain.
         """
         soon = min(request.max_length, request.length + self.config.block_size - 1)
-        return self._kv.blocks_for(soon) - len(request.blocks)
+        # It may hold more than that, for guesses.
+        return max(0, self._kv.blocks_for(soon) - len(request.blocks))
 
     def _start_running(self, draft: _Draft, request: Request, prefix: list[int]) -> None:
         """Give a slot, the cached prefix and a first chunk."""
@@ -466,24 +469,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Counts at this moment."""
-        pool = self._kv.pool
-        totals = self._totals
-        return EngineStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            num_blocks=pool.num_blocks,
-            num_blocks_in_use=pool.num_blocks - pool.num_free,
-            num_blocks_cached=pool.num_cached,
-            prefix_cache_queried_tokens_total=totals.queried_tokens,
-            prefix_cache_hit_tokens_total=totals.hit_tokens,
-            preemptions_total=totals.preemptions,
-            prompt_tokens_total=totals.prompt_tokens,
-            generation_tokens_total=totals.generation_tokens,
-            steps_total=totals.steps,
-            guessed_tokens_total=totals.guessed_tokens,
-            accepted_tokens_total=totals.accepted_tokens,
-            checked_rows_total=totals.checked_rows,
-        )
+        return self._totals.stats(len(self._running), len(self._waiting), self._kv.pool)
 
     def check_integrity(self) -> None:
         """Look for broken invariants, between two calls; slow, for tests and debugging.

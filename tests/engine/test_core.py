@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from parhelion.engine.core import EngineCore
-from parhelion.engine.messages import TokenLogprob, TokenOutput
-from parhelion.engine.step_result import PromptLogprobs, StepResult
+from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
+from parhelion.engine.step_result import PendingStep, PromptLogprobs, StepResult
 from parhelion.errors import InvalidRequestError, QueueFullError
 from parhelion.scheduler import StepPlan
 
@@ -192,8 +192,47 @@ def test_what_the_worker_raises_reaches_the_caller(make: MakeCore, executor: NoO
     core = make()
     core.add(add_request(max_tokens=20))
     core.step()
-    with pytest.raises(RuntimeError, match="the device is gone"):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            core.step()
+
+
+class InterruptedExecutor(NoOpExecutor):
+    """Whoever waits for the second step is interrupted once."""
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        result = super().execute(plan, admitted)
+        return Interruption(result) if plan.step == 1 else result
+
+
+class Interruption:
+    """A step on its way."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+        self._is_first = True
+
+    def wait(self) -> StepResult:
+        if self._is_first:
+            self._is_first = False
+            raise KeyboardInterrupt
+        return self._result
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_interrupt_while_a_step_is_waited_for_ends_nothing(overlap: bool) -> None:
+    core = make_core(InterruptedExecutor(), overlap=overlap)
+    core.add(add_request("kept/0", max_tokens=5))
+    core.add(add_request("dropped/0", max_tokens=5))
+    first = [token.token_id for token in core.step() if token.request_id == "kept/0"]
+    with pytest.raises(KeyboardInterrupt):
         core.step()
+    core.abort("dropped/0")
+    outputs = run_to_end(core)
+    assert first + [token.token_id for token in outputs["kept/0"]] == [token_of("kept/0", i) for i in range(5)]
+    assert not outputs["dropped/0"]
+    assert_empty(core)
+    core.close()
 
 
 def logprob(token_id: int) -> TokenLogprob:

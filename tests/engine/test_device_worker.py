@@ -18,6 +18,7 @@ from parhelion.engine.device_step import Mode
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints
+from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import Row, StepPlan
 from tests.e2e.draft_models import leave_out_layers
 from tests.e2e.tiny_models import TINY_MODELS
@@ -69,6 +70,24 @@ def test_penalties_biases_and_logprobs_go_by_the_host_and_agree(tiny_llama: Path
             assert a.logprob == pytest.approx(c.logprob, abs=1e-4)
 
 
+def test_only_steps_that_compute_a_prompt_are_waited_for_to_tell_its_logprobs(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waited: list[bool] = []
+
+    def recorded(worker: device_worker.DeviceWorker, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        waited.append(isinstance(pending := execute(worker, plan, admitted), StepResult))
+        return pending
+
+    execute = device_worker.DeviceWorker.execute
+    monkeypatch.setattr(device_worker.DeviceWorker, "execute", recorded)
+    request = add_request("r", prompt_of(30, 7), max_tokens=6, temperature=0.0, prompt_logprobs=1)
+    [(_, _, told), *others] = run(core_of(tiny_llama, True, True, 1000), [request])["r"]
+    assert len(told) == 29
+    assert [each for _, _, each in others] == [None] * 5
+    assert waited == [True, True] + [False] * 5
+
+
 def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
     params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
 
@@ -81,6 +100,35 @@ def test_drawn_tokens_depend_on_the_seed_alone(tiny_llama: Path):
         assert (
             run(core_of(tiny_llama, True, False, 1000), [request])[request.request_id] == together[request.request_id]
         )
+
+
+def test_drawn_tokens_do_not_depend_on_neighbours_that_need_the_host(tiny_llama: Path):
+    params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
+    drawn = [add_request(f"d{index}", prompt_of(5 + index, 8), seed=index, **params) for index in range(3)]
+    alone = run(core_of(tiny_llama, True, True, 1000), drawn)
+    neighbours = [
+        add_request("penalized", prompt_of(9, 1), max_tokens=8, temperature=0.9, frequency_penalty=1.5),
+        add_request("told", prompt_of(7, 2), max_tokens=12, temperature=0.0, logprobs=1),
+    ]
+    beside = run(core_of(tiny_llama, True, True, 1000), [*drawn, *neighbours])
+    assert {name: beside[name] for name in alone} == alone
+    assert all(logprob is not None for _, logprob, _ in beside["told"])
+
+
+def test_to_be_told_log_probabilities_changes_no_drawn_token(tiny_llama: Path):
+    params: dict[str, Any] = {"max_tokens": 15, "temperature": 0.9, "top_p": 0.95, "top_k": 40}
+    tokens = []
+    for logprobs in (None, 3):
+        requests = [
+            add_request(f"d{index}", prompt_of(5 + index, 8), seed=index, logprobs=logprobs, **params)
+            for index in range(3)
+        ]
+        outputs = run(core_of(tiny_llama, True, True, 1000), requests)
+        tokens.append({name: [token for token, _, _ in each] for name, each in outputs.items()})
+        for token, logprob, _ in (output for each in outputs.values() for output in each):
+            assert (logprob is None) == (logprobs is None)
+            assert logprob is None or (logprob.token_id, len(logprob.top_ids)) == (token, 3)
+    assert tokens[0] == tokens[1]
 
 
 class Prophet:
@@ -130,7 +178,7 @@ def texts_of(requests: Sequence[AddRequest], outputs: Mapping[str, list[Any]]) -
     }
 
 
-@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("num_blocks", [1000, 34], ids=["room for all", "preemptions"])
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int):
     """Prompts of up to 49 tokens come in chunks beside rows with guesses: a step has 24."""
@@ -144,17 +192,16 @@ def test_guesses_change_no_token(tiny_llama: Path, quality: str, num_blocks: int
     assert stats.guessed_tokens_total > 100
     assert (stats.accepted_tokens_total > 0) == (quality != "wrong")
     assert (stats.accepted_tokens_total == stats.guessed_tokens_total) == (quality == "right")
-    assert (stats.preemptions_total > 0) == (num_blocks == 40)
+    assert (stats.preemptions_total > 0) == (num_blocks == 34)
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_the_host_samples_is_the_same_with_guesses(tiny_llama: Path, quality: str):
-    """Penalties of a row's later samples count the guesses before them. Draws of the host and of the device differ, so
-    the drawn requests are among themselves.
-    """
+    """Penalties of a row's later samples count the guesses before them."""
     drawn = {"temperature": 0.9, "seed": 3, "max_tokens": 16}
     groups = [
         [
+            add_request("r5", prompt_of(12, 4), **drawn),
             add_request("r0", prompt_of(20, 6), max_tokens=22, temperature=0.0, repetition_penalty=1.3, logprobs=2),
             add_request("r1", prompt_of(40, 3), max_tokens=12, temperature=0.0, logit_bias={5: 2.0}),
             add_request("r2", prompt_of(30, 7), max_tokens=16, temperature=0.0, prompt_logprobs=1),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from parhelion.engine.intake import Intake
@@ -141,3 +143,11 @@ def test_parameters_that_name_tokens_the_model_does_not_have_are_refused(
     with pytest.raises(InvalidRequestError, match=param) as raised:
         one(intake, **{param: value})
     assert raised.value.param == param
+
+
+def test_numbers_of_numpy_can_be_sent_to_an_engine_in_another_process(intake: Intake) -> None:
+    half = np.float64(0.5)
+    request = one(intake, seed=1, temperature=half, top_p=half, presence_penalty=half, logit_bias={5: half})
+    received = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=AddRequest).params
+    assert (received.temperature, received.top_p, received.presence_penalty) == (0.5, 0.5, 0.5)
+    assert received.logit_bias == {5: 0.5}

@@ -236,6 +236,11 @@ def test_prompt_logprobs_come_once_and_the_first_position_has_none(front: Front)
     assert output.num_cached_tokens == 1
 
 
+def test_a_prompt_of_one_token_has_one_entry_that_says_nothing(front: Front) -> None:
+    assert front.start("wanted", "a", prompt_logprobs=1).prompt_logprobs == [None]
+    assert front.start("not wanted", "a").prompt_logprobs is None
+
+
 def test_times_mark_arrival_first_and_last_token(front: Front) -> None:
     output = front.start()
     assert output.times is not None

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Literal
 
-from parhelion.scheduler import AWAITED, KNOWN, Request, RequestUpdate, Row, Scheduler, SchedulerConfig, StepPlan
+from parhelion.scheduler import (
+    AWAITED,
+    DRAFTED,
+    KNOWN,
+    Request,
+    RequestUpdate,
+    Row,
+    Scheduler,
+    SchedulerConfig,
+    StepPlan,
+)
 
 VOCAB_SIZE = 5
 """Small, so that stop ids turn up and equal prefixes arise by chance as well."""
@@ -34,6 +46,86 @@ def reference_output(config: SchedulerConfig, request: Request) -> tuple[list[in
             return tokens[len(request.prompt_token_ids) :], "length"
 
 
+def guesses_behind(token_ids: Sequence[int], count: int, chances: random.Random) -> list[int]:
+    """So many guesses, most of which are right if all before them are."""
+    tokens = list(token_ids)
+    for _ in range(count):
+        tokens.append(next_token(tokens) if chances.random() < 0.7 else chances.randrange(VOCAB_SIZE))
+    return tokens[len(token_ids) :]
+
+
+class Guesses:
+    """A ``Guesser`` that rests now and then.
+
+    Args:
+        made: by whom: the guesser itself, the worker in the step that checks them, or the worker one step before.
+        most: for a request at once.
+        chances: when it rests, how many guesses it makes and which are wrong.
+
+    Attributes:
+        follows, num_ahead: see ``Guesser``.
+    """
+
+    def __init__(self, made: Literal["here", "drafted", "ahead"], most: int, chances: random.Random) -> None:
+        self.chances = chances
+        self.follows = False
+        self.num_ahead = 0
+        self._made = made
+        self._most = most
+        self._rests = False
+        self._followed: set[str] = set()
+        self._heard: dict[str, tuple[int, list[int]]] = {}
+
+    @property
+    def num_followed(self) -> int:
+        """Requests of which anything is remembered."""
+        return len(self._followed | self._heard.keys())
+
+    def begin_step(self, num_decoding: int, num_running: int) -> None:
+        assert 0 <= num_decoding <= num_running
+        self._rests = self.chances.random() < 0.3
+        self.follows = self._made != "here" and not self._rests
+        self.num_ahead = self._most if self._made == "ahead" and not self._rests else 0
+
+    def guesses(self, request_id: str, token_ids: Sequence[int], most: int) -> Sequence[int]:
+        assert most > 0
+        count = 0 if self._rests else self.chances.randint(0, min(most, self._most))
+        self._followed.add(request_id)
+        if self._made == "here":
+            return guesses_behind(token_ids, count, self.chances)
+        if self._made == "drafted":
+            return (DRAFTED,) * count
+        num_known, heard = self._heard.get(request_id, (0, []))
+        return heard[:count] if num_known == len(token_ids) else ()
+
+    def hear(self, request_id: str, num_known: int, token_ids: list[int]) -> None:
+        """The worker guesses these behind so many tokens."""
+        self._heard[request_id] = num_known, token_ids
+
+    def learn(self, request_id: str, guessed: int, accepted: int) -> None:
+        assert 0 <= accepted <= guessed <= self._most
+        self._followed.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        self._followed.discard(request_id)
+        self._heard.pop(request_id, None)
+
+
+@dataclass
+class Computed:
+    """What a step has computed.
+
+    Attributes:
+        sampled: row after row.
+        drafted: guesses that stand for those that were ``DRAFTED``, row after row.
+        proposals: guesses for the next steps of requests, and how many known tokens they come behind.
+    """
+
+    sampled: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    proposals: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+
+
 @dataclass
 class Slot:
     """A row of the worker's per-request tensors."""
@@ -48,14 +140,15 @@ class Slot:
 class SimulatedDevice:
     """Runs plans in order. A position's content is the prefix of tokens whose KV would lie there."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, chances: random.Random) -> None:
+        self.chances = chances
         self.block_size = config.block_size
         self.is_told = config.num_groups > 1
         self.content: dict[tuple[int, int], tuple[int, ...]] = {}
         self.slots: dict[int, Slot] = {}
 
-    def run(self, plan: StepPlan, awaited: Mapping[str, int]) -> list[int]:
-        """The sampled ids of a step.
+    def run(self, plan: StepPlan, awaited: Mapping[str, int]) -> Computed:
+        """Compute a step.
 
         Args:
             awaited: by request, what the step that the plan awaits has sampled.
@@ -65,13 +158,23 @@ class SimulatedDevice:
             self.slots[new.slot] = Slot(new.request_id, tokens, new.num_prompt_tokens, list(new.block_ids), len(tokens))
         for added in plan.new_blocks:
             self.slots[added.slot].blocks.extend(added.block_ids)
-        sampled: list[int] = []
+        computed = Computed()
         for row in plan.rows:
             self._check_first_token(row, awaited)
-            self._write_kv(row)
+            slot = self.slots[row.slot]
+            guesses = list(row.guesses)
+            if DRAFTED in guesses:
+                assert plan.follows
+                assert set(guesses) == {DRAFTED}
+                guesses = guesses_behind(slot.tokens, len(guesses), self.chances)
+                computed.drafted += guesses
+            self._write_kv(row, guesses)
             if row.samples:
-                sampled.append(self._sample(row))
-        return sampled
+                computed.sampled += self._sample(row, guesses)
+                if plan.num_ahead:
+                    computed.proposals[row.request_id] = len(slot.tokens), self._guess_ahead(slot, plan.num_ahead)
+            assert row.samples or not guesses
+        return computed
 
     def _check_first_token(self, row: Row, awaited: Mapping[str, int]) -> None:
         """Where requests take turns, a device that does not sample is told what it cannot have from the admission."""
@@ -87,23 +190,35 @@ class SimulatedDevice:
     def _place(self, slot: Slot, position: int) -> tuple[int, int]:
         return slot.blocks[position // self.block_size], position % self.block_size
 
-    def _write_kv(self, row: Row) -> None:
+    def _write_kv(self, row: Row, guesses: Sequence[int]) -> None:
         slot = self.slots[row.slot]
+        tokens = (*slot.tokens, *guesses)
         assert slot.request_id == row.request_id, "a row must name the request that holds its slot"
         assert row.num_tokens >= 1
-        assert row.start + row.num_tokens <= len(slot.tokens), "every input token must be known to the device"
+        assert row.start + row.num_tokens <= len(tokens), "every input token must be known to the device"
         for position in range(row.start):
             found = self.content.get(self._place(slot, position))
-            assert found == tuple(slot.tokens[: position + 1]), f"{row}: wrong KV at position {position}: {found}"
+            assert found == tokens[: position + 1], f"{row}: wrong KV at position {position}: {found}"
         for position in range(row.start, row.start + row.num_tokens):
-            self.content[self._place(slot, position)] = tuple(slot.tokens[: position + 1])
+            self.content[self._place(slot, position)] = tokens[: position + 1]
 
-    def _sample(self, row: Row) -> int:
+    def _sample(self, row: Row, guesses: Sequence[int]) -> list[int]:
+        """A token behind the last known one and behind each guess; the slot goes on behind the first wrong guess."""
         slot = self.slots[row.slot]
-        assert row.start + row.num_tokens == len(slot.tokens), "only the last known token's row may sample"
+        assert row.start + row.num_tokens == len(slot.tokens) + len(guesses), "only the last known token's row samples"
+        assert not guesses or row.num_tokens == 1 + len(guesses)
+        assert row.num_samples == 1 + len(guesses)
         assert row.output_index == len(slot.tokens) - slot.num_prompt_tokens
-        slot.tokens.append(next_token(slot.tokens))
-        return slot.tokens[-1]
+        tokens = [*slot.tokens, *guesses]
+        sampled = [next_token(tokens[: len(slot.tokens) + number]) for number in range(row.num_samples)]
+        wrong = (number for number, guess in enumerate(guesses) if guess != sampled[number])
+        slot.tokens += sampled[: next(wrong, len(guesses)) + 1]
+        return sampled
+
+    def _guess_ahead(self, slot: Slot, most: int) -> list[int]:
+        """Guesses for a slot's next step, as far as its blocks have room for what is computed of them."""
+        room = len(slot.blocks) * self.block_size - len(slot.tokens) + 1
+        return guesses_behind(slot.tokens, max(0, min(most, room)), self.chances)
 
 
 @dataclass
@@ -120,11 +235,12 @@ class Result:
 class Simulation:
     """A scheduler, a device, and steps in flight between them; every call is followed by all checks."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, guesses: Guesses | None = None) -> None:
         self.config = config
-        self.scheduler = Scheduler(config)
-        self.device = SimulatedDevice(config)
-        self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self.guesses = guesses
+        self.scheduler = Scheduler(config, guesses)
+        self.device = SimulatedDevice(config, guesses.chances if guesses is not None else random.Random(0))
+        self.in_flight: deque[tuple[StepPlan, Computed]] = deque()
         self.results: dict[str, Result] = {}
         self.plans: list[StepPlan] = []
 
@@ -141,7 +257,14 @@ class Simulation:
         self.scheduler.check_integrity()
         return ended
 
+    @property
+    def must_wait(self) -> bool:
+        """As the engine does: guesses under way must be back first, unless requests take turns."""
+        return self.config.num_groups == 1 and any(row.guesses for plan, _ in self.in_flight for row in plan.rows)
+
     def schedule(self, ahead: bool = False) -> StepPlan | None:
+        if self.must_wait:
+            return None
         pending = {name for name, each in self.scheduler._unfinished.items() if each.num_pending}
         plan = self.scheduler.schedule(ahead)
         self.scheduler.check_integrity()
@@ -152,9 +275,9 @@ class Simulation:
             assert (plan.awaits is None) == (len(rows) == len(plan.rows))
         if plan is not None and plan.awaits is not None:
             assert ahead
-            oldest, sampled = self.in_flight[0]
+            oldest, computed = self.in_flight[0]
             assert plan.awaits == oldest.step
-            awaited = dict(zip((row.request_id for row in oldest.rows if row.samples), sampled, strict=True))
+            awaited = only_samples(oldest, computed)
         if plan is None:
             assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs, nothing is in flight: stuck"
             return None
@@ -165,8 +288,8 @@ class Simulation:
         return plan
 
     def update(self) -> list[RequestUpdate]:
-        plan, sampled = self.in_flight.popleft()
-        updates = self.scheduler.update(plan, sampled)
+        plan, computed = self.in_flight.popleft()
+        updates = self.scheduler.update(plan, computed.sampled, computed.drafted)
         self.scheduler.check_integrity()
         for update in updates:
             result = self.results[update.request_id]
@@ -175,6 +298,9 @@ class Simulation:
             result.tokens.append(update.token_id)
             result.finish_reason = update.finish_reason
             result.stop_token_id = update.stop_token_id
+        for request_id, proposal in computed.proposals.items():
+            if self.guesses is not None and request_id in self.scheduler._unfinished:
+                self.guesses.hear(request_id, *proposal)
         return updates
 
     def run_to_end(self, depth: int, max_steps: int = 5000) -> None:
@@ -193,6 +319,7 @@ class Simulation:
         assert not self.in_flight
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+        assert self.guesses is None or self.guesses.num_followed == 0, "requests that are over must be forgotten"
         for result in self.results.values():
             expected, reason = reference_output(self.config, result.request)
             if result.aborted:
@@ -218,10 +345,17 @@ class Simulation:
                 assert self.scheduler._kv.pool.num_holders(block_id) == 1, f"{row} writes into shared block {block_id}"
 
 
+def only_samples(plan: StepPlan, computed: Computed) -> dict[str, int]:
+    """By request, what a step sampled for rows that sample one token."""
+    sampled = iter(computed.sampled)
+    each = {row.request_id: [next(sampled) for _ in range(row.num_samples)] for row in plan.rows}
+    return {request_id: tokens[0] for request_id, tokens in each.items() if len(tokens) == 1}
+
+
 def is_decode(row: Row, plan: StepPlan) -> bool:
     """The row continues a request with the one token that the step before it sampled."""
     admitted = {admission.slot for admission in plan.admissions}
-    return row.samples and row.num_tokens == 1 and row.output_index > 0 and row.slot not in admitted
+    return row.samples and row.num_tokens == 1 + len(row.guesses) and row.output_index > 0 and row.slot not in admitted
 
 
 def num_decodes(plan: StepPlan) -> int:

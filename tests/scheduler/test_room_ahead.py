@@ -62,3 +62,14 @@ def test_a_row_that_samples_has_room_for_what_is_guessed_behind_it() -> None:
 def test_nobody_takes_the_last_free_block_or_more_than_a_request_may_have() -> None:
     assert not planned(scheduler_of(num_blocks=3, max_tokens=4)).new_blocks
     assert not planned(scheduler_of(num_blocks=8, max_tokens=2)).new_blocks
+
+
+def test_a_newcomer_is_not_given_what_is_held_for_guesses() -> None:
+    scheduler = Scheduler(SchedulerConfig(12, 1, max_num_seqs=2, max_num_batched_tokens=16, max_model_len=12), Ahead())
+    scheduler.add(Request("a", [2, 3], max_tokens=9, stop_token_ids=frozenset()))
+    plan = planned(scheduler)
+    assert scheduler.stats().num_blocks_in_use == 5
+    scheduler.add(Request("b", [4] * 8, max_tokens=2, stop_token_ids=frozenset()))
+    scheduler.update(plan, [5])
+    # One block is free less than the newcomer needs, and two are held beyond the next token.
+    assert [row.request_id for row in planned(scheduler).rows] == ["a"]

@@ -1,6 +1,8 @@
-"""Random lives of a scheduler beside a simulated worker: any arrivals, aborts, overlap, pools and policies."""
+"""Random lives of a scheduler beside a simulated worker: any arrivals, aborts, overlap, pools, policies and guesses."""
 
 from __future__ import annotations
+
+import random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from parhelion.errors import QueueFullError
 from parhelion.scheduler import Request, SchedulerConfig
 
-from .simulation import EOS, VOCAB_SIZE, Simulation
+from .simulation import EOS, VOCAB_SIZE, Guesses, Simulation
 
 PREFIXES = ((), (1, 2, 3, 4), (1, 2, 3, 4, 4, 3, 2, 1), (2,) * 6)
 
@@ -28,6 +30,13 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         policy=draw(st.sampled_from(["fcfs", "priority"])),
         num_groups=draw(st.integers(1, 3)),
     )
+
+
+@st.composite
+def guessers(draw: st.DrawFn, config: SchedulerConfig) -> Guesses | None:
+    made = draw(st.sampled_from([None, "here", "drafted" if config.num_groups == 1 else "ahead"]))
+    chances = random.Random(draw(st.integers(0, 1 << 16)))
+    return None if made is None else Guesses(made, draw(st.integers(1, 4)), chances)
 
 
 @st.composite
@@ -56,9 +65,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     simulation: Simulation
     num_added: int
 
-    @initialize(config=configs())
-    def start(self, config: SchedulerConfig) -> None:
-        self.simulation = Simulation(config)
+    @initialize(config=configs(), data=st.data())
+    def start(self, config: SchedulerConfig, data: st.DataObject) -> None:
+        self.simulation = Simulation(config, data.draw(guessers(config)))
         self.num_added = 0
 
     @rule(data=st.data())
@@ -97,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         expected: dict[str, int] = {}
         for plan, _ in self.simulation.in_flight:
             for row in plan.rows:
-                expected[row.request_id] = expected.get(row.request_id, 0) + row.samples
+                expected[row.request_id] = expected.get(row.request_id, 0) + row.num_samples
         for name, request in self.simulation.scheduler._unfinished.items():
             assert request.num_pending == expected.get(name, 0)
 
@@ -120,7 +129,7 @@ TestAnyOrderOfCalls = SchedulerMachine.TestCase
 @given(data=st.data(), depth=st.integers(0, 3))
 def test_a_crowd_ends_with_the_tokens_that_each_would_have_alone(data: st.DataObject, depth: int) -> None:
     config = data.draw(configs().filter(lambda c: c.max_queue_len >= 100))
-    simulation = Simulation(config)
+    simulation = Simulation(config, data.draw(guessers(config)))
     for index in range(data.draw(st.integers(1, 12))):
         simulation.add(data.draw(requests(config, index)))
     simulation.run_to_end(depth)
