@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
 
-from parhelion.speculative import Pace, Speculation
+from parhelion.speculative import Drafting, Pace, Speculation, Speculator
 
 MOST = 3
 TOKENS = 128
@@ -54,16 +54,31 @@ class Endless:
         pass
 
 
-class Engine:
-    """Serves requests, so many at once, of whose guesses so many are right."""
+DRAFT_S = 0.4e-3
+"""Of a pass of a draft model, of which there is one for each guess."""
 
-    def __init__(self, num_requests: int, rate: float, seed: int) -> None:
+Make = Callable[[], Speculator]
+
+
+def ngrams() -> Speculator:
+    return Speculation(Endless(), MOST, Pace())
+
+
+def draft_model() -> Speculator:
+    return Drafting(MOST, 0.1, Pace(), needs_states=True)
+
+
+class Engine:
+    """Serves requests, so many at once, of whose guesses so many are right; each pass that makes one takes so long."""
+
+    def __init__(self, num_requests: int, rate: float, seed: int, draft_s: float) -> None:
         self._num_requests = num_requests
         self._rate = rate
         self._times = TIMES[num_requests]
+        self._draft_s = draft_s
         self._chance = random.Random(seed)
 
-    def speed(self, guesser: Speculation | int, first: int, last: int) -> float:
+    def speed(self, guesser: Speculator | int, first: int, last: int) -> float:
         """Tokens a second with this one's guesses, or with always so many, in these rounds."""
         seconds = tokens = 0.0
         for number in range(last + 1):
@@ -72,36 +87,38 @@ class Engine:
                 seconds, tokens = seconds + spent, tokens + kept
         return tokens / seconds
 
-    def _serve(self, guesser: Speculation | int, number: int) -> tuple[float, int]:
+    def _serve(self, guesser: Speculator | int, number: int) -> tuple[float, int]:
         """All requests of a round: seconds and tokens until the first of them has all of its tokens."""
         left = {f"{number}-{index}": TOKENS for index in range(self._num_requests)}
-        if isinstance(guesser, Speculation):
+        if isinstance(guesser, Speculator):
             guesser.begin_step(0, self._num_requests)  # their prompts
         spent, kept, was_resting = 0.0, 0, False
         while left:
             is_whole, num_rows = len(left) == self._num_requests, len(left)
             guesses, is_ahead, was_resting = self._planned(guesser, left, was_resting)
             num_guesses = sum(guesses.values())
-            seconds = self._seconds(num_rows, num_guesses, is_ahead)
+            drafted_s = self._draft_s * max(guesses.values())
+            seconds = self._seconds(num_rows, num_guesses, is_ahead) + drafted_s
             gained = 0
             for name, guessed in guesses.items():
                 right = next((index for index in range(guessed) if self._chance.random() >= self._rate), guessed)
                 gained += right + 1
                 left[name] -= right + 1
-                if isinstance(guesser, Speculation):
+                if isinstance(guesser, Speculator):
                     if guessed:
                         guesser.learn(name, guessed, right)
                     if left[name] <= 0:
                         guesser.forget(name)
             left = {name: more for name, more in left.items() if more > 0}
-            if isinstance(guesser, Speculation):
-                guesser.observe(num_rows, num_rows + num_guesses, gained, seconds, None, is_ahead)
+            if isinstance(guesser, Speculator):
+                drafted = (num_rows + num_guesses, drafted_s) if drafted_s else None
+                guesser.observe(num_rows, num_rows + num_guesses, gained, seconds, drafted, is_ahead)
             if is_whole:
                 spent, kept = spent + seconds, kept + gained
         return spent, kept
 
     def _planned(
-        self, guesser: Speculation | int, left: dict[str, int], was_resting: bool
+        self, guesser: Speculator | int, left: dict[str, int], was_resting: bool
     ) -> tuple[dict[str, int], bool, bool]:
         """Every request's guesses, whether the step is handed over ahead, and whether nobody guesses now."""
         if isinstance(guesser, int):
@@ -122,38 +139,41 @@ class Engine:
         return whole * self._chance.uniform(0.97, 1.05)
 
 
-def speeds(num_requests: int, rate: float, first: int = 3, last: int | None = None) -> tuple[float, list[float]]:
+def speeds(
+    make: Make, num_requests: int, rate: float, first: int = 3, last: int | None = None
+) -> tuple[float, list[float]]:
     """Tokens a second with ``auto``, and with always none, one, two and so on, once something is known."""
     last = max(5, 31 // num_requests) if last is None else last
+    draft_s = 0.0 if make is ngrams else DRAFT_S
 
-    def mean(guesser: int | None) -> float:
+    def mean(count: int | None) -> float:
         return statistics.mean(
-            Engine(num_requests, rate, seed).speed(
-                Speculation(Endless(), MOST, Pace()) if guesser is None else guesser, first, last
-            )
+            Engine(num_requests, rate, seed, draft_s).speed(make() if count is None else count, first, last)
             for seed in SEEDS
         )
 
     return mean(None), [mean(count) for count in range(MOST + 1)]
 
 
+@pytest.mark.parametrize("make", [ngrams, draft_model])
 @pytest.mark.parametrize("num_requests", [1, 16])
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7, 0.9, 1.0])
-def test_auto_is_close_to_the_best_fixed_number_of_guesses(num_requests: int, rate: float) -> None:
-    auto, fixed = speeds(num_requests, rate)
+def test_auto_is_close_to_the_best_fixed_number_of_guesses(make: Make, num_requests: int, rate: float) -> None:
+    auto, fixed = speeds(make, num_requests, rate)
     assert auto > 0.97 * max(fixed)
 
 
 def test_where_many_share_a_step_it_takes_longer_to_find_out() -> None:
     # What many guesses add is not known from few, and what seems too dear is tried again after a long while.
-    auto, fixed = speeds(64, 0.9)
+    auto, fixed = speeds(ngrams, 64, 0.9)
     assert auto > 0.97 * fixed[0]
-    auto, fixed = speeds(64, 0.9, first=20, last=21)
+    auto, fixed = speeds(ngrams, 64, 0.9, first=20, last=21)
     assert auto > 0.97 * max(fixed)
 
 
+@pytest.mark.parametrize("make", [ngrams, draft_model])
 @pytest.mark.parametrize("num_requests", [1, 16])
-def test_auto_costs_little_where_nothing_is_right(num_requests: int) -> None:
-    auto, fixed = speeds(num_requests, 0.0)
+def test_auto_costs_little_where_nothing_is_right(make: Make, num_requests: int) -> None:
+    auto, fixed = speeds(make, num_requests, 0.0)
     assert max(fixed) == fixed[0]
     assert auto > 0.98 * fixed[0]
