@@ -2,10 +2,15 @@
 
 The weights are dummies, so which guesses are right is imposed: behind each one, the token that was sampled is replaced
 by the guess, or by another one, as often as is asked for. Everything else is the engine's: scheduler, steps, graphs,
-``auto``. Guesses are free with ``given``; with ``draft`` a dummy model makes them, and what that takes counts. It is
-not told what was imposed, so it catches up on tokens that it would have computed: it seems a little dearer than it is.
+``auto``. Guesses are free with ``given``; with ``draft`` a dummy model makes them, with ``head`` an EAGLE-3 head, and
+what that takes counts. It is not told what was imposed, so it catches up on tokens that it would have computed: it
+seems a little dearer than it is.
 
-    python benchmarks/h100_speculation.py [--model qwen3-8b] [--draft qwen3-0.6b] [--pack auto] [--output FILE]
+With ``--peer-path`` or ``--peer-python`` vLLM is measured behind that in the same way, with as many of its guesses
+right (see ``parhelion/bench/compare/speculation.py``).
+
+    python benchmarks/h100_speculation.py [--model qwen3-8b] [--draft eagle3|qwen3-0.6b] [--pack auto] [--output FILE]
+                                          [--peer-path FOLDER] [--peer-python PYTHON]
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +29,40 @@ import msgspec
 import numpy as np
 import torch
 
-from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, SHAPES, step_bytes, write_config
+from parhelion.bench.compare.checkpoint import (
+    FP8_PER_TOKEN_CONFIG,
+    SHAPES,
+    compared_model,
+    step_bytes,
+    write_config,
+    write_head_config,
+)
+from parhelion.bench.compare.engines import Engine, peer
+from parhelion.bench.compare.peer_weights import LIKE_OURS, NOT_TAKEN, PeerWeights
+from parhelion.bench.compare.settings import OfflineSettings
+from parhelion.bench.compare.speculation import NOTES, PeerBench, measure_peer, ways
 from parhelion.bench.machine import describe_circumstances
 from parhelion.config import EngineConfig
+from parhelion.engine.build_worker import kv_cache_size
 from parhelion.engine.core import EngineCore
 from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
-from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
-from parhelion.engine.load import LoadedModel, load_model
+from parhelion.engine.draft_choice import read_draft
+from parhelion.engine.kv_storage import KVCacheSize
+from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.platform.ceilings import measure_ceilings
-from parhelion.platform.device import device_name, free_memory
+from parhelion.platform.device import device_name
 from parhelion.scheduler import DRAFTED, SchedulerConfig, StepPlan
 from parhelion.speculative import Drafting, Pace, Speculation, Speculator
 from parhelion.types import SamplingParams
 
 RESULT = Path(__file__).parent / "results" / "h100_speculation.json"
 BLOCK_SIZE = 16
+BUDGET = 4096
 SEED = 7
+HEAD = "eagle3"
+PADDED = ("paged_attention", "fused_qk_norm_rope", "rope_and_cache")
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class Settings:
     """What is measured.
 
     Attributes:
+        draft: makes the guesses: a model's name, or that of a head.
         counts: guesses a request.
         rates: shares of guesses that are right, of those whose turn comes.
     """
@@ -63,6 +85,7 @@ class Settings:
     counts: tuple[int, ...] = (1, 3, 5)
     rates: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     rounds: int = 3
+    peer_timeout_s: float = 500.0
 
     @property
     def max_model_len(self) -> int:
@@ -120,39 +143,41 @@ class Bench:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.shape = SHAPES[settings.model]
-        self._model = self._load(settings.model, folder)
-        self._draft = self._load(settings.draft, folder) if settings.draft is not None else None
-        draft = self._draft.model.config if self._draft is not None else None
-        config = self._config(settings.model, folder)
-        on_gpu = settings.device != "cpu"
-        model = self._model.model
-        self._size = plan_kv_cache(config, model.config, model.dtype, free_memory(model.device), on_gpu, draft)
+        self.folders = {settings.model: write_config(self.shape, folder / settings.model, FP8_PER_TOKEN_CONFIG)}
+        if settings.draft == HEAD:
+            self.folders[HEAD] = write_head_config(self.shape, folder / HEAD)
+        elif settings.draft is not None:
+            where = folder / settings.draft
+            self.folders[settings.draft] = write_config(SHAPES[settings.draft], where, FP8_PER_TOKEN_CONFIG)
+        chosen = read_draft(self.folders[settings.draft]) if settings.draft is not None else None
+        config = self._config()
+        self._model = load_model(config, Path(config.model), keep_tables=needs_tables(chosen))
+        self._draft, draft_bytes = load_draft(config, chosen, self._model)
+        self.cost = draft_bytes / self._model.weight_bytes
+        self.needs_states = settings.draft == HEAD
+        self._size = kv_cache_size(config, self._model.model, self._draft)
 
-    def _config(self, name: str, folder: Path) -> EngineConfig:
-        where = write_config(SHAPES[name], folder / name, FP8_PER_TOKEN_CONFIG)
+    def _config(self) -> EngineConfig:
         s = self.settings
         return EngineConfig(
-            model=str(where),
+            model=str(self.folders[s.model]),
             device=s.device,
             load_format="dummy",
             pack=s.pack,
             max_model_len=s.max_model_len,
             max_num_seqs=max(s.batches),
-            kv_cache_memory=None if s.device != "cpu" else 64 << 20,
+            # Not all that is free: a peer has its own.
+            kv_cache_memory=16 << 30 if s.device != "cpu" else 64 << 20,
             # On a CPU these have no provider for padded steps but the reference.
-            kernels=() if s.device != "cpu" else ("paged_attention=reference", "fused_qk_norm_rope=reference"),
+            kernels=() if s.device != "cpu" else tuple(f"{op}=reference" for op in PADDED),
         )
-
-    def _load(self, name: str, folder: Path) -> LoadedModel:
-        config = self._config(name, folder)
-        return load_model(config, Path(config.model))
 
     def worker(self, num_guesses: int, drafts: bool) -> DeviceWorker:
         """A worker whose rows may check so many guesses."""
         options = DeviceWorkerOptions(
-            BLOCK_SIZE, max(self.settings.batches), 4096, self.settings.device != "cpu", num_guesses
+            BLOCK_SIZE, max(self.settings.batches), BUDGET, self.settings.device != "cpu", num_guesses
         )
-        draft = self._draft.model if drafts and self._draft is not None else None
+        draft = self._draft if drafts else None
         worker = DeviceWorker(self._model.model, self._size, options, self._model.resolver, draft)
         worker.warm_up()
         return worker
@@ -162,7 +187,7 @@ class Bench:
             num_blocks=self.size.num_blocks,
             block_size=BLOCK_SIZE,
             max_num_seqs=max(self.settings.batches),
-            max_num_batched_tokens=4096,
+            max_num_batched_tokens=BUDGET,
             max_model_len=self.size.max_model_len,
             enable_prefix_caching=False,
         )
@@ -171,11 +196,6 @@ class Bench:
     @property
     def size(self) -> KVCacheSize:
         return self._size
-
-    @property
-    def cost(self) -> float:
-        """Of a token of the draft model over one of the target's, as their weights' bytes."""
-        return self._draft.weight_bytes / self._model.weight_bytes if self._draft is not None else 0.0
 
 
 def tpot_ms(core: EngineCore, settings: Settings, batch: int, round_number: int) -> float:
@@ -213,8 +233,8 @@ def cases(bench: Bench) -> Iterator[tuple[str, int, float | None, Speculator | N
     """Name of the way, guesses, imposed share, and who guesses."""
     s = bench.settings
     yield "off", 0, None, None
-    ways = ("given", "draft") if s.draft is not None else ("given",)
-    for way in ways:
+    drafting = () if s.draft is None else ("head" if s.draft == HEAD else "draft",)
+    for way in ("given", *drafting):
         for count in s.counts:
             for rate in s.rates:
                 yield way, count, rate, _speculator(bench, way, count, None)
@@ -223,23 +243,49 @@ def cases(bench: Bench) -> Iterator[tuple[str, int, float | None, Speculator | N
 
 
 def _speculator(bench: Bench, way: str, count: int, pace: Pace | None) -> Speculator:
-    if way == "draft":
-        return Drafting(count, bench.cost, pace)
-    return Speculation(Anything(), count, pace)
+    if way == "given":
+        return Speculation(Anything(), count, pace)
+    return Drafting(count, bench.cost, pace, bench.needs_states)
 
 
-def measure(settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each case and batch; a case that fails says why."""
+def measure(settings: Settings, folder: Path, vllm: Engine | None, scratch: Path) -> Iterator[dict[str, Any]]:
+    """A row for each case and batch, of vLLM too if it is there; a case that fails says why."""
     bench = Bench(settings, folder)
     bandwidth = measure_ceilings(torch.device(settings.device)).bandwidth
+
+    def floor_ms(batch: int) -> float:
+        context = settings.input_length + settings.output_length // 2
+        return step_bytes(bench.shape, batch, context) / bandwidth * 1e3
+
+    yield from _measure_ours(bench, floor_ms)
+    if vllm is None:
+        return
+    peer_settings = OfflineSettings(
+        batches=settings.batches,
+        input_length=settings.input_length,
+        output_length=settings.output_length,
+        rounds=settings.rounds,
+        device=settings.device,
+        max_num_batched_tokens=BUDGET,
+        timeout_s=settings.peer_timeout_s,
+    )
+    model = compared_model(settings.model, folder)
+    peer_bench = PeerBench(
+        vllm, model, peer_settings, settings.rates, floor_ms, scratch, lambda text: print(text, flush=True)
+    )
+    yield from measure_peer(peer_bench, ways(settings.counts, bench.folders.get(HEAD)))
+
+
+def _measure_ours(bench: Bench, floor_ms: Callable[[int], float]) -> Iterator[dict[str, Any]]:
+    settings = bench.settings
     workers = {drafts: bench.worker(max(settings.counts), drafts) for drafts in {False, settings.draft is not None}}
     for batch in settings.batches:
         plain = 0.0
-        floor = step_bytes(bench.shape, batch, settings.input_length + settings.output_length // 2) / bandwidth * 1e3
         for way, count, rate, speculator in cases(bench):
-            about = {"model": settings.model, "batch": batch, "way": way, "guesses": count, "imposed": rate}
+            about = {"engine": "parhelion", "model": settings.model, "batch": batch}
+            about |= {"way": way, "guesses": count, "imposed": rate}
             try:
-                core = bench.core(workers[way.startswith("draft")], rate or 0.0, speculator)
+                core = bench.core(workers[way.startswith(("draft", "head"))], rate or 0.0, speculator)
                 try:
                     # The first round captures graphs and lets auto learn.
                     times = [tpot_ms(core, settings, batch, number) for number in range(settings.rounds + 1)][1:]
@@ -254,7 +300,7 @@ def measure(settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
             yield about | {
                 "tpot_ms": median,
                 "tpot_ms_range": [min(times), max(times)],
-                "floor_ms": floor,
+                "floor_ms": floor_ms(batch),
                 "gain": plain / median,
                 "acceptance_rate": stats.acceptance_rate,
                 "mean_accepted_length": stats.mean_accepted_length,
@@ -267,32 +313,68 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     d = Settings()
     parser.add_argument("--model", default=d.model, choices=SHAPES)
-    parser.add_argument("--draft", choices=SHAPES)
+    parser.add_argument("--draft", choices=(HEAD, *SHAPES))
     parser.add_argument("--device", default=d.device)
     parser.add_argument("--pack", default=d.pack)
     parser.add_argument("--batches", default=",".join(map(str, d.batches)))
     parser.add_argument("--counts", default=",".join(map(str, d.counts)))
+    parser.add_argument("--rates", default=",".join(map(str, d.rates)), help="shares of guesses that are right")
+    parser.add_argument("--input-length", type=int, default=d.input_length)
     parser.add_argument("--output-length", type=int, default=d.output_length)
     parser.add_argument("--rounds", type=int, default=d.rounds)
+    parser.add_argument("--peer-path", help="folders for the PYTHONPATH of a vLLM to measure as well")
+    parser.add_argument("--peer-python", help="its Python; this one if left out")
+    parser.add_argument("--peer-timeout", type=float, default=d.peer_timeout_s, help="seconds to start")
     parser.add_argument("--output", type=Path, default=RESULT)
     o = parser.parse_args()
-    batches, counts = (tuple(map(int, text.split(","))) for text in (o.batches, o.counts))
-    settings = Settings(o.model, o.draft, o.device, o.pack, 512, o.output_length, batches, counts, rounds=o.rounds)
+    settings = Settings(
+        model=o.model,
+        draft=o.draft,
+        device=o.device,
+        pack=o.pack,
+        input_length=o.input_length,
+        output_length=o.output_length,
+        batches=tuple(map(int, o.batches.split(","))),
+        counts=tuple(map(int, o.counts.split(","))),
+        rates=tuple(map(float, o.rates.split(","))),
+        rounds=o.rounds,
+        peer_timeout_s=o.peer_timeout,
+    )
     results: dict[str, Any] = {
         "benchmark": "h100_speculation",
         "device": device_name(torch.device(settings.device)),
         "circumstances": describe_circumstances(),
+        "settings": settings,
     }
     rows: list[dict[str, Any]] = []
+    scratch = o.output.with_name(f"{o.output.stem}-logs")
     with tempfile.TemporaryDirectory() as folder:
-        for row in measure(settings, Path(folder)):
+        vllm, weights = None, None
+        if o.peer_path is not None or o.peer_python is not None:
+            weights = PeerWeights(Path(folder) / "weights")
+            vllm = weights.given_to(peer("vllm", o.peer_python, o.peer_path))
+            results["notes"] = [*NOTES, LIKE_OURS]
+        for row in measure(settings, Path(folder), vllm, scratch):
             rows.append(row)
-            told = row.get("failed") or f"{row['tpot_ms']:7.2f} ms, {row['gain']:.2f}x"
-            case = f"batch {row['batch']:3} {row['way']:12} {row['guesses']} guesses, imposed {row['imposed'] or 0:.1f}"
-            print(f"{case}: {told}", flush=True)
+            print(_told(row), flush=True)
             # The run may be cut short: each row is written as soon as it is known.
-            o.output.parent.mkdir(parents=True, exist_ok=True)
-            o.output.write_bytes(msgspec.json.format(msgspec.json.encode(results | {"rows": rows}), indent=2) + b"\n")
+            _write(o.output, results | {"rows": rows})
+        if weights is not None and not weights.were_taken:
+            results["notes"].append(NOT_TAKEN)
+            _write(o.output, results | {"rows": rows})
+
+
+def _told(row: dict[str, Any]) -> str:
+    case = f"{row['engine']}, batch {row['batch']:3} {row['way']:12} {row['guesses']} guesses"
+    if "failed" in row:
+        return f"{case}, imposed {row['imposed']}: {row['failed']}"
+    gain = "" if row["gain"] is None else f", {row['gain']:.2f}x"
+    return f"{case}, imposed {row['imposed'] or 0:.1f}: {row['tpot_ms']:7.2f} ms{gain}"
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
 
 
 if __name__ == "__main__":

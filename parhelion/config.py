@@ -149,6 +149,11 @@ class EngineConfig:
                 f"speculate is 'ngram', which needs no draft_model, and that is {self.draft_model!r}: "
                 "leave it out, or choose draft, eagle3 or auto"
             )
+        if self.speculate == "off" and self.draft_model is not None:
+            raise ConfigError(
+                f"draft_model is {self.draft_model!r}, and with speculate 'off' nobody guesses: choose draft, eagle3 "
+                "or auto, or leave draft_model out"
+            )
         if self.heartbeat_timeout_s != 0 and not self.heartbeat_timeout_s >= 1:
             raise ConfigError(
                 f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}; it must be at least 1, or 0 to wait for ever"

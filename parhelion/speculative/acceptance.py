@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_MEMORY = 0.9
-"""What is left of a request's old observation after a new one."""
+_MEMORY = 0.95
+"""What is left of a request's old observation after a new one: with less, one whose guesses pay would be given up too
+often, for what was wrong by chance.
+"""
 
 _LONG_MEMORY = 0.99
 """The same for all requests together."""
+
+_OTHERS = 8
+"""Observations of its own that a request's beginning counts for, were all guesses of others right: where they are, a
+few wrong ones do not end it, and where they are not, the first one does.
+"""
 
 
 @dataclass
@@ -22,18 +29,21 @@ class Shares:
         first: of the first guesses of a step.
         later: of those behind right ones. Both begin with what one may hope for.
         times: how often any were checked.
+        weight: observations that what they begin with counts for.
     """
 
     first: float = 0.6
     later: float = 0.75
     times: int = 0
+    weight: float = 1.0
 
     def learn(self, guessed: int, accepted: int, memory: float) -> None:
         """So many guesses were right, up to the first that was wrong; ``memory`` is left of what was known, and less
         of what was only hoped for.
         """
         self.times += 1
-        memory = min(memory, (self.times + 1) / (self.times + 2))
+        known = self.times + self.weight
+        memory = min(memory, known / (known + 1))
         for trial in range(min(guessed, accepted + 1)):
             right = (1 - memory) * (trial < accepted)
             if trial == 0:
@@ -71,8 +81,9 @@ class Acceptance:
         return self._own.get(request_id) or self._expected()
 
     def _expected(self) -> Shares:
-        hope = Shares()
-        return Shares((hope.first + self.overall.first) / 2, (hope.later + self.overall.later) / 2)
+        hope, overall = Shares(), self.overall
+        weight = hope.weight + min(overall.times, _OTHERS) * overall.first
+        return Shares((hope.first + overall.first) / 2, (hope.later + overall.later) / 2, weight=weight)
 
     def forget(self, request_id: str) -> None:
         """A request is over."""

@@ -11,7 +11,7 @@ from parhelion.speculative.speculator import Speculator
 _LEAST_GAIN = 1.03
 """Tokens a second with guesses over those without, at least: less is within what is known of either."""
 
-_PLAIN_EVERY = 64
+_PLAIN_EVERY = 128
 """Of so many steps a few make no guesses, so that what they gain is measured and not supposed."""
 
 _PLAIN_STEPS = 2
@@ -38,7 +38,8 @@ class Drafting(Speculator):
         self._cost = cost
         self._draft_pace = Pace()
         self._count = most
-        self._num_steps = 0
+        # The first of them come sooner, so that what guesses gain is known.
+        self._num_steps = _PLAIN_EVERY // 2
         self._needs_states = needs_states
         self._is_blind = False
         self._is_plain = False

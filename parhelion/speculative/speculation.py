@@ -16,11 +16,14 @@ _MARGIN = 1.1
 _LEAST = 0.03
 """Tokens that a request's guesses must gain at least."""
 
-_PLAIN_EVERY = 64
+_PLAIN_EVERY = 128
 """While guesses pay, behind so many steps there are a few without: what those take changes as texts grow."""
 
 _PLAIN_STEPS = 2
 """The second of them is handed over while the first one runs, as all would be without guesses."""
+
+_SOON = 4
+"""The first time they come behind so many."""
 
 _PATIENCE = 4
 """A request whose guesses do not pay, and would if they were better, tries one again when asked so many times."""
@@ -58,15 +61,20 @@ class Speculation(Speculator):
         self._rest = 0
         self._next_rest = _REST
         self._rested_rows = 0
-        self._since_plain = 0
+        # The first of them come soon: until then nobody knows what a step gains that is handed over ahead.
+        self._since_plain = _PLAIN_EVERY - _SOON
 
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """See ``Guesser.begin_step``."""
-        if self._asked and not self._paid:
-            self._rest = self._next_rest
-            self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
-            self.pace.hope(self._rest)
-        elif self._asked:
+        asked, has_paid = self._asked, self._asked and self._paid
+        self._asked = self._pays = False
+        self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0
+        if asked:
+            # If a rest begins now.
+            self._rested_rows = num_decoding
+        if asked and not has_paid:
+            self._begin_rest()
+        elif asked:
             self._next_rest = _REST
             self._since_plain += 1
             if self._since_plain >= _PLAIN_EVERY:
@@ -75,19 +83,45 @@ class Speculation(Speculator):
             self._rest -= 1
             if not self._rested_rows < 2 * num_decoding <= 4 * self._rested_rows:
                 self._rest, self._next_rest = 0, _REST
-        if self._asked:
-            # If a rest begins now.
-            self._rested_rows = num_decoding
-        self._asked = self._pays = False
-        self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0
+            elif self._rest == 0 and self._would_not_pay(num_decoding):
+                self._begin_rest()
+
+    def _begin_rest(self) -> None:
+        self._rest = self._next_rest
+        self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+        self.pace.hope(self._rest)
+
+    def _would_not_pay(self, num_decoding: int) -> bool:
+        """Whether asking is known to be in vain, by what every request's guesses have been. It costs, since what is
+        asked for cannot be handed over ahead; it counts as if they had been asked.
+        """
+        if num_decoding > len(self._known):
+            return False
+        planned, expected = 0, 0.0
+        for request_id in self._known:
+            if self._skipped.get(request_id, 0) + 1 >= _PATIENCE:
+                return False
+            shares = self.acceptance.of(request_id)
+            count = self._best(shares)
+            planned += count
+            expected += sum(islice(shares.chances(), count))
+        if planned and self._is_paid(planned, expected):
+            return False
+        for request_id in self._known:
+            self._skipped[request_id] = self._skipped.get(request_id, 0) + 1
+        return True
 
     @property
     def _paid(self) -> bool:
-        """Whether what the last step's guesses were expected to gain, all together, is worth what they cost."""
+        """Whether the last step's guesses were worth what they cost, by what they were expected to gain."""
+        return self._pays and self._is_paid(self._planned, self._expected)
+
+    def _is_paid(self, planned: int, expected: float) -> bool:
+        """Whether what so many guesses are expected to gain, all together, is worth what they cost."""
         rows, pace = self._num_rows, self.pace
-        lost_s = pace.added(rows, self._planned) if self._planned else pace.lost(rows)
-        gained = self._expected - _MARGIN * lost_s * rows / pace.seconds(rows)
-        return gained > -_TOLERATED * rows and self._pays
+        lost_s = pace.added(rows, planned) if planned else pace.lost(rows)
+        gained = expected - _MARGIN * lost_s * rows / pace.seconds(rows)
+        return gained > -_TOLERATED * rows
 
     @property
     def is_resting(self) -> bool:

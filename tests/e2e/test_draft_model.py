@@ -115,6 +115,8 @@ def test_what_does_not_fit_is_refused_with_the_reason(
         make_llm(speculate="draft")
     with pytest.raises(ConfigError, match="speculate is 'ngram', which needs no draft_model"):
         make_llm(speculate="ngram", draft_model=str(tiny_path))
+    with pytest.raises(ConfigError, match="with speculate 'off' nobody guesses: choose draft, eagle3 or auto"):
+        make_llm(draft_model=str(tiny_path))
     with pytest.raises(ModelNotFoundError, match="there is no file or folder"):
         make_llm(speculate="draft", draft_model=str(tmp_path / "nothing"))
     larger = _changed(tiny_path, tmp_path / "larger", vocab_size=600)

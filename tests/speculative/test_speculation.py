@@ -96,13 +96,14 @@ def test_one_row_of_many_pays_for_itself_alone() -> None:
 def test_while_guesses_pay_steps_without_are_measured_now_and_then() -> None:
     speculation = Speculation(Endless(), 5, paced({(2, 0): 1.0, (2, 10): 1.1}))
     counts, resting = [], []
-    for _ in range(140):
+    for _ in range(146):
         speculation.begin_step(2, 2)
         resting.append(speculation.is_resting)
         counts.append(sum(len(speculation.guesses(name, [1], 9)) for name in "ab"))
     assert set(counts) == {0, 10}
     assert [count == 0 for count in counts] == resting  # so that the second of them is handed over ahead
-    assert resting == ([False] * 64 + [True] * 2) * 2 + [False] * 8
+    # Soon the first time, since what a step gains that is handed over ahead is not known before.
+    assert resting == [False] * 4 + [True] * 2 + [False] * 128 + [True] * 2 + [False] * 10
 
 
 def ahead(seconds: float, serial: float, num_rows: int) -> Pace:
@@ -181,13 +182,41 @@ def test_once_nobody_pays_nobody_is_asked_for_a_while() -> None:
     proposer = Endless()
     speculation = Speculation(proposer, 5, paced({(1, 0): 1.0, (1, 5): 6.0}))
     resting = []
-    for step in range(140):
+    for step in range(280):
         speculation.begin_step(1, 1)
         resting.append(speculation.is_resting)
-        assert speculation.guesses("a", list(range(step + 1)), 9) == []
-    assert resting == [False] + [True] * 48 + [False] + [True] * 90  # twice as long the second time
+        guesses = speculation.guesses("a", list(range(step + 1)), 9)
+        assert len(guesses) == (step == 1 + 48 + 96 + 128)
+    # Longer each time. What the answer would be is known, but the fourth time it may try again.
+    assert resting == [False] + [True] * (48 + 96 + 128) + [False] + [True] * 6
     told = [tokens for _, _, tokens in proposer.told]
-    assert [token for tokens in told for token in tokens] == list(range(50))
+    assert [token for tokens in told for token in tokens] == list(range(274))
+
+
+def test_a_rest_ends_for_a_request_that_was_not_asked_yet() -> None:
+    speculation = Speculation(Endless(), 5, paced({(3, 0): 1.0, (3, 15): 1.3}))
+    for name in "ab":
+        for _ in range(60):
+            speculation.learn(name, 5, 0)
+    asked = []
+    for step in range(100):
+        names = "ab" if step < 30 else "abc"
+        speculation.begin_step(len(names), len(names))
+        asked.append({name for name in names if speculation.guesses(name, [1], 9)})
+    assert asked[:49] == [set()] * 49
+    assert asked[49] == {"c"}
+
+
+def test_a_request_is_given_up_later_where_others_guessed_right() -> None:
+    alone, among = Acceptance(), Acceptance()
+    for _ in range(100):
+        among.learn("other", 1, 1)
+        alone.learn("other", 1, 0)
+    for acceptance in (alone, among):
+        for _ in range(3):
+            acceptance.learn("a", 1, 0)
+    assert alone.of("a").first < 0.2
+    assert among.of("a").first > 0.5
 
 
 def test_a_pace_is_a_line_between_what_was_measured() -> None:

@@ -155,6 +155,28 @@ def write_config(shape: Shape, folder: Path, quantization: dict[str, Any] | None
     return folder
 
 
+def write_head_config(target: Shape, folder: Path) -> Path:
+    """The config.json alone of an EAGLE-3 head like those that are published for Qwen3: a layer as wide as the target's
+    own, unquantized, and a vocabulary of at most 32000 tokens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "draft_vocab_size": min(target.vocab_size, 32000),
+        **asdict(target),
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
     """A byte-level tokenizer of that many ids: servers then detokenize alike. Ids past the bytes are made-up words."""
     from tokenizers.pre_tokenizers import ByteLevel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -12,6 +14,7 @@ class Load(msgspec.Struct, frozen=True, tag_field="do", tag="load"):
         kv_cache_memory: bytes of the KV cache.
         memory_share: of the device, which must be free for an engine that asks for a share.
         pack, graphs: Parhelion's own options.
+        guessing: vLLM's ``speculative_config``, with acceptance that can be imposed; None guesses nothing ahead.
     """
 
     model: str
@@ -26,6 +29,7 @@ class Load(msgspec.Struct, frozen=True, tag_field="do", tag="load"):
     seed: int
     pack: str
     graphs: str
+    guessing: dict[str, Any] | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, tag_field="do", tag="generate"):
@@ -37,6 +41,20 @@ class Generate(msgspec.Struct, frozen=True, tag_field="do", tag="generate"):
     seed: int
 
 
+class Decode(msgspec.Struct, frozen=True, tag_field="do", tag="decode"):
+    """The same, timed while all of them decode; of vLLM alone.
+
+    Attributes:
+        acceptance: share of the guesses that count, of those whose turn comes; None where nothing is guessed.
+    """
+
+    batch: int
+    input_length: int
+    output_length: int
+    seed: int
+    acceptance: float | None
+
+
 class Info(msgspec.Struct, frozen=True, tag_field="do", tag="info"):
     """Describe the engine."""
 
@@ -45,7 +63,7 @@ class Quit(msgspec.Struct, frozen=True, tag_field="do", tag="quit"):
     """End."""
 
 
-Request = Load | Generate | Info | Quit
+Request = Load | Generate | Decode | Info | Quit
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -67,6 +85,19 @@ class Generated(msgspec.Struct, frozen=True):
     seconds: float
     tokens: int
     prompt_checksum: int
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """One batch, from when all prompts have a token until the first of them has all.
+
+    Attributes:
+        tokens: gained in that time, by all prompts together.
+        rows: times that a prompt gained any.
+    """
+
+    seconds: float
+    tokens: int
+    rows: int
 
 
 class EngineFacts(msgspec.Struct, frozen=True):

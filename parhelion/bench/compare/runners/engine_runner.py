@@ -3,9 +3,10 @@
     python engine_runner.py parhelion|vllm
 
 The script stands alone: it needs nothing but the standard library (Python 3.9 or newer) and the engine that it is told
-to run, so that a peer may live in a Python of its own. ``{"do": "load", ...}``, ``{"do": "generate", ...}`` and
-``{"do": "info"}`` are answered in order; ``{"do": "quit"}`` and the end of the input end it. A request that fails is
-answered ``{"error": ...}``. Whatever the engine prints goes to stderr, also what its own processes print to stdout.
+to run, so that a peer may live in a Python of its own. ``{"do": "load", ...}``, ``{"do": "generate", ...}``,
+``{"do": "decode", ...}`` and ``{"do": "info"}`` are answered in order; ``{"do": "quit"}`` and the end of the input end
+it. A request that fails is answered ``{"error": ...}``. Whatever the engine prints goes to stderr, also what its own
+processes print to stdout.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class VllmEngine:
     def load(self, wanted: dict[str, Any]) -> None:
         """Make the engine."""
         self._kv_cache_bytes = wanted["kv_cache_memory"]
+        options: dict[str, Any] = {}
+        if wanted.get("guessing") is not None:
+            # The folder of this script is on the path of vLLM's own processes as well.
+            extension = "vllm_speculation.ImposedAcceptance"
+            options = {"speculative_config": wanted["guessing"], "worker_extension_cls": extension}
         # The share only has to be free at the start: the bytes of the KV cache are given.
         self._llm = self._engine(
             model=wanted["model"],
@@ -83,6 +89,7 @@ class VllmEngine:
             gpu_memory_utilization=wanted["memory_share"],
             kv_cache_memory_bytes=wanted["kv_cache_memory"],
             **{name: wanted[name] for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "seed")},
+            **options,
         )
 
     def generate(self, prompts: list[list[int]], output_length: int) -> int:
@@ -90,6 +97,35 @@ class VllmEngine:
         params = self._params(temperature=0.0, max_tokens=output_length, ignore_eos=True, detokenize=False)
         outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    def impose(self, acceptance: float) -> None:
+        """Let this share of guesses count from now on."""
+        self._llm.collective_rpc("impose_acceptance", args=(acceptance,))
+
+    def decode(self, prompts: list[list[int]], output_length: int) -> dict[str, Any]:
+        """Generate greedily and to the full length; timed from when all prompts have a token until one has all."""
+        params = self._params(temperature=0.0, max_tokens=output_length, ignore_eos=True, detokenize=False)
+        engine = self._llm.llm_engine
+        for number, ids in enumerate(prompts):
+            engine.add_request(str(number), {"type": "token", "prompt_token_ids": ids}, params)
+        known: dict[str, int] = {}
+        tokens, rows, started, seconds = 0, 0, None, None
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            now = time.perf_counter()
+            for output in outputs:
+                count = len(output.outputs[0].token_ids)
+                if started is not None and seconds is None:
+                    tokens += count - known[output.request_id]
+                    rows += 1
+                known[output.request_id] = count
+            if started is not None and seconds is None and any(output.finished for output in outputs):
+                seconds = now - started
+            if started is None and len(known) == len(prompts):
+                started = now
+        if seconds is None:
+            raise ValueError(f"no token was left to time behind the first ones; output_length is {output_length}")
+        return {"seconds": seconds, "tokens": tokens, "rows": rows}
 
     def facts(self) -> dict[str, Any]:
         """The KV cache as it was asked for; vLLM keeps no list of who serves which op."""
@@ -132,7 +168,8 @@ class Conversation:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; what the engine raises passes through."""
-        return {"load": self._load, "generate": self._generate, "info": self._info}[request["do"]](request)
+        do = {"load": self._load, "generate": self._generate, "decode": self._decode, "info": self._info}
+        return do[request["do"]](request)
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         self._vocab_size = request["vocab_size"]
@@ -143,12 +180,21 @@ class Conversation:
         return {"import_s": imported - started, "load_s": time.perf_counter() - imported}
 
     def _generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        prompts = draw_prompts(request["batch"], request["input_length"], self._vocab_size, request["seed"])
+        prompts = self._prompts(request)
         checksum = zlib.crc32(json.dumps(prompts).encode())
         started = time.perf_counter()
         tokens = self._engine.generate(prompts, request["output_length"])
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "tokens": tokens, "prompt_checksum": checksum}
+
+    def _decode(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["acceptance"] is not None:
+            self._engine.impose(request["acceptance"])
+        answer: dict[str, Any] = self._engine.decode(self._prompts(request), request["output_length"])
+        return answer
+
+    def _prompts(self, request: dict[str, Any]) -> list[list[int]]:
+        return draw_prompts(request["batch"], request["input_length"], self._vocab_size, request["seed"])
 
     def _info(self, _request: dict[str, Any]) -> dict[str, Any]:
         return {**self._engine.facts(), "versions": installed(self._engine.packages)}
