@@ -24,6 +24,7 @@ LONGEST = (
     "e2e/test_hanging.py",
     "bench/test_tp_benchmark.py",
     "bench/test_faults.py",
+    "bench/test_gpu_speculation.py",
     "e2e/test_ray.py",
     "tuning/test_gpu_worker.py",
     "layers/test_one_token.py",
