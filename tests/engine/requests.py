@@ -76,6 +76,6 @@ def engine_info(*, vocab_size: int = 258, eos_token_ids: Sequence[int] = (1,), m
     values: dict[str, Any] = {
         field.name: field.type() for field in msgspec.structs.fields(EngineInfo) if field.type in (str, int, float)
     }
-    values |= {"kernels": [], "kernel_notes": [], "pack": "", "phases": []}
+    values |= {"kernels": [], "block_kernels": {}, "kernel_notes": [], "pack": "", "phases": []}
     values |= {"vocab_size": vocab_size, "eos_token_ids": list(eos_token_ids), "max_model_len": max_model_len}
     return EngineInfo(**values)

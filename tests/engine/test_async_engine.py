@@ -145,7 +145,8 @@ def test_of_two_requests_of_one_name_whose_texts_are_tokenized_at_once_the_later
         requests = [started(engine, LONG, "same", max_tokens=1) for _ in range(2)]
         await pause()
         tokenizer.gate.set()
-        while not connection.added:
+        # Once the first has been answered the name is free again.
+        while not (connection.added and any(each.done() for each in requests)):
             await pause()
         (name,) = connection.added
         await connection.answer(Outputs([TokenOutput(name, 70, "length")]))
