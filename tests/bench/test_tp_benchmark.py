@@ -97,17 +97,15 @@ def test_a_rank_that_is_struck_is_named_with_the_cause_and_nothing_of_it_is_left
     script: ModuleType, tmp_path: Path
 ) -> None:
     output = tmp_path / "result.json"
-    _, said = run_on_cpu(output, "--only", "killed,hung")
-    content = json.loads(output.read_text())
-    found = {name: rows(content, name) for name in ("killed", "hung")}
-    for name, cause in (("killed", "was killed by SIGKILL"), ("hung", "no step has ended for 3 s")):
-        [row] = found[name]
-        assert cause in row["said"], said
-        assert f"rank 1 on {os.uname().nodename} (process " in row["said"]
-        assert row["rank_gone_s"] is not None
-        assert (row["left"], row["bytes_more_than_before"]) == ([], [])
-        # How long it took is this machine's matter.
-        assert row["passed"] == (row["noticed_s"] <= row["within_s"])
+    # Those that are killed or stopped end as in tests/e2e; this is the slowest to be noticed.
+    _, said = run_on_cpu(output, "--only", "hung")
+    [row] = rows(json.loads(output.read_text()), "hung")
+    assert "no step has ended for 3 s" in row["said"], said
+    assert f"rank 1 on {os.uname().nodename} (process " in row["said"]
+    assert row["rank_gone_s"] is not None
+    assert (row["left"], row["bytes_more_than_before"]) == ([], [])
+    # How long it took is this machine's matter.
+    assert row["passed"] == (row["noticed_s"] <= row["within_s"])
 
 
 def test_a_piece_that_hangs_is_ended_with_its_ranks_and_what_it_said_is_kept(
