@@ -145,6 +145,7 @@ def _quantizations(size: ModelSize, name: str) -> list[ModelSize]:
 def _assumptions(size: ModelSize, times: KnownTimes, fabric: Fabric, gpus: int) -> tuple[str, ...]:
     """Where the figures are from."""
     from parhelion.distributed.collectives import LINK_FRACTION
+    from parhelion.distributed.step_model import FIRST_TOKEN_US
 
     device, inside, between = times.device, fabric.inside, fabric.between
     found = [*times.notes, f"{device.name}: {device.source}"]
@@ -162,7 +163,8 @@ def _assumptions(size: ModelSize, times: KnownTimes, fabric: Fabric, gpus: int) 
         found.append(
             f"{size.draft.name} is counted in memory, without graphs of its own; what guesses gain is not planned"
         )
-    return (*found, "requests come together and are answered greedily; the host's work is not counted")
+    of_host = f"of the host's work {FIRST_TOKEN_US / 1e3:.1f} ms until a first token are counted"
+    return (*found, f"requests come together and are answered greedily; {of_host}")
 
 
 def _show(report: PlanReport) -> None:

@@ -137,43 +137,36 @@ def kv_bytes_per_token(shape: Shape, element_bytes: int = 2) -> int:
 
 def write_config(shape: Shape, folder: Path, quantization: dict[str, Any] | None) -> Path:
     """A folder with nothing but a config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "max_position_embeddings": 40960,
-        "rope_theta": 1000000.0,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        "eos_token_id": 1,
-        "bos_token_id": 0,
-        **asdict(shape),
-        **({} if quantization is None else {"quantization_config": quantization}),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    return folder
+    of_model = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "eos_token_id": 1, "bos_token_id": 0}
+    quantized = {} if quantization is None else {"quantization_config": quantization}
+    return _write_config({**of_model, **asdict(shape), **quantized}, folder)
 
 
 def write_head_config(target: Shape, folder: Path) -> Path:
     """The config.json alone of an EAGLE-3 head like those that are published for Qwen3: a layer as wide as the target's
     own, unquantized, and a vocabulary of at most 32000 tokens.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    head = {
+        **asdict(target),
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
+        "draft_vocab_size": min(target.vocab_size, 32000),
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": False,
+    }
+    return _write_config(head, folder)
+
+
+def _write_config(own: Mapping[str, Any], folder: Path) -> Path:
+    common = {
         "max_position_embeddings": 40960,
         "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
-        "draft_vocab_size": min(target.vocab_size, 32000),
-        **asdict(target),
-        "num_hidden_layers": 1,
-        "tie_word_embeddings": False,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**common, **own}, indent=2))
     return folder
 
 
