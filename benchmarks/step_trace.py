@@ -1,6 +1,6 @@
 """What the device does in a decode step: the time of every kernel, and where it waits.
 
-    PYTHONPATH=. python benchmarks/step_trace.py --model qwen3-8b --pack h100 --batches 1,16,64,256 [--output FILE]
+    PYTHONPATH=. python benchmarks/step_trace.py --models qwen3-8b --pack auto --batches 1,16,64,256 [--output FILE]
 
 Dummy FP8 weights, 512 tokens in, greedy; steps of all requests together, traced by torch's profiler, which slows the
 host, so what counts is the kernels' times and, with large batches, whether the device waits at all.
@@ -143,7 +143,7 @@ def traced(llm: LLM, batch: int) -> StepTrace:
 def main() -> None:
     """Trace and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen3-8b", choices=sorted(SHAPES))
+    parser.add_argument("--models", default=",".join(SHAPES), help="separated by commas")
     parser.add_argument("--pack", default="auto")
     parser.add_argument("--batches", default="1,16,64,256")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -154,19 +154,21 @@ def main() -> None:
         "device": device_name(torch.device("cuda")),
         "command": command_line(sys.argv),
         "circumstances": asdict(describe_circumstances()),
-        "model": options.model,
         "pack": options.pack,
-        "steps": {},
+        "models": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        where = write_config(SHAPES[options.model], Path(folder) / options.model, FP8_PER_TOKEN_CONFIG)
-        limits: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
-        with LLM(str(where), device="cuda", load_format="dummy", pack=options.pack, **limits) as llm:
-            for batch in map(int, options.batches.split(",")):
-                found = traced(llm, batch)
-                report["steps"][batch] = asdict(found)
-                options.output.write_text(json.dumps(report, indent=1))
-                show(batch, found)
+    for name in options.models.split(","):
+        steps = report["models"][name] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            where = write_config(SHAPES[name], Path(folder) / name, FP8_PER_TOKEN_CONFIG)
+            limits: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 256, "enable_prefix_caching": False}
+            with LLM(str(where), device="cuda", load_format="dummy", pack=options.pack, **limits) as llm:
+                for batch in map(int, options.batches.split(",")):
+                    found = traced(llm, batch)
+                    steps[batch] = asdict(found)
+                    options.output.write_text(json.dumps(report, indent=1))
+                    print(name, end=" ")
+                    show(batch, found)
 
 
 def show(batch: int, found: StepTrace) -> None:

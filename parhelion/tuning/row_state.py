@@ -169,15 +169,15 @@ def median_us(outcome: Outcome) -> float:
 
 def step_us(rows: Iterable[RowState]) -> dict[int, float]:
     """Microseconds of a step at each bucket; a row that has no time yet counts with its floor, and one that is called
-    instead of others not at all.
+    instead of others only where no others are.
     """
     total: dict[int, float] = {}
+    instead: dict[int, float] = {}
     for row in rows:
-        if row.planned.is_alternative:
-            continue
         time_us = row.floor_us if row.time_us is None else row.time_us
-        total[row.bucket] = total.get(row.bucket, 0.0) + time_us * row.weight
-    return total
+        counted = instead if row.planned.is_alternative else total
+        counted[row.bucket] = counted.get(row.bucket, 0.0) + time_us * row.weight
+    return instead | total
 
 
 def costliest(rows: Sequence[RowState], count: int) -> list[RowState]:

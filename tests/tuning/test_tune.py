@@ -254,6 +254,17 @@ def test_an_algorithm_that_no_seed_is_of_is_tried_as_well(tmp_path: Path):
     assert only(tuned).best.config["on_matrix_unit"]
 
 
+def test_rows_that_are_only_called_instead_of_others_are_tuned_by_themselves(tmp_path: Path):
+    instead = PlannedRow(WeightOnlyMv(4096, 4096), 1, 30, is_alternative=True)
+    heavier = replace(instead, contract=WeightOnlyMv(4096, 12288))
+    it = world(tmp_path, instead, heavier)
+    pack = it.tune().pack
+    assert pack is not None
+    assert {row.contract for row in pack.rows} == {instead.contract.key(), heavier.contract.key()}
+    searched = [contract for contract, _, _, _, rounds in it.timer.trials if rounds < FULL.rounds]
+    assert searched[0] == heavier.contract.key()
+
+
 def test_a_seed_that_stays_the_best_is_called_one(tmp_path: Path):
     seed = world(tmp_path).tune().pack
     assert seed is not None
