@@ -28,6 +28,8 @@ class Buckets:
         self.most_tokens = max(max_num_rows, max_num_batched_tokens)
         self._decode_sizes = buckets_up_to(max_num_seqs)
         self._num_guesses = num_guesses
+        # A row and all its guesses.
+        self._siblings = 1 << num_guesses.bit_length()
         # A guess has another row before it.
         self._verify_sizes = tuple(size for size in buckets_up_to(max_num_rows) if num_guesses and size > 1)
         most_rows = sorted({max_num_seqs, max_num_rows})
@@ -46,7 +48,7 @@ class Buckets:
         num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
         if num_rows == num_tokens:
             if verifies:
-                return Bucket.verifying(pad_to(num_rows, self._verify_sizes))
+                return Bucket.verifying(pad_to(num_rows, self._verify_sizes), self._siblings)
             return Bucket.decoding(pad_to(num_rows, self._decode_sizes))
         return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
 
@@ -62,7 +64,7 @@ class Buckets:
 
     def verifying(self) -> list[Bucket]:
         """All of steps that decode and may check guesses, the smallest first."""
-        return [Bucket.verifying(size) for size in self._verify_sizes]
+        return [Bucket.verifying(size, self._siblings) for size in self._verify_sizes]
 
     def one_token_a_row(self) -> list[Bucket]:
         """Both of these, the largest first."""

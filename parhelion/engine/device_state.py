@@ -98,6 +98,8 @@ class DeviceState:
             query_start_loc=ints.query_start_loc,
             max_query_len=bucket.max_query_len,
             max_seq_len=self.tokens.shape[1] - 2,
+            max_siblings=bucket.siblings,
+            row_slots=ints.row_slot if bucket.verifies else None,
         )
         return StepTensors(StepBatch(ids, positions, slot_mapping, attention), sample_index)
 

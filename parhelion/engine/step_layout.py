@@ -25,13 +25,13 @@ class Bucket:
     Attributes:
         num_rows, num_tokens: what rows and tokens are padded to.
         decodes: every row has one token. Equal sizes alone do not say so: both are padded.
-        verifies: and some of them may stand behind other rows of their slot, as guesses do.
+        siblings: and up to so many of them, next to each other, may be of one slot, as guesses are; a power of two.
     """
 
     num_rows: int
     num_tokens: int
     decodes: bool = False
-    verifies: bool = False
+    siblings: int = 1
 
     @classmethod
     def decoding(cls, num_rows: int) -> Bucket:
@@ -39,17 +39,22 @@ class Bucket:
         return cls(num_rows, num_rows, decodes=True)
 
     @classmethod
-    def verifying(cls, num_rows: int) -> Bucket:
+    def verifying(cls, num_rows: int, siblings: int) -> Bucket:
         """Of steps in which every row has one token, and slots may have several rows."""
-        return cls(num_rows, num_rows, decodes=True, verifies=True)
+        return cls(num_rows, num_rows, decodes=True, siblings=siblings)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether rows may stand behind other rows of their slot."""
+        return self.siblings > 1
 
     @property
     def max_query_len(self) -> int:
         """A bound of a row's tokens, for attention.
 
         1 lets a program write its row's token to the cache and attend to it in one launch. A guess also attends to
-        tokens that other rows of the step write, so there the bound is that of any other step of so many tokens, for
-        which packs hold programs.
+        tokens that other rows of the step write, so there the bound is that of any other step of so many tokens: who
+        does not know of siblings takes it for one.
         """
         return 1 if self.decodes and not self.verifies else self.num_tokens
 

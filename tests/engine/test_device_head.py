@@ -189,7 +189,7 @@ def test_graphs_of_steps_that_it_follows_are_their_own_and_few(
     recorder: Recorder = worker.graphs
     plain, followed, guessing = worker._step, worker._followed_step, worker._drafter._step
     decoding = {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)}
-    verifying = {(Bucket.verifying(size), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    verifying = {(Bucket.verifying(size, siblings=8), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
     assert recorder.captured(plain) == decoding
     assert recorder.captured(followed) == verifying
     assert recorder.captured(guessing) == decoding | verifying

@@ -30,7 +30,7 @@ MIXED = StepRows(*np.array([[2, 0, 3], [9, 4, 0], [1, 3, 2], [1, 1, 0], [0, 0, 0
 STEPS = [
     (DECODING, Bucket.decoding(4)),
     (DECODING, Bucket.decoding(3)),
-    (GUESSING, Bucket.verifying(8)),
+    (GUESSING, Bucket.verifying(8, 4)),
     (MIXED, Bucket(4, 8)),
     (DECODING, Bucket(4, 8)),
 ]

@@ -25,7 +25,7 @@ from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import bucket_of, launch_module
 from parhelion.ops.paged_attention import PagedAttention
-from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.resolve import Resolver
 from parhelion.scheduler import Row, StepPlan
 
@@ -100,7 +100,7 @@ def test_guesses_are_written_behind_the_known_tokens():
 def test_a_verifying_step_is_packed_as_a_decoding_one():
     rows = guesses_apart(rows_of(StepPlan(0, ROWS[:3], (), ())))
     buffers = np.full((2, 100), 77, np.int32)
-    buckets = Bucket.verifying(8), Bucket.decoding(8)
+    buckets = Bucket.verifying(8, 4), Bucket.decoding(8)
     for bucket, buffer in zip(buckets, buffers, strict=True):
         pack(rows, bucket, buffer, spare_slot=5, spare_position=50)
     assert (buffers[0] == buffers[1]).all()
@@ -108,6 +108,17 @@ def test_a_verifying_step_is_packed_as_a_decoding_one():
     assert ints.seq_lens.tolist() == [10, 11, 12, 6, 21, 22, 0, 0]
     assert ints.sample_position.tolist() == [10, 11, 12, 6, 21, 22, 50, 50]
     assert [bucket.max_query_len for bucket in buckets] == [8, 1]
+    assert [bucket.siblings for bucket in buckets] == [4, 1]
+
+
+@pytest.mark.parametrize(("num_guesses", "siblings"), [(1, 2), (2, 4), (3, 4), (4, 8), (7, 8), (8, 16)])
+def test_a_row_and_all_its_guesses_are_siblings(num_guesses: int, siblings: int):
+    buckets = Buckets(4, 64, num_guesses)
+    assert {bucket.siblings for bucket in buckets.verifying()} == {siblings}
+    counts = np.full(2, 1 + num_guesses)
+    zeros = np.zeros(2, np.int64)
+    apart = guesses_apart(StepRows(np.arange(2), zeros, counts, counts, zeros))
+    assert buckets.of(apart, True).siblings == siblings
 
 
 FUSED = FusedRopeAttention(4, 2, 64, 16, 128, 0.125, 1e-6, dtype=torch.float32)
@@ -137,10 +148,11 @@ def test_attention_sees_the_same_with_guesses_apart(window: int | None):
     torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("siblings", [2, 8, 16])
 @pytest.mark.parametrize("num_tokens", [2, 5, 8, 40, 320])
 @pytest.mark.parametrize("contract", [FUSED, FUSED.attention], ids=lambda contract: contract.name)
 def test_a_verifying_step_launches_what_packs_are_built_with_and_writes_before_it_reads(
-    contract: Contract, num_tokens: int
+    contract: Contract, num_tokens: int, siblings: int
 ):
     """A program that writes its own row's token and attends in one launch would not see what other rows write."""
     module: Any = launch_module(contract.name)
@@ -160,15 +172,17 @@ def test_a_verifying_step_launches_what_packs_are_built_with_and_writes_before_i
 
     built = {program for inputs in module.build_inputs(contract, bucket) for program in launched(inputs)}
     inputs = contract.sample_inputs(num_tokens, torch.device("cpu"), torch.Generator().manual_seed(1))
-    programs = launched(tuple(_verifying(value, num_tokens) for value in inputs))
+    programs = launched(tuple(_verifying(value, num_tokens, siblings) for value in inputs))
     assert set(programs) <= built
     names = [program[0] for program in programs]
     assert "fused_rope_attention.rope_attention_decode" not in names
     assert names[:1] == ["fused_qk_norm_rope.fused_qk_norm_rope"] or contract is not FUSED
-    assert "paged_attention.paged_attention_decode" in names
+    has_siblings = siblings <= 8 and num_tokens <= MOST_DECODES
+    kernel = "paged_attention_siblings" if has_siblings else "paged_attention_decode"
+    assert f"paged_attention.{kernel}" in names
 
 
-def _verifying(value: Any, num_tokens: int) -> Any:
+def _verifying(value: Any, num_tokens: int, siblings: int) -> Any:
     """An input of a step; the rows are those of a verifying bucket."""
     if not isinstance(value, AttentionBatch):
         return value
@@ -176,6 +190,8 @@ def _verifying(value: Any, num_tokens: int) -> Any:
         torch.zeros((num_tokens, 5), dtype=torch.int32),
         torch.zeros(num_tokens, dtype=torch.int32),
         torch.arange(num_tokens + 1, dtype=torch.int32),
-        Bucket.verifying(num_tokens).max_query_len,
+        Bucket.verifying(num_tokens, siblings).max_query_len,
         value.max_seq_len,
+        siblings,
+        torch.zeros(num_tokens, dtype=torch.int32),
     )

@@ -285,7 +285,7 @@ def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Pa
     )
     worker = core._worker
     # Five rows with four guesses each would be 25 tokens; a step has at most 24.
-    ahead = {(Bucket.verifying(size), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    ahead = {(Bucket.verifying(size, siblings=8), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
     assert (
         worker.graphs.captured(worker._step) == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)} | ahead
     )

@@ -1,4 +1,6 @@
-"""How ``fused_rope_attention`` is launched: one program where every row has a single token, else as its two halves."""
+"""How ``fused_rope_attention`` is launched: one program where every row has a single token and a sequence of its own,
+else as its two halves.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.launch import build_inputs as build_attention_inputs
-from parhelion.ops.paged_attention.launch import combine
+from parhelion.ops.paged_attention.launch import combine, decode_siblings, has_siblings
 from parhelion.ops.paged_attention.launch import launch as launch_attention
 from parhelion.ops.paged_attention.launch import timed_inputs as timed_attention_inputs
 from parhelion.ops.paged_attention.launch import timed_programs as timed_attention_programs
@@ -149,6 +151,10 @@ def launch(
         query, _ = launch_norm_rope(rope, run, heads, *inputs, cos_sin, *weights)
     else:
         query, _ = launch_rope(rope, run, heads, *inputs, cos_sin, *weights)
+    if has_siblings(batch):
+        slots, out = kv_cache.view(-1, *kv_cache.shape[2:]), torch.empty_like(query)
+        parts, lse = decode_siblings(contract.attention, run, config, query, slots, batch, out)
+        return *_combined(contract, run, config, parts, lse, batch), kv_cache
     out = launch_attention(contract.attention, run, config, query, kv_cache, batch)
     return *_quantized(contract, run, config, out), kv_cache
 
@@ -212,14 +218,27 @@ def _decode(
         config.prefetched if config.programmatic else 0,
         None,
     )
-    if not is_split:
+    return _combined(c, run, config, parts, lse, batch)
+
+
+def _combined(
+    contract: FusedRopeAttention,
+    run: Runner,
+    config: RopeAttentionConfig,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    batch: AttentionBatch,
+) -> Tensors:
+    """What the splits of single tokens have found, as the op returns it; a single split has found all of it."""
+    c, num_tokens = contract, parts.shape[0]
+    if lse.shape[1] == 1:
         return _quantized(c, run, config, parts.view(num_tokens, -1))
     if c.quant_dtype is None:
-        out = qkv.new_empty((num_tokens, c.num_heads * c.head_dim))
+        out = parts.new_empty((num_tokens, c.num_heads * c.head_dim), dtype=c.dtype)
         combine(c.attention, run, config, parts, lse, batch, out, mixed=False)
         return (out,)
-    codes = torch.empty((num_tokens, c.num_heads * c.head_dim), dtype=c.quant_dtype, device=qkv.device)
-    scales = torch.empty((num_tokens, 1), dtype=torch.float32, device=qkv.device)
+    codes = torch.empty((num_tokens, c.num_heads * c.head_dim), dtype=c.quant_dtype, device=parts.device)
+    scales = torch.empty((num_tokens, 1), dtype=torch.float32, device=parts.device)
     run(
         "fused_rope_attention.combine_and_quantize",
         KernelConfig(num_warps=_row_config(c, num_tokens).num_warps),

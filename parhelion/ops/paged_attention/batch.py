@@ -26,6 +26,10 @@ class AttentionBatch:
             i is token i, as far as there are rows.
         max_seq_len: a bound of ``seq_lens``. With CUDA graphs these two are bounds of the bucket: launch shapes depend
             on them and on the tensors' shapes, and on nothing else.
+        max_siblings: a power of two. Above 1 it says that every row has one token, as a ``max_query_len`` of 1 does,
+            but that up to so many rows next to each other may be of one sequence, each a token further than the one
+            before, as guesses are: they attend to one another's tokens.
+        row_slots: [num_rows] int32, equal for rows of one sequence and for padding; None unless rows have siblings.
         cpu: what the CPU provider prepared for this batch.
     """
 
@@ -34,4 +38,6 @@ class AttentionBatch:
     query_start_loc: torch.Tensor
     max_query_len: int
     max_seq_len: int
+    max_siblings: int = 1
+    row_slots: torch.Tensor | None = None
     cpu: object | None = None

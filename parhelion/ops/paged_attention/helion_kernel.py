@@ -1,8 +1,9 @@
-"""``paged_attention`` as tile programs: one for rows with a single query token, one for the others.
+"""``paged_attention`` as tile programs: one for rows with a single query token, one for such rows of which several are
+of one sequence, one for the others.
 
-Both go over a row's keys a tile at a time and keep a running maximum and sum (Milakov and Gimelshein, 2018; Dao et al.,
-2022), in powers of two. The first spreads a row's keys over several programs, whose results a third program combines
-(Flash-Decoding, 2023).
+All go over a row's keys a tile at a time and keep a running maximum and sum (Milakov and Gimelshein, 2018; Dao et al.,
+2022), in powers of two. The first two spread a row's keys over several programs, whose results a program of its own
+combines (Flash-Decoding, 2023).
 """
 
 from __future__ import annotations
@@ -105,6 +106,97 @@ def paged_attention_decode(
             place = (row if by_row else token) * num_splits + split
             out[place * (num_kv_heads * group) + heads, :] = result
             lse[row, split, kv_head, tile_g] = torch.where(l == 0, float("-inf"), m + torch.log2(l))
+
+
+@helion.kernel(static_shapes=False, dot_precision="ieee")
+def paged_attention_siblings(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    row_slots: torch.Tensor,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    flat_lse: torch.Tensor,
+    max_siblings: hl.constexpr,
+    packed: hl.constexpr,
+    block_size: hl.constexpr,
+    scale: hl.constexpr,
+    window: hl.constexpr,
+    soft_cap: hl.constexpr,
+    programmatic: hl.constexpr,
+    kv_tile: hl.constexpr,
+) -> None:
+    """Split s of the only tokens of row r and of the rows behind it that are of the same sequence.
+
+    The first row of a sequence does it for all of them, so that a key is read once; the programs of the others end at
+    once. Their tokens' keys and values are in the cache, where the last token's see all of them and each other's one
+    less.
+
+    query [M * num_heads, head_dim]; kv_cache [slots * 2 * num_kv_heads * head_dim]; lse [M, splits, num_kv_heads,
+    group], the base-2 logarithm of the sum of the exponentials, and the same flat; parts [M * splits * num_heads,
+    head_dim]. ``packed``: at least ``max_siblings`` * group, a power of two. See ``AttentionBatch``.
+    """
+    num_rows, num_splits, num_kv_heads, group = lse.size()
+    num_kv_heads = hl.specialize(num_kv_heads)
+    group = hl.specialize(group)
+    head_dim = hl.specialize(query.size(1))
+    num_heads = num_kv_heads * group
+    for row, kv_head, split in hl.grid([num_rows, num_kv_heads, num_splits]):
+        start_successor(programmatic)
+        slot = row_slots[row]
+        seq_len = seq_lens[row]
+        # The row before it and those behind it.
+        offset = hl.arange(2 * max_siblings) - 1
+        near = row + offset
+        is_near = (near >= 0) & (near < num_rows)
+        near = torch.where(is_near, near, 0)
+        is_near = is_near & (row_slots[near] == slot) & (seq_lens[near] == seq_len + offset)
+        follows = torch.sum((is_near & (offset < 0)).to(torch.int32), -1)
+        count = torch.sum((is_near & (offset >= 0) & (offset < max_siblings)).to(torch.int32), -1)
+        wait_for_predecessor(programmatic)
+        if follows == 0:
+            last = torch.where(seq_len > 0, seq_len + count - 1, 0)
+            first = seq_len * 0
+            if window is not None:
+                first = torch.maximum(seq_len - window, first)
+            share = ((last - first + num_splits * 16 - 1) // (num_splits * 16) * 16).to(torch.int32)
+            begin = (first + split * share).to(torch.int32)
+            end = torch.maximum(torch.minimum(begin + share, last), begin)
+            dim = hl.arange(helion.next_power_of_2(head_dim))
+            index = hl.arange(packed)
+            is_query = index // group < count
+            token = row + index // group
+            head = kv_head * group + index % group
+            # Of each query the first key that it does not see.
+            seen_end = seq_len + index // group
+            q = hl.load(query, [token * num_heads + head, dim], extra_mask=elements(is_query, dim, head_dim))
+            m = hl.full([packed], -3.0e38, dtype=torch.float32)
+            l = hl.zeros([packed], dtype=torch.float32)
+            acc = hl.zeros([packed, helion.next_power_of_2(head_dim)], dtype=torch.float32)
+            per_token = 2 * num_kv_heads * head_dim
+            values = num_kv_heads * head_dim
+            early = begin + hl.arange(kv_tile)
+            block = hl.load(block_table, [row, block_of(early, block_size)], extra_mask=early < end)
+            for begin_t in hl.grid(begin, end, kv_tile):
+                key = begin_t + hl.arange(kv_tile)
+                is_key = elements(key < end, dim, head_dim)
+                place = place_in_block(key, block_size) * per_token + kv_head * head_dim
+                at = block.to(torch.int64) * (block_size * per_token) + place
+                k = hl.load(kv_cache, [at[:, None] + dim[None, :]], extra_mask=is_key)
+                scores = scored(q, k, scale, soft_cap)
+                is_seen = (key < end)[None, :] & seen(key, seen_end - 1, window)
+                scores = torch.where(is_seen, scores, float("-inf"))
+                v = hl.load(kv_cache, [at[:, None] + (dim[None, :] + values)], extra_mask=is_key)
+                m, l, acc = accumulated(scores, v, m, l, acc)
+                # As in the program for rows of any length.
+                after = key + kv_tile
+                block = hl.load(block_table, [row, block_of(after, block_size)], extra_mask=after < end)
+            result = torch.where((l == 0)[:, None], 0.0, acc / l[:, None]).to(parts.dtype)
+            at_part = (token * num_splits + split) * num_heads + head
+            hl.store(parts, [at_part, dim], result, extra_mask=elements(is_query, dim, head_dim))
+            sums = torch.where(l == 0, float("-inf"), m + torch.log2(l))
+            hl.store(flat_lse, [at_part], sums, extra_mask=is_query)
 
 
 @helion.kernel(static_shapes=False)

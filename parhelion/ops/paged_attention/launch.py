@@ -1,4 +1,6 @@
-"""How ``paged_attention`` is launched: rows with a single token by one program, the others by another."""
+"""How ``paged_attention`` is launched: rows with a single token by one program or, where several are of one sequence,
+by another, the others by a third.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
     MOST_SPLITS,
+    SIBLINGS,
     SPLIT,
     AttentionConfig,
     attention_candidates,
@@ -20,6 +23,8 @@ from parhelion.ops.paged_attention.tiling import (
     decode_config,
     num_splits,
     packed_tokens,
+    siblings_config,
+    siblings_packed,
     untuned,
     varlen_config,
 )
@@ -38,7 +43,8 @@ def candidates(contract: PagedAttention, bucket: int, target: GemmTarget) -> lis
 
 
 def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tensor, torch.Tensor, AttentionBatch]]:
-    """Steps of single tokens, of one prompt, and of prompts and single tokens; with keys for one split and for several.
+    """Steps of single tokens, of such with siblings, of one prompt, and of prompts and single tokens; with keys for one
+    split and for several.
 
     ``max_query_len`` is that of all the tokens, as in the engine: a tighter bound may ask for smaller tiles than these.
     """
@@ -49,6 +55,8 @@ def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tens
         # Two splits among others, so that the number of splits is not taken for a multiple of 16.
         for max_seq_len in (SPLIT, 2 * SPLIT, 64 * SPLIT):
             found.append(_empty_step(contract, num_tokens, num_tokens, 1, max_seq_len))
+            siblings = SIBLINGS if 1 < bucket <= MOST_DECODES else ()
+            found += [_empty_step(contract, num_tokens, num_tokens, bucket, max_seq_len, each) for each in siblings]
             for bound, rows in itertools.product(bounds, (2, 3, 1)):
                 found.append(_empty_step(contract, num_tokens, rows, bound, max_seq_len))
     return found
@@ -90,6 +98,11 @@ def launch(
     slots = kv_cache.view(-1, *kv_cache.shape[2:])
     if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens):
         decode(contract, run, config, query, slots, batch, out, mixed=False)
+        return out
+    if has_siblings(batch):
+        parts, lse = decode_siblings(contract, run, config, query, slots, batch, out)
+        if parts is not out:
+            combine(contract, run, config, parts, lse, batch, out, mixed=False)
         return out
     # With a single row there is no telling what a graph will replay it for, and nothing to gain.
     least_query_len = 2 if num_rows > 1 else 0
@@ -136,6 +149,56 @@ def decode(
     )
     if splits > 1:
         combine(c, run, config, parts, lse.flatten(2), batch, out, mixed)
+
+
+def has_siblings(batch: AttentionBatch) -> bool:
+    """Whether the program for rows with siblings serves a step; more rows than that has choices for, or more of a
+    sequence than it has room for, are taken for rows of any length.
+    """
+    return batch.max_siblings in SIBLINGS and batch.seq_lens.shape[0] <= MOST_DECODES
+
+
+def decode_siblings(
+    contract: PagedAttention,
+    run: Runner,
+    config: AttentionConfig,
+    query: torch.Tensor,
+    slots: torch.Tensor,
+    batch: AttentionBatch,
+    out: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of single tokens of which some are siblings. Returns what the splits have found, as
+    ``paged_attention_combine`` is given it; that is ``out`` itself if there is one split.
+    """
+    c, siblings = contract, batch.max_siblings
+    assert batch.row_slots is not None, "rows with siblings say whose they are"
+    num_rows = query.shape[0]
+    # As many programs as if each row had all its siblings: those of the rows behind the first end at once.
+    splits = num_splits(c, max(1, num_rows // siblings), batch.max_seq_len, config.programs)
+    lse = torch.empty((num_rows, splits, c.num_kv_heads, c.group), dtype=torch.float32, device=query.device)
+    parts = out if splits == 1 else lse.new_empty((num_rows, splits, c.num_heads, c.head_dim))
+    packed = siblings_packed(c, siblings)
+    run(
+        "paged_attention.paged_attention_siblings",
+        siblings_config(config, packed),
+        query.view(-1, c.head_dim),
+        slots.view(-1),
+        batch.block_table,
+        batch.seq_lens,
+        batch.row_slots,
+        parts.view(-1, c.head_dim),
+        lse,
+        lse.view(-1),
+        siblings,
+        packed,
+        c.block_size,
+        c.scale,
+        c.sliding_window,
+        c.soft_cap,
+        config.programmatic,
+        config.decode_tokens,
+    )
+    return parts, lse.flatten(2)
 
 
 def combine(
@@ -199,7 +262,7 @@ def varlen(
 
 
 def _empty_step(
-    c: PagedAttention, num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int
+    c: PagedAttention, num_tokens: int, num_rows: int, max_query_len: int, max_seq_len: int, max_siblings: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
     """Lengths and offsets: views of the engine's buffer of integers, at any address; sizes are odd where they can."""
 
@@ -212,6 +275,8 @@ def _empty_step(
         query_start_loc=integers(num_rows + 1),
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
+        max_siblings=max_siblings,
+        row_slots=integers(num_rows) if max_siblings > 1 else None,
     )
     query = torch.empty((num_tokens, c.num_heads * c.head_dim), dtype=c.dtype)
     return query, torch.empty((3, c.block_size, 2 * c.num_kv_heads, c.head_dim), dtype=c.dtype), batch

@@ -24,6 +24,9 @@ MOST_SPLITS = 64
 SPLIT = 16
 """A split's tokens are a multiple of this; the tile program has it as a literal."""
 
+SIBLINGS = (2, 4, 8)
+"""Bounds of siblings that there is a program for; with more, rows are taken for rows of any length."""
+
 _STAGES = (2, 3, 5, 7)
 """Of the program for single tokens. Keys are found by way of the block table, and Triton gives each of the two loads a
 part of the pipeline: two stages more are one more tile of keys on its way.
@@ -117,6 +120,21 @@ def packed_tokens(c: PagedAttention, config: AttentionConfig, max_query_len: int
     whole = 1 << (max_query_len * c.group - 1).bit_length()
     most = 32 if c.dtype == torch.float32 else config.varlen_rows
     return min(most, max(16, whole))
+
+
+def siblings_packed(c: PagedAttention, max_siblings: int) -> int:
+    """Query tokens times heads of a group in a tile of the program for rows with siblings; at least the 16 rows of a
+    dot product.
+    """
+    return max(16, 1 << (max_siblings * c.group - 1).bit_length())
+
+
+@functools.lru_cache(maxsize=1024)
+def siblings_config(config: AttentionConfig, packed: int) -> KernelConfig:
+    """Of the program for rows with siblings, whose tile of keys is an argument; a warp for each 8 of the queries that
+    are a tile, lest registers are spilled.
+    """
+    return KernelConfig(num_warps=max(config.decode_warps, packed // 8), num_stages=config.decode_stages)
 
 
 @functools.lru_cache(maxsize=1024)

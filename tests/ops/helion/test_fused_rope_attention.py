@@ -91,6 +91,56 @@ def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, progr
     assert_agrees(contract, inputs, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x))
 
 
+def with_siblings(contract: FusedRopeAttention, sequences: list[tuple[int, int]], padding: int = 0) -> tuple[Any, ...]:
+    """A step of single tokens: of sequences of these lengths the last tokens, so many of each; then padding."""
+    lens = [(length, count) for length, count in sequences] + [(0, 1)] * padding
+    qkv, positions, slots, kv_cache, batch, *weights = poisoned(contract, [n for _, n in lens], [n for n, _ in lens])
+    of = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor([count for _, count in lens]))
+    ends = [length - behind for length, count in lens for behind in range(count - 1, -1, -1)]
+    apart = replace(
+        batch,
+        block_table=batch.block_table[of],
+        seq_lens=torch.tensor(ends, dtype=torch.int32),
+        query_start_loc=torch.arange(len(of) + 1, dtype=torch.int32),
+        max_query_len=len(of),
+        max_siblings=1 << (max(count for _, count in lens) - 1).bit_length(),
+        row_slots=torch.where(batch.seq_lens[of] == 0, len(lens), of).int(),
+    )
+    return qkv, positions, slots, kv_cache, apart, *weights
+
+
+@pytest.mark.parametrize("programs", [1, 64])
+@pytest.mark.parametrize(
+    ("sequences", "padding"),
+    [([(70, 2)], 0), ([(16, 4), (18, 4), (64, 1), (33, 3)], 3), ([(5, 5), (9, 8)], 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("contract", VARIANTS, ids=str)
+def test_siblings_attend_to_one_anothers_tokens(
+    contract: FusedRopeAttention, sequences: list[tuple[int, int]], padding: int, programs: int
+):
+    usual = launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90"))
+    kernels = []
+
+    def interpret_in_tiles_of_16(kernel: str, config: Any, *arguments: Any) -> Any:
+        kernels.append(kernel.rpartition(".")[2])
+        is_attention = kernels[-1] == "paged_attention_siblings"
+        return interpret(kernel, config, *(arguments[:-1] if is_attention else arguments), *([16] * is_attention))
+
+    config = replace(usual, programs=programs)
+    inputs = with_siblings(contract, sequences, padding)
+    assert_agrees(contract, inputs, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x))
+    assert "paged_attention_siblings" in kernels
+
+
+def test_rows_of_another_sequence_are_no_siblings_for_being_a_token_further():
+    """Their caches begin with the same blocks."""
+    inputs = with_siblings(SMALL, [(64, 1), (65, 1), (66, 2)])
+    batch = inputs[4]
+    batch.block_table[1, :3] = batch.block_table[0, :3]
+    assert_agrees(SMALL, inputs)
+
+
 def launched(contract: FusedRopeAttention, query_lens: list[int], programs: int) -> list[str]:
     kernels: list[str] = []
 

@@ -103,7 +103,7 @@ def test_where_an_id_goes_may_be_beyond_32_bits():
     assert sample_index.tolist() == [(num_slots - 1) * width + 6]
 
 
-@pytest.mark.parametrize("bucket", [Bucket.decoding(1), Bucket.decoding(5), Bucket.verifying(8)], ids=str)
+@pytest.mark.parametrize("bucket", [Bucket.decoding(1), Bucket.decoding(5), Bucket.verifying(8, 4)], ids=str)
 def test_it_serves_the_steps_of_an_engine(bucket: Bucket):
     found = []
     for provider in ("helion", "reference"):
