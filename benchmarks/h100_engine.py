@@ -2,7 +2,7 @@
 
 Each part stands alone: one that fails is reported with its message and the others go on.
 
-    python benchmarks/h100_engine.py [--only parity,fp8,graphs,among,pack,smollm2,speed,serve] [--output FILE]
+    python benchmarks/h100_engine.py [--only parity,fp8,graphs,among,guesses,pack,smollm2,speed,serve] [--output FILE]
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gpu_texts import among_others, graphs_against_eager, guesses_against_plain, ids_of
 
 from parhelion import LLM, SamplingParams
 from parhelion.bench.compare.checkpoint import (
@@ -119,87 +123,6 @@ def fp8_against_dequantized(folder: Path, device: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def graphs_against_eager(folder: Path, device: str) -> list[dict[str, Any]]:
-    """Greedy tokens with captured graphs and without, in batches that meet several buckets; they must be identical."""
-    where = write_config(TINY, folder / "graphs", FP8_PER_TOKEN_CONFIG)
-    generator = torch.Generator().manual_seed(6)
-    lengths = (1, 7, 33, 130, 18, 64, 200)
-    prompts = [
-        TokensPrompt(prompt_token_ids=torch.randint(2, 1024, (length,), generator=generator).tolist())
-        for length in lengths
-    ]
-    sampled = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=7, max_tokens=40, ignore_eos=True)
-    greedy = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
-    texts: dict[str, Any] = {}
-    captured: dict[str, int] = {}
-    for graphs in ("off", "lazy", "startup"):
-        options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 512, "kv_cache_memory": 1 << 30}
-        with LLM(str(where), device=device, load_format="dummy", graphs=graphs, **options) as llm:
-            texts[graphs] = [ids_of(llm.generate(prompts, params)) for params in (greedy, sampled)]
-            captured[graphs] = llm.stats().num_graphs
-    return [
-        {
-            "graphs": graphs,
-            "captured": captured[graphs],
-            "identical_to_eager": texts[graphs] == texts["off"],
-            "passed": texts[graphs] == texts["off"] and captured[graphs] > 0 == captured["off"],
-        }
-        for graphs in ("lazy", "startup")
-    ]
-
-
-def among_others(folder: Path, device: str) -> list[dict[str, Any]]:
-    """Tokens of requests whose neighbours need penalties, biases and log-probabilities, beside plain neighbours.
-
-    Also the log-probabilities of an answer beside those of a prompt that holds the answer.
-    """
-    where = write_config(TINY, folder / "among", FP8_PER_TOKEN_CONFIG)
-    generator = torch.Generator().manual_seed(11)
-    prompts = [
-        TokensPrompt(prompt_token_ids=torch.randint(2, 1024, (length,), generator=generator).tolist())
-        for length in (5, 40, 130, 9, 70, 16, 33, 8)
-    ]
-    greedy = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
-    seeded = replace(greedy, temperature=0.9, top_p=0.9, top_k=40, seed=13)
-    watched = [greedy, greedy, seeded, replace(seeded, seed=14)]
-    neighbours = {
-        "plain": [greedy] * 4,
-        "others": [
-            replace(greedy, repetition_penalty=1.3, presence_penalty=0.5),
-            replace(seeded, frequency_penalty=0.7, logprobs=3),
-            replace(greedy, logit_bias={7: 4.0}, logprobs=5),
-            replace(greedy, logprobs=5, prompt_logprobs=2),
-        ],
-    }
-    options: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 512, "kv_cache_memory": 1 << 28}
-    with LLM(str(where), device=device, load_format="dummy", **options) as llm:
-        found = {name: llm.generate(prompts, [*watched, *theirs]) for name, theirs in neighbours.items()}
-        answer = found["others"][-1]
-        whole = [*answer.prompt_token_ids, *answer.outputs[0].token_ids]
-        asked = replace(greedy, max_tokens=1, prompt_logprobs=0)
-        read = llm.generate([TokensPrompt(prompt_token_ids=whole)], asked)[0]
-    assert answer.outputs[0].logprobs is not None
-    assert read.prompt_logprobs is not None
-    behind = list(zip(answer.outputs[0].token_ids, answer.outputs[0].logprobs, strict=True))
-    again = read.prompt_logprobs[-len(behind) :]
-    errors = [
-        abs(one[token].logprob - other[token].logprob)
-        for (token, one), other in zip(behind, again, strict=True)
-        if other is not None
-    ]
-    same = [a == b for a, b in zip(ids_of(found["plain"])[:4], ids_of(found["others"])[:4], strict=True)]
-    changed = [a != b for a, b in zip(ids_of(found["plain"])[4:7], ids_of(found["others"])[4:7], strict=True)]
-    return [
-        {
-            "same_beside_others": same,
-            "changed_by_their_own": changed,
-            "logprobs": len(errors),
-            "logprob_error": max(errors),
-            "passed": all(same) and all(changed) and len(errors) == 32 and max(errors) < 0.05,
-        }
-    ]
 
 
 def pack_against_references(folder: Path, device: str, pack: str, shapes: dict[str, Shape]) -> Iterator[dict[str, Any]]:
@@ -416,17 +339,13 @@ def relative(x: torch.Tensor, reference: torch.Tensor) -> float:
     return float((x - reference).norm() / reference.norm())
 
 
-def ids_of(outputs: list[RequestOutput]) -> list[list[int]]:
-    return [output.outputs[0].token_ids for output in outputs]
-
-
 def common_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="parity,fp8,graphs,among,pack,smollm2,speed,serve")
+    parser.add_argument("--only", default="parity,fp8,graphs,among,guesses,pack,smollm2,speed,serve")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batches", default="1,16,64,256")
     parser.add_argument("--models", default=",".join(SHAPES), help="of the speed, separated by commas")
@@ -444,6 +363,7 @@ def main() -> None:
             "fp8": lambda: fp8_against_dequantized(folder, args.device),
             "graphs": lambda: graphs_against_eager(folder, args.device),
             "among": lambda: among_others(folder, args.device),
+            "guesses": lambda: guesses_against_plain(folder, args.device),
             "pack": lambda: pack_against_references(folder, args.device, args.pack, shapes),
             "speed": lambda: speed(folder, args.device, batches, args.pack, tuple(args.models.split(","))),
             "serve": lambda: serve(folder, args.device, served, args.pack),

@@ -18,6 +18,7 @@ from parhelion.ops.fused_rope_attention.launch import launch
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.helion_provider import interpret
 from parhelion.ops.launching import launch_module
+from parhelion.ops.paged_attention.apart import siblings_apart
 from parhelion.ops.paged_attention.sample import places, sample_rows
 from parhelion.ops.quantize import FP8
 from parhelion.ops.rope_and_cache.contract import rotary_table
@@ -93,20 +94,9 @@ def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, progr
 
 def with_siblings(contract: FusedRopeAttention, sequences: list[tuple[int, int]], padding: int = 0) -> tuple[Any, ...]:
     """A step of single tokens: of sequences of these lengths the last tokens, so many of each; then padding."""
-    lens = [(length, count) for length, count in sequences] + [(0, 1)] * padding
+    lens = [*sequences, *[(0, 1)] * padding]
     qkv, positions, slots, kv_cache, batch, *weights = poisoned(contract, [n for _, n in lens], [n for n, _ in lens])
-    of = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor([count for _, count in lens]))
-    ends = [length - behind for length, count in lens for behind in range(count - 1, -1, -1)]
-    apart = replace(
-        batch,
-        block_table=batch.block_table[of],
-        seq_lens=torch.tensor(ends, dtype=torch.int32),
-        query_start_loc=torch.arange(len(of) + 1, dtype=torch.int32),
-        max_query_len=len(of),
-        max_siblings=1 << (max(count for _, count in lens) - 1).bit_length(),
-        row_slots=torch.where(batch.seq_lens[of] == 0, len(lens), of).int(),
-    )
-    return qkv, positions, slots, kv_cache, apart, *weights
+    return qkv, positions, slots, kv_cache, siblings_apart(batch), *weights
 
 
 @pytest.mark.parametrize("programs", [1, 64])
