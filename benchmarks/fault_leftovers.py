@@ -13,7 +13,7 @@ import psutil
 
 CHECK_S = 0.1
 
-ENGINE, RANK = "parhelion.engine.process", "parhelion.engine.rank_process"
+ENGINE, RANK = "parhelion.engine.process", "parhelion.engine.ranks.process"
 
 HANGING = Path(__file__).parent / "hanging"
 """On ``PYTHONPATH``, lets processes hang that are told to."""

@@ -45,8 +45,8 @@ from parhelion.bench.machine import describe_circumstances
 from parhelion.config import EngineConfig
 from parhelion.engine.build_worker import kv_cache_size
 from parhelion.engine.core import EngineCore
-from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
-from parhelion.engine.draft_choice import read_draft
+from parhelion.engine.device.worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.drafts.choice import read_draft
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.messages import AddRequest

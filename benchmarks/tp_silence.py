@@ -1,6 +1,6 @@
 """A rank whose collectives do nothing: results are wrong, and what is left of a step is honest.
 
-Run as a script it is a rank's process (``parhelion.engine.rank_process``); ``silence`` does the same to this one.
+Run as a script it is a rank's process (``parhelion.engine.ranks.process``); ``silence`` does the same to this one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine import rank_process, rank_start
+from parhelion.engine.ranks import process as rank_process
+from parhelion.engine.ranks import start as rank_start
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.provider import fixed
 from parhelion.ops.registry import needs_other_ranks

@@ -262,9 +262,9 @@ def trial(folder: Path, names: list[str], way: str, what: str, down_s: float) ->
         ending.push(lambda kind, *_: show(log) if kind is not None else None)
         server = server_host.start(*command, stdout=subprocess.DEVNULL, stderr=log)
         start_s = until(lambda: health()[0] == 200, 60, "the server answers")
-        check(len(worker_host.processes("rank_process")) == 1, "a rank runs on the other host")
+        check(len(worker_host.processes("ranks.process")) == 1, "a rank runs on the other host")
         check([complete(prompt) for prompt in PROMPTS] == expected, "two hosts say what one process says")
-        (rank,) = worker_host.pids("rank_process")
+        (rank,) = worker_host.pids("ranks.process")
         seen = strike_in_mid_stream(lambda: strike(what, server_host, worker_host))
         struck_at = time.monotonic() - seen["error after s"]
         # A stream goes on as long as Ray lets its ranks live.
@@ -272,7 +272,7 @@ def trial(folder: Path, names: list[str], way: str, what: str, down_s: float) ->
         said = f"an error came {seen['error after s']} s after the strike, {silent_s} s after the last token"
         check(silent_s <= ERROR_WITHIN_S, said)
         check(seen["health"][0] == 503, f"/health says {seen['health'][1]}")
-        until(lambda: rank not in worker_host.pids("rank_process"), 20, "the rank on the other host has ended")
+        until(lambda: rank not in worker_host.pids("ranks.process"), 20, "the rank on the other host has ended")
         down = {}
         if what == "link":
             time.sleep(max(0.0, struck_at + down_s - time.monotonic()))

@@ -26,7 +26,7 @@ from parhelion.engine.messages import (
 )
 from parhelion.engine.names import tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import (
     EngineDeadError,
     InvalidRequestError,

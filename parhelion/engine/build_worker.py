@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.stages import StageLinks
-from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.device.worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.host.worker import Worker
 from parhelion.engine.kv_storage import KVCacheSize, plan_kv_cache
-from parhelion.engine.worker import Worker
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver

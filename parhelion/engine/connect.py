@@ -9,8 +9,8 @@ from parhelion.config import EngineConfig
 from parhelion.engine.connection import Connection, ProcessConnection
 from parhelion.engine.messages import EngineFailed, EngineInfo, LoadProgress
 from parhelion.engine.names import model_name
-from parhelion.engine.replica import RestartPolicy, restart_policy
-from parhelion.engine.replicas import ReplicaConnections
+from parhelion.engine.replicas.connections import ReplicaConnections
+from parhelion.engine.replicas.replica import RestartPolicy, restart_policy
 from parhelion.errors import ConfigError, EngineDeadError, ParhelionError, error_of_kind
 
 

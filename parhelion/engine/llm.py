@@ -16,7 +16,7 @@ from parhelion.engine.load import Progress, load_engine
 from parhelion.engine.messages import AddRequest, EngineInfo, TokenOutput
 from parhelion.engine.names import model_name, tokenizer_loader
 from parhelion.engine.outputs import OutputProcessor
-from parhelion.engine.replica_core import ReplicaCore
+from parhelion.engine.replicas.core import ReplicaCore
 from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError, RequestsLostError
 from parhelion.models.resolve import resolve_model
 from parhelion.models.tokenizer import Tokenizer

@@ -18,15 +18,15 @@ from parhelion.distributed.rendezvous import Place
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import EngineCore, StepExecutor
-from parhelion.engine.device_worker import DeviceWorker
-from parhelion.engine.draft_choice import DraftChoice, choose_draft, speculator
+from parhelion.engine.device.worker import DeviceWorker
+from parhelion.engine.drafts.choice import DraftChoice, choose_draft, speculator
+from parhelion.engine.host.worker import Worker
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import EngineInfo, Phase
-from parhelion.engine.pipeline_parallel import PipelineWorker, size_of, stage_of
-from parhelion.engine.placement import compute_on, rank_device, rank_threads
+from parhelion.engine.ranks.pipeline_parallel import PipelineWorker, size_of, stage_of
+from parhelion.engine.ranks.placement import compute_on, rank_device, rank_threads
+from parhelion.engine.ranks.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.engine.step_watch import StepWatch, step_timeout
-from parhelion.engine.tensor_parallel import OtherRanks, TensorParallelWorker
-from parhelion.engine.worker import Worker
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config

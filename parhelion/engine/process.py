@@ -24,7 +24,7 @@ from parhelion.engine.load import load_engine
 from parhelion.engine.loop import failure, run_loop
 from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, LoadProgress, ProcessOptions, ToEngine
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
-from parhelion.engine.placement import compute_on, rank_device, replica_config
+from parhelion.engine.ranks.placement import compute_on, rank_device, replica_config
 from parhelion.errors import EngineDeadError, ParhelionError
 
 CHECK_MS = 1000

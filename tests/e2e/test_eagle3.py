@@ -10,7 +10,7 @@ import pytest
 
 from parhelion import LLM, SamplingParams
 from parhelion.config import EngineConfig
-from parhelion.engine.host_drafter import HostDrafter
+from parhelion.engine.host.drafter import HostDrafter
 from parhelion.engine.load import load_model
 from parhelion.engine.step_layout import StepRows
 from parhelion.engine.step_result import Drafted

@@ -14,7 +14,7 @@ import pytest
 
 from parhelion import AsyncEngine, EngineConfig, SamplingParams
 from parhelion.engine.connection import ProcessConnection
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import EngineDeadError
 from tests.processes import wait_for_end
 
@@ -54,7 +54,7 @@ def children(process: psutil.Process, module: str) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("sizes", "module"),
-    [({"tp": 2}, "parhelion.engine.process"), ({"pp": 2}, "parhelion.engine.rank_process")],
+    [({"tp": 2}, "parhelion.engine.process"), ({"pp": 2}, "parhelion.engine.ranks.process")],
     ids=["rank 0", "stage"],
 )
 def test_an_engine_with_a_process_that_hangs_ends_with_all_others_and_leaves_nothing(
@@ -96,7 +96,7 @@ def test_a_replica_that_hangs_is_started_again_and_what_was_not_seen_is_answered
             await anext(stream)
             (number,) = [each.state.replica for each in (await engine.stats()).replicas if each.stats.num_running]
             process = engine.replicas[number].process or 0
-            (rank,) = children(psutil.Process(process), "parhelion.engine.rank_process")
+            (rank,) = children(psutil.Process(process), "parhelion.engine.ranks.process")
             rank.send_signal(HANG)
             unseen = [asyncio.create_task(last(engine.generate("x", SHORT))) for _ in range(4)]
             said = await error_of(stream)

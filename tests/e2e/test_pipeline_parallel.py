@@ -13,7 +13,7 @@ import pytest
 
 from parhelion import LLM, AsyncEngine, SamplingParams
 from parhelion.config import EngineConfig
-from parhelion.engine import draft_choice
+from parhelion.engine.drafts import choice as draft_choice
 from parhelion.errors import EngineDeadError
 from tests.e2e.mixed_requests import PARAMS, PREFIX, PROMPTS, tokens_of
 from tests.e2e.test_speculation import Prophet

@@ -19,8 +19,8 @@ import pytest
 
 from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
 from parhelion.config import ServerConfig
-from parhelion.engine.ray_hosts import RayHosts
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.ranks.ray_hosts import RayHosts
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.server.app import create_app
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
@@ -48,7 +48,7 @@ class Cluster:
     def ranks(self) -> list[psutil.Process]:
         """Processes of ranks other than the first."""
         found = psutil.Process(self._process.pid).children(recursive=True)
-        return [each for each in found if "parhelion.engine.rank_process" in _arguments(each)]
+        return [each for each in found if "parhelion.engine.ranks.process" in _arguments(each)]
 
     def _line(self) -> str:
         assert self._process.stdout is not None

@@ -17,7 +17,7 @@ import pytest
 from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
 from parhelion.bench.server_process import running_server
 from parhelion.config import ServerConfig
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.server.app import create_app
 from parhelion.types import EngineStats, Prompt

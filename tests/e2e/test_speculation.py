@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from parhelion import LLM, RequestOutput, SamplingParams
-from parhelion.engine import draft_choice
+from parhelion.engine.drafts import choice as draft_choice
 from parhelion.errors import ConfigError
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
 

@@ -20,7 +20,7 @@ from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingPar
 from parhelion.distributed.rendezvous import host_store, join, leave
 from parhelion.engine.connection import ProcessConnection
 from parhelion.engine.kv_storage import KVCacheSize
-from parhelion.engine.ranks import RankProcesses
+from parhelion.engine.ranks.processes import RankProcesses
 from parhelion.errors import CheckpointError, ConfigError, EngineDeadError
 from parhelion.ops.launching import BUCKETS
 from parhelion.types import TokenLogprobs
@@ -200,7 +200,7 @@ def test_a_rank_that_is_stopped_in_a_step_is_ended_and_named(tiny_path: Path) ->
 
 def ranks_of(process: psutil.Process) -> list[psutil.Process]:
     """The ranks that a process has started; other tests may have left it other children."""
-    return [child for child in process.children() if "parhelion.engine.rank_process" in child.cmdline()]
+    return [child for child in process.children() if "parhelion.engine.ranks.process" in child.cmdline()]
 
 
 def name_of(rank: psutil.Process) -> str:

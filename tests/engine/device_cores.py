@@ -12,14 +12,14 @@ import torch
 from parhelion.config import EngineConfig, LoadFormat
 from parhelion.distributed.group import ALONE, Group
 from parhelion.engine.core import EngineCore
-from parhelion.engine.device_step import Mode, Step, StepOutputs
-from parhelion.engine.device_worker import DeviceWorker, DeviceWorkerOptions
-from parhelion.engine.draft_choice import read_draft
+from parhelion.engine.device.step import Mode, Step, StepOutputs
+from parhelion.engine.device.worker import DeviceWorker, DeviceWorkerOptions
+from parhelion.engine.drafts.choice import read_draft
+from parhelion.engine.host.worker import Worker
 from parhelion.engine.kv_storage import plan_kv_cache
 from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_layout import Bucket
-from parhelion.engine.worker import Worker
 from parhelion.scheduler import SchedulerConfig
 from parhelion.speculative import Drafting, DraftingAhead, Proposer, Speculation, Speculator
 from tests.engine.requests import add_request

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.pipeline_parallel import PipelineWorker
+from parhelion.engine.ranks.pipeline_parallel import PipelineWorker
 from parhelion.engine.step_result import NOTHING, PendingStep, StepResult
 from parhelion.scheduler import StepPlan
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from parhelion.config import EngineConfig
-from parhelion.engine import device_worker
-from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
-from parhelion.engine.device_head import HeadFeatures
-from parhelion.engine.device_state import DeviceState
-from parhelion.engine.device_step import Mode
-from parhelion.engine.draft_progress import HeadProgress
+from parhelion.engine.device import worker as device_worker
+from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
+from parhelion.engine.device.head import HeadFeatures
+from parhelion.engine.device.state import DeviceState
+from parhelion.engine.device.step import Mode
+from parhelion.engine.drafts.progress import HeadProgress
 from parhelion.engine.load import load_model
 from parhelion.engine.step_layout import Bucket, StepInts, StepRows, pack, view_ints
 from parhelion.models.decoder import HiddenStates

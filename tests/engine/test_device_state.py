@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, StepRows, guesses_apart, pack, view_ints
 from parhelion.layers.step_batch import StepBatch
 from parhelion.ops.contract import Contract

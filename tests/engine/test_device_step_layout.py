@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.engine.buckets import Buckets
-from parhelion.engine.device_state import DeviceState, merged
+from parhelion.engine.device.buckets import Buckets
+from parhelion.engine.device.state import DeviceState, merged
 from parhelion.engine.step_layout import (
     Bucket,
     StepRows,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.engine import device_worker
-from parhelion.engine.device_sampling import uniform
-from parhelion.engine.device_step import Mode
+from parhelion.engine.device import worker as device_worker
+from parhelion.engine.device.sampling import uniform
+from parhelion.engine.device.step import Mode
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints

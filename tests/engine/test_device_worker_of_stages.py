@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from parhelion.engine import device_worker
-from parhelion.engine.device_step import Mode
+from parhelion.engine.device import worker as device_worker
+from parhelion.engine.device.step import Mode
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_layout import Bucket
 from tests.e2e.tiny_models import TinyModel

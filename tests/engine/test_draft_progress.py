@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from parhelion.engine.draft_progress import DraftProgress
+from parhelion.engine.drafts.progress import DraftProgress
 from parhelion.engine.step_layout import StepRows
 
 BLOCK = 4

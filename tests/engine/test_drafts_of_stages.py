@@ -15,7 +15,7 @@ import torch
 
 from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
-from parhelion.engine.draft_ahead import guesses_of, proposals, rows_behind
+from parhelion.engine.drafts.ahead import guesses_of, proposals, rows_behind
 from parhelion.engine.step_layout import StepRows
 from parhelion.engine.step_result import Proposal
 from parhelion.scheduler import Row

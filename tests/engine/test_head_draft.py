@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from parhelion.config import EngineConfig
+from parhelion.engine.host.worker import Worker
 from parhelion.engine.load import load_model
-from parhelion.engine.worker import Worker
 from parhelion.scheduler import StepPlan
 from parhelion.speculative import Drafting, Pace
 from tests.e2e.eagle3_scratch import write_fitted_head, write_random_head

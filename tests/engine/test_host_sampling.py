@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import StepRows, samples_of
 

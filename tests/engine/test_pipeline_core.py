@@ -9,7 +9,7 @@ import pytest
 
 from parhelion.engine.core import EngineCore
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.pipeline_parallel import PipelineWorker
+from parhelion.engine.ranks.pipeline_parallel import PipelineWorker
 from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError
 from parhelion.scheduler import SchedulerConfig, StepPlan

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from parhelion.config import EngineConfig
-from parhelion.engine import placement
-from parhelion.engine.placement import rank_device, rank_threads, replica_config
+from parhelion.engine.ranks import placement
+from parhelion.engine.ranks.placement import rank_device, rank_threads, replica_config
 from parhelion.errors import ConfigError
 
 

@@ -12,9 +12,9 @@ import pytest
 import zmq
 
 from parhelion.distributed.interfaces import interface_at, interface_named, loopback
-from parhelion.engine.rank_line import connect_line
-from parhelion.engine.rank_messages import FromRank, Hello, Join, Loaded, Refused, ToRank
-from parhelion.engine.rank_port import RankPort
+from parhelion.engine.ranks.line import connect_line
+from parhelion.engine.ranks.messages import FromRank, Hello, Join, Loaded, Refused, ToRank
+from parhelion.engine.ranks.port import RankPort
 from parhelion.errors import ConfigError
 
 TIMEOUT_S = 0.9

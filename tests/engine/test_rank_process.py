@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from parhelion.config import EngineConfig
-from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.messages import AddRequest, EngineFailed
-from parhelion.engine.rank_channel import RankChannel, Relay
-from parhelion.engine.rank_messages import ExecuteStep, Hello, Leave, Loaded, RankOptions, Sampled, StepDone, ToRank
-from parhelion.engine.rank_port import RankPort
-from parhelion.engine.rank_process import path_here, run_steps
+from parhelion.engine.ranks.awaited_tokens import AwaitedTokens
+from parhelion.engine.ranks.channel import RankChannel, Relay
+from parhelion.engine.ranks.messages import ExecuteStep, Hello, Leave, Loaded, RankOptions, Sampled, StepDone, ToRank
+from parhelion.engine.ranks.port import RankPort
+from parhelion.engine.ranks.process import path_here, run_steps
 from parhelion.engine.step_result import NOTHING, StepResult
 from parhelion.errors import ModelNotFoundError
 from parhelion.scheduler import AWAITED, KNOWN, Row, StepPlan

@@ -12,10 +12,10 @@ import torch
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.interfaces import loopback
-from parhelion.engine import placement, ray_actor, ray_hosts
-from parhelion.engine.placement import rank_device, rank_hosts, replica_config
-from parhelion.engine.rank_messages import RankOptions
-from parhelion.engine.ray_hosts import RayHosts
+from parhelion.engine.ranks import placement, ray_actor, ray_hosts
+from parhelion.engine.ranks.messages import RankOptions
+from parhelion.engine.ranks.placement import rank_device, rank_hosts, replica_config
+from parhelion.engine.ranks.ray_hosts import RayHosts
 from parhelion.errors import ConfigError, EngineDeadError
 from tests.engine.fake_ray import FakeRay, Node
 

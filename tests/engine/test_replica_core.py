@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from parhelion.config import EngineConfig
-from parhelion.engine import replica_core
 from parhelion.engine.messages import (
     AbortRequests,
     EngineFailed,
@@ -24,7 +23,8 @@ from parhelion.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from parhelion.engine.replica_core import ReplicaCore
+from parhelion.engine.replicas import core as replica_core
+from parhelion.engine.replicas.core import ReplicaCore
 from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError, RequestsLostError
 from parhelion.types import EngineStats
 

@@ -24,8 +24,8 @@ from parhelion.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from parhelion.engine.replica import RestartPolicy
-from parhelion.engine.replicas import ReplicaConnections
+from parhelion.engine.replicas.connections import ReplicaConnections
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.types import EngineStats, ReplicaState, ReplicaStatus
 
 from .requests import add_request, engine_info

@@ -8,7 +8,7 @@ import pytest
 
 from parhelion.config import EngineConfig
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.routing import REQUEST_TOKENS, GivenPrefixes, Router
+from parhelion.engine.replicas.routing import REQUEST_TOKENS, GivenPrefixes, Router
 
 from .requests import add_request
 

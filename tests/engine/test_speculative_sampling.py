@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from parhelion.engine.core import EngineCore
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import rows_of, samples_of

@@ -13,9 +13,9 @@ import zmq
 from parhelion.config import EngineConfig
 from parhelion.distributed.given_up import Releaser
 from parhelion.distributed.group import Group
-from parhelion.engine.rank_messages import FromRank, Hello, Join, Loaded, Refused, ToRank
-from parhelion.engine.rank_port import RankPort
-from parhelion.engine.tensor_parallel import OtherRanks, check_tp
+from parhelion.engine.ranks.messages import FromRank, Hello, Join, Loaded, Refused, ToRank
+from parhelion.engine.ranks.port import RankPort
+from parhelion.engine.ranks.tensor_parallel import OtherRanks, check_tp
 from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.models.config import ModelConfig, RopeConfig
 from parhelion.quantization import FP8_BLOCK, INT8_PER_TOKEN, UNQUANTIZED, QuantScheme

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine.device_sampling import DeviceSampler
-from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device.sampling import DeviceSampler
+from parhelion.engine.device.state import DeviceState
 from parhelion.errors import ConfigError
 from parhelion.layers.alternatives import Alternatives
 from parhelion.layers.fusions import ON_GPU, SINGLE_TOKEN

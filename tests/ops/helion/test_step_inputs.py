@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepRows, num_ints, pack, view_ints
 from parhelion.ops.check import check
 from parhelion.ops.contract import Tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from parhelion.engine.device_state import DeviceState, Update, merged
+from parhelion.engine.device.state import DeviceState, Update, merged
 from parhelion.engine.step_layout import Bucket, StepRows, num_ints, pack
 from parhelion.platform.streams import Event, pinned, record_event
 

@@ -13,8 +13,8 @@ import zmq
 
 from parhelion.distributed.interfaces import Interface
 from parhelion.engine.heartbeats import LifeLine
-from parhelion.engine.rank_line import bind_line
-from parhelion.engine.rank_messages import FromRank, Hello, Refused, ToRank
+from parhelion.engine.ranks.line import bind_line
+from parhelion.engine.ranks.messages import FromRank, Hello, Refused, ToRank
 
 _WRONG_SECRET = "wrong secret: only processes that this engine started may be its ranks"
 

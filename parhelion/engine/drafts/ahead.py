@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parhelion.engine.draft_progress import num_guesses
+from parhelion.engine.drafts.progress import num_guesses
 from parhelion.engine.step_layout import Ints, StepRows
 from parhelion.engine.step_result import Proposal
 from parhelion.scheduler import Row

@@ -1,4 +1,4 @@
-"""A rank's own process: ``python -m parhelion.engine.rank_process``, started by ``start_rank``.
+"""A rank's own process: ``python -m parhelion.engine.ranks.process``, started by ``start_rank``.
 
 It reads its options as JSON from standard input, says hello to rank 0, loads its part of the model and runs the steps
 that rank 0 hands it. It ends when it is told to, when anything fails, or when whoever started it, or rank 0, is gone.
@@ -21,16 +21,15 @@ import msgspec
 import torch
 
 from parhelion.distributed.rendezvous import file_store, reach_store, take_place
-from parhelion.engine.awaited_tokens import AwaitedTokens
 from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
 from parhelion.engine.core import StepExecutor
-from parhelion.engine.draft_choice import read_draft
+from parhelion.engine.drafts.choice import read_draft
 from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
 from parhelion.engine.loop import failure
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
-from parhelion.engine.placement import rank_device, rank_threads
-from parhelion.engine.rank_channel import RankChannel, Relay, Road
-from parhelion.engine.rank_messages import (
+from parhelion.engine.ranks.awaited_tokens import AwaitedTokens
+from parhelion.engine.ranks.channel import RankChannel, Relay, Road
+from parhelion.engine.ranks.messages import (
     ExecuteStep,
     Hello,
     Join,
@@ -42,7 +41,8 @@ from parhelion.engine.rank_messages import (
     Serve,
     ToRank,
 )
-from parhelion.engine.rank_start import SHOW_STACKS
+from parhelion.engine.ranks.placement import rank_device, rank_threads
+from parhelion.engine.ranks.start import SHOW_STACKS
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
 from parhelion.models.resolve import resolve_model

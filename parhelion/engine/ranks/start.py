@@ -13,9 +13,9 @@ import msgspec
 from parhelion.config import EngineConfig, child_environment
 from parhelion.distributed.interfaces import Interface
 from parhelion.engine.connection import SPIN_BRIEFLY, how_it_ended
-from parhelion.engine.rank_messages import RankOptions
+from parhelion.engine.ranks.messages import RankOptions
 
-RANK_COMMAND = (sys.executable, "-m", "parhelion.engine.rank_process")
+RANK_COMMAND = (sys.executable, "-m", "parhelion.engine.ranks.process")
 """What a rank's process runs."""
 
 SHOW_STACKS = signal.SIGUSR1

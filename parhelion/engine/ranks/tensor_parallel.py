@@ -21,15 +21,15 @@ from parhelion.distributed.rendezvous import (
     open_connections,
     take_place,
 )
-from parhelion.engine.device_worker import DeviceWorker
-from parhelion.engine.graphs import GraphCache
+from parhelion.engine.device.graphs import GraphCache
+from parhelion.engine.device.worker import DeviceWorker
+from parhelion.engine.host.worker import Worker
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.pipeline_parallel import size_of, stage_of
-from parhelion.engine.placement import rank_device, rank_hosts
-from parhelion.engine.ranks import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
+from parhelion.engine.ranks.pipeline_parallel import size_of, stage_of
+from parhelion.engine.ranks.placement import rank_device, rank_hosts
+from parhelion.engine.ranks.processes import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
-from parhelion.engine.worker import Worker
 from parhelion.errors import EngineDeadError, ParhelionError
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from parhelion.distributed.stages import StageLinks
-from parhelion.engine.draft_ahead import guesses_of, proposals, rows_behind
-from parhelion.engine.draft_progress import DraftProgress, HeadProgress
-from parhelion.engine.head_draft import HeadDraft
-from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_drafter import HostDrafter, ModelDraft
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.drafts.ahead import guesses_of, proposals, rows_behind
+from parhelion.engine.drafts.progress import DraftProgress, HeadProgress
+from parhelion.engine.host.batches import HostBatches
+from parhelion.engine.host.drafter import HostDrafter, ModelDraft
+from parhelion.engine.host.head import HeadDraft
+from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState

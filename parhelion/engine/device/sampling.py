@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import StepInts
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.resolve import Resolver

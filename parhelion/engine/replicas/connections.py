@@ -25,9 +25,9 @@ from parhelion.engine.messages import (
     StatsReply,
     ToEngine,
 )
-from parhelion.engine.replica import Replica, ReplicaProcess, RestartPolicy
-from parhelion.engine.replica_stats import of_all
-from parhelion.engine.routing import Router
+from parhelion.engine.replicas.replica import Replica, ReplicaProcess, RestartPolicy
+from parhelion.engine.replicas.routing import Router
+from parhelion.engine.replicas.stats import of_all
 
 logger = logging.getLogger("parhelion.engine")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine.device_sampling import DeviceSampler
-from parhelion.engine.device_state import DeviceState
-from parhelion.engine.device_step import Mode, StepOutputs
+from parhelion.engine.device.sampling import DeviceSampler
+from parhelion.engine.device.state import DeviceState
+from parhelion.engine.device.step import Mode, StepOutputs
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
 from parhelion.models.decoder import HiddenStates
 from parhelion.models.eagle3 import Eagle3Head

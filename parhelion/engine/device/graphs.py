@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from parhelion.engine.device_step import Mode, Step, StepOutputs
+from parhelion.engine.device.step import Mode, Step, StepOutputs
 from parhelion.engine.step_layout import Bucket
 from parhelion.platform.streams import WorkStream
 

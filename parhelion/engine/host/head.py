@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from parhelion.engine.draft_progress import HeadProgress
-from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.drafts.progress import HeadProgress
+from parhelion.engine.host.batches import HostBatches
+from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.step_layout import Ints, StepRows
 from parhelion.models.decoder import HiddenStates

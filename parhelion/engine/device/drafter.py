@@ -9,11 +9,11 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from parhelion.engine.buckets import Buckets
-from parhelion.engine.device_queue import DeviceQueue
-from parhelion.engine.device_step import Mode, Step
-from parhelion.engine.draft_progress import DraftProgress, num_guesses
-from parhelion.engine.graphs import EagerSteps, GraphCache
+from parhelion.engine.device.buckets import Buckets
+from parhelion.engine.device.graphs import EagerSteps, GraphCache
+from parhelion.engine.device.step import Mode, Step
+from parhelion.engine.device.step_queue import DeviceQueue
+from parhelion.engine.drafts.progress import DraftProgress, num_guesses
 from parhelion.engine.step_layout import Ints, StepRows, tokens_apart
 from parhelion.engine.step_result import Drafted
 from parhelion.platform.streams import Mark, mark, pinned

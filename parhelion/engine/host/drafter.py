@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from parhelion.engine.draft_progress import DraftProgress, num_guesses
-from parhelion.engine.host_batches import HostBatches
-from parhelion.engine.host_sampling import HostSampler, LanguageModel
+from parhelion.engine.drafts.progress import DraftProgress, num_guesses
+from parhelion.engine.host.batches import HostBatches
+from parhelion.engine.host.sampling import HostSampler, LanguageModel
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.step_layout import Ints, StepRows
 from parhelion.engine.step_result import Drafted

@@ -28,7 +28,7 @@ from parhelion.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from parhelion.engine.replica import RestartPolicy
+from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import ConfigError, EngineDeadError, InvalidRequestError, RequestsLostError
 from parhelion.types import EngineStats
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from parhelion.config import EngineConfig
-from parhelion.engine.rank_start import LocalHosts, RankHosts
+from parhelion.engine.ranks.start import LocalHosts, RankHosts
 from parhelion.errors import ConfigError
 from parhelion.platform.cores import usable_cores
 from parhelion.platform.device import choose_device
@@ -64,7 +64,7 @@ def rank_hosts(config: EngineConfig) -> RankHosts:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("executor is ray, and ray is not installed here: pip install 'parhelion[ray]'")
     # Only who asks for it waits for its import.
-    from parhelion.engine.ray_hosts import RayHosts
+    from parhelion.engine.ranks.ray_hosts import RayHosts
 
     return RayHosts(config)
 

@@ -15,9 +15,9 @@ import zmq
 
 from parhelion.engine.heartbeats import answer_heartbeats
 from parhelion.engine.loop import failure
-from parhelion.engine.placement import compute_on
-from parhelion.engine.rank_line import connect_line
-from parhelion.engine.rank_messages import FromRank, Leave, RankOptions, StepDone, ToRank
+from parhelion.engine.ranks.line import connect_line
+from parhelion.engine.ranks.messages import FromRank, Leave, RankOptions, StepDone, ToRank
+from parhelion.engine.ranks.placement import compute_on
 from parhelion.engine.step_result import PendingStep
 
 

@@ -15,10 +15,10 @@ from typing import Protocol
 
 from parhelion.distributed.model_size import ModelSize
 from parhelion.distributed.stages import Stage
-from parhelion.engine.awaited_tokens import AwaitedTokens
-from parhelion.engine.graphs import GraphCache
+from parhelion.engine.device.graphs import GraphCache
 from parhelion.engine.messages import AddRequest
-from parhelion.engine.ranks import CHECK_S
+from parhelion.engine.ranks.awaited_tokens import AwaitedTokens
+from parhelion.engine.ranks.processes import CHECK_S
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import UNQUANTIZED, QuantScheme

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from parhelion.distributed.stages import StageLinks
-from parhelion.engine.buckets import Buckets
-from parhelion.engine.device_drafter import DeviceDrafter, PendingDraft
-from parhelion.engine.device_head import HeadFeatures, HeadStep
-from parhelion.engine.device_queue import DeviceQueue
-from parhelion.engine.device_sampling import DeviceSampler
-from parhelion.engine.device_stage import PassedOn, StageBuffers
-from parhelion.engine.device_state import DeviceState, Update
-from parhelion.engine.device_step import DeviceStep, Mode, Step, StepOutputs
-from parhelion.engine.draft_ahead import guesses_of, proposals, rows_behind
-from parhelion.engine.draft_progress import DraftProgress, HeadProgress
-from parhelion.engine.graphs import EagerSteps, GraphCache
-from parhelion.engine.host_sampling import HostSampler
+from parhelion.engine.device.buckets import Buckets
+from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
+from parhelion.engine.device.graphs import EagerSteps, GraphCache
+from parhelion.engine.device.head import HeadFeatures, HeadStep
+from parhelion.engine.device.sampling import DeviceSampler
+from parhelion.engine.device.stage import PassedOn, StageBuffers
+from parhelion.engine.device.state import DeviceState, Update
+from parhelion.engine.device.step import DeviceStep, Mode, Step, StepOutputs
+from parhelion.engine.device.step_queue import DeviceQueue
+from parhelion.engine.drafts.ahead import guesses_of, proposals, rows_behind
+from parhelion.engine.drafts.progress import DraftProgress, HeadProgress
+from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState

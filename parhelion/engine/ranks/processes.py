@@ -18,7 +18,7 @@ from parhelion.distributed.interfaces import LOOPBACK
 from parhelion.distributed.rendezvous import file_store, host_store
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
-from parhelion.engine.rank_messages import (
+from parhelion.engine.ranks.messages import (
     ExecuteStep,
     FromRank,
     Hello,
@@ -30,8 +30,8 @@ from parhelion.engine.rank_messages import (
     Serve,
     StepDone,
 )
-from parhelion.engine.rank_port import RankPort
-from parhelion.engine.rank_start import LocalHosts, RankHosts, StartedRank
+from parhelion.engine.ranks.port import RankPort
+from parhelion.engine.ranks.start import LocalHosts, RankHosts, StartedRank
 from parhelion.engine.step_result import StepResult
 from parhelion.errors import EngineDeadError, ParhelionError, error_of_kind
 from parhelion.scheduler import StepPlan

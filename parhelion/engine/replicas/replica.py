@@ -11,7 +11,7 @@ from typing import Protocol
 from parhelion.config import EngineConfig
 from parhelion.engine.connection import Connection
 from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, ReplicaStates, StatsReply, ToEngine
-from parhelion.engine.replica_stats import only_totals, with_totals
+from parhelion.engine.replicas.stats import only_totals, with_totals
 from parhelion.errors import first_line
 from parhelion.types import EngineStats, ReplicaState, ReplicaStats
 

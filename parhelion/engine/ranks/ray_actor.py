@@ -11,8 +11,8 @@ import ray
 
 from parhelion.distributed.interfaces import Interface, interface_at, interface_named
 from parhelion.engine.connection import how_it_ended
-from parhelion.engine.rank_messages import RankOptions
-from parhelion.engine.rank_start import start_rank
+from parhelion.engine.ranks.messages import RankOptions
+from parhelion.engine.ranks.start import start_rank
 from parhelion.platform.cores import usable_cores
 
 

@@ -19,9 +19,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from parhelion.config import EngineConfig, read_environment
 from parhelion.distributed.interfaces import Interface
-from parhelion.engine.rank_messages import RankOptions
-from parhelion.engine.rank_start import StartedRank
-from parhelion.engine.ray_actor import Machine, RankActor, installed_versions
+from parhelion.engine.ranks.messages import RankOptions
+from parhelion.engine.ranks.ray_actor import Machine, RankActor, installed_versions
+from parhelion.engine.ranks.start import StartedRank
 from parhelion.errors import ConfigError, EngineDeadError, ParhelionError, first_line
 
 logger = logging.getLogger("parhelion.engine")

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine.device_sampling import DeviceSampler
-from parhelion.engine.device_stage import StageBuffers
-from parhelion.engine.device_state import DeviceState
+from parhelion.engine.device.sampling import DeviceSampler
+from parhelion.engine.device.stage import StageBuffers
+from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import Bucket, StepInts, view_ints
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel, HiddenStates
