@@ -44,7 +44,8 @@ unit: setup
 	@# Two processes share the cores: threads that wait for work must not keep a core busy meanwhile.
 	@# Files are taken in the order of tests/conftest.py, the longest first.
 	@# Processes that tests start read compiled modules, also where the environment keeps Python from writing them.
-	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@# Each compiles by itself: TorchInductor's own pool would be one more for each of them.
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

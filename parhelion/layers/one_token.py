@@ -8,6 +8,7 @@ the contracts' own formulas in the order of the block's calls, with attention ov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -88,7 +89,18 @@ class OneTokenCompiler:
         return (weight.to(self._weight_dtype).contiguous(), *bias)
 
 
-_VARYING = ("hidden", "kv_cache", "blocks", "first", "num_tokens")
+_OF_A_ROW = ("blocks", "first", "num_tokens")
+_VARYING = ("hidden", "kv_cache", *_OF_A_ROW)
+
+
+def for_any_row() -> AbstractContextManager[None]:
+    """While it lasts, blocks compile for rows of any length, anywhere in the cache. Elsewhere Dynamo takes a length for a
+    constant until it meets a second one, and compiles again.
+    """
+    from torch.compiler import config
+
+    patch: AbstractContextManager[None] = config.patch(dynamic_sources=",".join(f"L['{name}']" for name in _OF_A_ROW))
+    return patch
 
 
 def _guards_of_what_varies(guards: Sequence[Any]) -> list[bool]:

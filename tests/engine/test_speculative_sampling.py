@@ -25,9 +25,9 @@ from parhelion.speculative import Speculation
 from parhelion.types import SamplingParams
 
 VOCAB = 12
-SLOTS = 64
-LENGTH = 260
-REQUESTS = 96
+SLOTS = 128
+LENGTH = 80
+REQUESTS = 256
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 1.0},

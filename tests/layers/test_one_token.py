@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from parhelion.config import EngineConfig
 from parhelion.engine.load import load_model
-from parhelion.layers.one_token import can_compile
+from parhelion.layers.one_token import can_compile, for_any_row
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel
 from parhelion.ops.paged_attention.batch import AttentionBatch
@@ -22,7 +23,9 @@ from tests.layers.test_program import _feed_forward
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 12
 
-QWEN3 = TinyModel("qwen3-windows", "Qwen3", {"head_dim": 16, "tie_word_embeddings": True})
+QWEN3 = TinyModel("qwen3-one-block", "Qwen3", {"head_dim": 16, "tie_word_embeddings": True, "num_hidden_layers": 1})
+QWEN3_IN_TWO = replace(QWEN3, overrides=QWEN3.overrides | {"num_hidden_layers": 2})
+"""The first block is compiled apart from the others, one of which is the second stage here."""
 QWEN2 = TinyModel(
     "qwen2-windows",
     "Qwen2",
@@ -75,19 +78,22 @@ def test_one_token_gives_the_hidden_state_and_the_cache_of_the_ordinary_blocks(t
     caches = [[tensor.clone() for tensor in start] for _ in models]
     adjacent = [([3, 4, 5], 10), ([3, 4, 5, 6], 13), ([0, 1, 2, 3, 4], 18), ([6], 0)]
     scattered = [([7, 2, 9], 8), ([9, 1, 0, 5, 3, 2], 22)]
-    with torch.inference_mode():
+    compiled_before = counters["stats"]["unique_graphs"]
+    with torch.inference_mode(), for_any_row():
         for blocks, position in adjacent + scattered:
             expected, got = (
                 _step(model, cache, blocks, 7 + position, position) for model, cache in zip(models, caches, strict=True)
             )
             # float32 sums in another order, through three layers of weights of deviation 0.2.
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    # The first block and the others, each for rows of one token and of more, side by side and not: of any length.
+    assert counters["stats"]["unique_graphs"] - compiled_before == min(2, config.num_layers) * 3
     for ordinary, compiled in zip(*caches, strict=True):
         torch.testing.assert_close(compiled, ordinary, rtol=1e-4, atol=1e-4)
 
 
 def test_a_later_stage_takes_what_it_is_handed_into_its_compiled_blocks(tmp_path: Path):
-    QWEN3.write(tmp_path)
+    QWEN3_IN_TWO.write(tmp_path)
     config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", block_size=BLOCK_SIZE, pp=2)
     models = [load_model(replace(config, compile=compiled), tmp_path, stage=1).model for compiled in (False, True)]
     dimensions = models[0].config
@@ -95,7 +101,7 @@ def test_a_later_stage_takes_what_it_is_handed_into_its_compiled_blocks(tmp_path
     generator = torch.Generator().manual_seed(2)
     received = torch.randn((2, 1, dimensions.hidden_size), generator=generator)
     start = [torch.randn(shape, generator=generator) for _ in range(dimensions.num_layers)]
-    with torch.inference_mode():
+    with torch.inference_mode(), for_any_row():
         expected, got = (
             _step(model, [tensor.clone() for tensor in start], [3, 4, 5], 0, 10, received.clone()) for model in models
         )

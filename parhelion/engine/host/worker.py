@@ -23,6 +23,7 @@ from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import SamplingState
 from parhelion.engine.step_layout import Ints, Samples, StepRows, rows_of, samples_of
 from parhelion.engine.step_result import NOTHING, Drafted, Proposal, StepResult
+from parhelion.layers.one_token import for_any_row
 from parhelion.models.decoder import DecoderModel, HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.scheduler import StepPlan
@@ -30,9 +31,9 @@ from parhelion.scheduler import StepPlan
 WARM_UP_LENGTHS = (8, 5)
 """Prompts: two lengths, since a compiler takes a length for a constant until it meets a second one."""
 
-WARM_UP_ROWS = (((0,), 0), ((2,), 0), ((1, 2), 1), ((0, 1, 2), 2), ((2, 1), 1), ((2, 0, 1), 2))
-"""Decode rows, by their blocks and the place of the token in the last of these: two of a single token, two lengths of
-rows whose blocks lie side by side, and two of others."""
+WARM_UP_ROWS = (((0,), 0), ((1, 2), 1), ((2, 1), 1))
+"""Decode rows, by their blocks and the place of the token in the last of these: one of a single token, one whose blocks
+lie side by side, and another."""
 
 
 class Worker:
@@ -96,11 +97,12 @@ class Worker:
         with torch.inference_mode():
             for length in WARM_UP_LENGTHS:
                 self._warm_up(StepRows(zero, zero, np.array([min(length, room)]), zero, zero))
-            for blocks, position in WARM_UP_ROWS:
-                start = (len(blocks) - 1) * self._block_size + position % self._block_size
-                if max(blocks) < len(self._kv_cache[0]) and len(blocks) <= self._block_table.shape[1]:
-                    self._block_table[0, : len(blocks)] = blocks
-                    self._warm_up(StepRows(zero, np.array([start]), one, zero, zero))
+            with for_any_row():
+                for blocks, position in WARM_UP_ROWS:
+                    start = (len(blocks) - 1) * self._block_size + position % self._block_size
+                    if max(blocks) < len(self._kv_cache[0]) and len(blocks) <= self._block_table.shape[1]:
+                        self._block_table[0, : len(blocks)] = blocks
+                        self._warm_up(StepRows(zero, np.array([start]), one, zero, zero))
             self._block_table[0] = 0
 
     def _warm_up(self, rows: StepRows) -> None:

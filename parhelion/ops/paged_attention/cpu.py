@@ -120,9 +120,9 @@ def attend_one_token(contract: PagedAttention) -> Launcher:
         blocks, first, num_tokens = row
         if blocks is not None:
             kv_cache, first = kv_cache[blocks], 0
-        if c.sliding_window is not None and num_tokens > c.sliding_window:
-            first, num_tokens = first + num_tokens - c.sliding_window, c.sliding_window
-        key_value = kv_cache.view(-1, *kv_cache.shape[2:]).narrow(0, first, num_tokens)
+        # Not by a comparison: rows on either side of it would need code of their own.
+        seen = num_tokens if c.sliding_window is None else torch.sym_min(num_tokens, c.sliding_window)
+        key_value = kv_cache.view(-1, *kv_cache.shape[2:]).narrow(0, first + num_tokens - seen, seen)
         keys, values = key_value.transpose(0, 1)[None].split(c.num_kv_heads, 1)
         grouped = query.view(1, c.num_kv_heads, -1, c.head_dim)
         return F.scaled_dot_product_attention(grouped, keys, values, scale=c.scale).reshape(query.shape)
