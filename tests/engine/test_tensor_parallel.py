@@ -138,8 +138,8 @@ def test_whoever_does_not_know_the_secret_is_refused_and_not_heard() -> None:
         assert port.hosts == {}
         rank.send(Hello(1, port.secret, "here"))
         assert port.receive(2.0) == (1, Hello(1, port.secret, "here"))
-        port.send(Join(80))
-        assert rank.receive() == Join(80)
+        port.send(Join("a-path"))
+        assert rank.receive() == Join("a-path")
         assert not stranger.socket.poll(100)
         # Nobody takes a rank's place.
         stranger.send(Hello(1, port.secret, "elsewhere"))

@@ -79,7 +79,7 @@ class OtherRanks:
             raise
         try:
             self._processes.wait_for_all()
-            store = self._processes.join(device)
+            store = self._processes.join()
             before = open_connections()
             with self.blamed():
                 self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
