@@ -109,6 +109,20 @@ def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest
         raise RuntimeError("CUDA error")
 
 
+def test_an_error_that_no_other_rank_is_behind_names_this_one() -> None:
+    class Alive:
+        def check_for(self, seconds: float) -> None:
+            return
+
+    others = OtherRanks.__new__(OtherRanks)
+    vars(others).update(_processes=Alive(), _failure=None)
+    with (
+        pytest.raises(EngineDeadError, match=r"rank 0 on .* \(process \d+\) failed: RuntimeError: NCCL error"),
+        others.blamed(),
+    ):
+        raise RuntimeError("NCCL error\nand where")
+
+
 class Peer:
     """Somebody who has found the port."""
 
