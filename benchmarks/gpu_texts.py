@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from parhelion import LLM, SamplingParams
-from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config
+from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config, write_head_config
 from parhelion.types import RequestOutput, TokensPrompt
 
 
@@ -97,11 +97,14 @@ def among_others(folder: Path, device: str) -> list[dict[str, Any]]:
 def guesses_against_plain(folder: Path, device: str) -> list[dict[str, Any]]:
     """Greedy tokens in float32 with guesses, most of them right or most of them wrong, beside those without.
 
-    The prompts repeat themselves, and so do random models; the draft model is the model itself, or one that was never
-    told of it.
+    The prompts repeat themselves, and so do random models; the draft model is the model itself, a random head, or a
+    model that was never told of it.
     """
-    where = write_config(TINY, folder / "guesses", None)
-    other = write_config(replace(TINY, num_hidden_layers=1), folder / "guesses-other", None)
+    # A head reads the states of three layers.
+    deep = replace(TINY, num_hidden_layers=8)
+    where = write_config(deep, folder / "guesses", None)
+    other = write_config(replace(deep, num_hidden_layers=1), folder / "guesses-other", None)
+    head = write_head_config(deep, folder / "guesses-head")
     generator = torch.Generator().manual_seed(12)
     prompts = []
     for length in (3, 20, 41, 7, 16, 33):
@@ -113,6 +116,7 @@ def guesses_against_plain(folder: Path, device: str) -> list[dict[str, Any]]:
         "off": {},
         "ngram": {"speculate": "ngram", "num_speculative_tokens": 3},
         "itself": {"speculate": "draft", "draft_model": str(where), "num_speculative_tokens": 2},
+        "head": {"speculate": "eagle3", "draft_model": str(head), "num_speculative_tokens": 3},
         "another": {"speculate": "draft", "draft_model": str(other), "num_speculative_tokens": 7},
     }
     found: dict[str, list[list[int]]] = {}

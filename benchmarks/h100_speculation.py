@@ -180,6 +180,8 @@ class Bench:
         draft = self._draft if drafts else None
         worker = DeviceWorker(self._model.model, self._size, options, self._model.resolver, draft)
         worker.warm_up()
+        # As the peer does when it starts: no round then waits for a graph that the rounds before did not need.
+        worker.capture_all()
         return worker
 
     def core(self, worker: DeviceWorker, rate: float, speculator: Speculator | None) -> EngineCore:

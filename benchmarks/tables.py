@@ -22,6 +22,7 @@ from ahead_tables import cold_start_table, corners_table, tune_table
 from compare_tables import compare_table, servers_table
 from fault_tables import fault_table
 from gpu_speculation_table import gpu_speculation_table
+from gpu_step_tables import siblings_table, step_trace_table
 from lm_head_table import lm_head_table
 from plan_check import plan_check_table
 from pp_tables import pp_table
@@ -319,6 +320,8 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "inductor": plain_table,
     "speculation": speculation_table,
     "h200_speculation": gpu_speculation_table,
+    "h200_siblings": siblings_table,
+    "h200_step_trace": step_trace_table,
     "h100_ops": ops_table,
     "h100_engine": engine_table,
     "h100_speed": speed_table,

@@ -287,7 +287,8 @@ def trial(folder: Path, names: list[str], way: str, what: str, down_s: float) ->
         ended_s = round(time.monotonic() - ended_s, 2)
         check(server.returncode == 0, "the server ends with status 0")
         hosts = (server_host, worker_host)
-        until(lambda: not any(host.processes("parhelion.engine") for host in hosts), 5, "no process is left")
+        modules = ("parhelion.engine", "parhelion.distributed")
+        until(lambda: not any(host.processes(each) for host in hosts for each in modules), 5, "no process is left")
         check(server_host.output(sys.executable, "-c", PLACES).split()[-1:] == ["0"], "no placement group is left")
         return {
             "cluster s": cluster_s,

@@ -1,8 +1,7 @@
 """How ranks find each other: a store, and torch's process group.
 
-An engine's ranks on the CPUs of one host meet in a file that only their user can reach; those on GPUs or on several
-hosts, and those that measure, through a socket of rank 0's. Sockets, also gloo's and NCCL's, are on one network
-interface, the loopback's on one host.
+Ranks of one host meet in a file that only their user can reach, those of several hosts at a store that hears who knows
+its secret. Gloo's and NCCL's sockets are on one network interface, the loopback's on one host.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ import torch.distributed as dist
 
 from parhelion.config import environment_variables
 from parhelion.distributed.group import ALONE, Group
-from parhelion.distributed.interfaces import LOOPBACK, Interface, loopback
+from parhelion.distributed.interfaces import Interface, loopback
+from parhelion.distributed.secret_store import SecretStore
 from parhelion.distributed.stages import Road, StageLinks
+from parhelion.distributed.store_messages import StorePlace
 from parhelion.errors import ConfigError
 from parhelion.ops.collectives.machines import tell_group, tell_machine
 from parhelion.ops.inboxes import forget_inboxes
@@ -82,36 +83,14 @@ def file_store(path: str, num_ranks: int) -> dist.FileStore:
     return store
 
 
-def host_store(num_ranks: int, interface: Interface | None = None) -> dist.TCPStore:
-    """Rank 0's end of the store, on a free port; it does not wait for the others.
+def reach_store(place: StorePlace, rank: int) -> SecretStore:
+    """A rank's end of the store of several hosts.
 
     Args:
-        num_ranks: in all.
-        interface: where it listens; None is the loopback's.
-
-    Raises:
-        ConfigError: this process is in a group already.
+        place: of the store.
+        rank: of this process.
     """
-    check_no_group()
-    address = interface.address if interface is not None else LOOPBACK
-    listener = socket.socket()
-    listener.bind((address, 0))
-    listener.listen()
-    port = listener.getsockname()[1]
-    return dist.TCPStore(
-        address,
-        port,
-        num_ranks,
-        is_master=True,
-        timeout=JOIN_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-
-
-def reach_store(port: int, num_ranks: int, address: str = LOOPBACK) -> dist.TCPStore:
-    """Another rank's end of the store."""
-    return dist.TCPStore(address, port, num_ranks, is_master=False, timeout=JOIN_TIMEOUT)
+    return SecretStore(place, rank, JOIN_TIMEOUT)
 
 
 def join(
@@ -120,7 +99,7 @@ def join(
     """Make this process a rank of the group; returns once all of them are there.
 
     Args:
-        store: that all of them reach.
+        store: that all of them reach, to be kept until the group has been left.
         rank: of this process.
         num_ranks: in all.
         device: that this rank computes on.
@@ -157,7 +136,12 @@ def _through(interface: Interface | None) -> AbstractContextManager[None]:
     """Whom gloo and NCCL set up meanwhile, they reach through this interface."""
     name = (interface or loopback()).name
     # NCCL takes a name for a prefix of names, unless told otherwise.
-    return environment_variables({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"})
+    variables = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    if interface is not None:
+        # Else a thread of torch's asks the store every second whether a collective has failed anywhere. It would need
+        # Python's lock for that, also while a group is ended by whoever has the lock.
+        variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "0"
+    return environment_variables(variables)
 
 
 def take_place(
@@ -166,7 +150,7 @@ def take_place(
     """Make this process a rank of an engine; returns once all ranks are there.
 
     Args:
-        store: that all of them reach.
+        store: see ``join``.
         rank: of this process: ``tp`` ranks of the first stage, then those of the next.
         tp: ranks that share each layer.
         pp: stages.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.errors import first_line
 from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.inputs import map_tensors
@@ -35,6 +36,9 @@ LAUNCHES = 24
 TIMING = Timing(rounds=15)
 
 _PATIENCE_S = 5.0
+
+_PROBLEM_BYTES = 400
+"""Of what a rank says of a problem: more than a line has."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +60,39 @@ def time_on_ranks(
         limit_s: seconds that all of it may take. Jobs that are not done by then have no outcomes.
         load: brings a binary onto a device.
     """
-    store = host_store(len(devices))
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for rank in range(len(devices)):
-        ours, theirs = context.Pipe(duplex=False)
-        task = (rank, tuple(devices), store.port, tuple(jobs), load, theirs)
-        processes.append(context.Process(target=_run_rank, args=task, daemon=True))
-        pipes.append(ours)
-        processes[-1].start()
-        theirs.close()
-    try:
-        of_ranks = _collected(pipes, len(jobs), time.monotonic() + limit_s)
-    finally:
-        for process in processes:
-            process.join(_PATIENCE_S)
-            process.kill()
-            process.join()
+    with tempfile.TemporaryDirectory(prefix="parhelion-ranks-") as folder:
+        of_ranks = _run_ranks(jobs, devices, f"{folder}/store", limit_s, load)
     done = min(len(each) for each in of_ranks)
     return [
         [_together(outcomes) for outcomes in zip(*(each[index] for each in of_ranks), strict=True)]
         for index in range(done)
     ] + [[] for _ in range(len(jobs) - done)]
+
+
+def _run_ranks(
+    jobs: Sequence[RankJob], devices: Sequence[torch.device], path: str, limit_s: float, load: Load
+) -> list[list[list[Outcome]]]:
+    """What each rank said in time of the jobs.
+
+    Args:
+        path: of the file in which they meet.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(len(devices)):
+        ours, theirs = context.Pipe(duplex=False)
+        task = (rank, tuple(devices), path, tuple(jobs), load, theirs)
+        processes.append(context.Process(target=_run_rank, args=task, daemon=True))
+        pipes.append(ours)
+        processes[-1].start()
+        theirs.close()
+    try:
+        return _collected(pipes, len(jobs), time.monotonic() + limit_s)
+    finally:
+        for process in processes:
+            process.join(_PATIENCE_S)
+            process.kill()
+            process.join()
 
 
 def _collected(pipes: Sequence[Connection], count: int, deadline: float) -> list[list[list[Outcome]]]:
@@ -106,10 +121,10 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def _run_rank(
-    rank: int, devices: Sequence[torch.device], port: int, jobs: Sequence[RankJob], load: Load, pipe: Connection
+    rank: int, devices: Sequence[torch.device], path: str, jobs: Sequence[RankJob], load: Load, pipe: Connection
 ) -> None:
     device = devices[rank]
-    join(reach_store(port, len(devices)), rank, len(devices), device)
+    join(file_store(path, len(devices)), rank, len(devices), device)
     try:
         with torch.inference_mode():
             for job in jobs:
@@ -149,18 +164,24 @@ def _outcome(
     except Exception as error:
         launch, rel_err, wrong = None, 0.0, first_line(error)
     # All ranks time a trial, or none does.
-    problem = _first_problem(wrong)
+    problem = _first_problem(wrong, device)
     if problem is not None or launch is None:
         return Outcome(trial.provider, trial.config, None, rel_err, problem)
     seconds = _seconds(launch, map_tensors(inputs, torch.clone), device)
     return Outcome(trial.provider, trial.config, scaled(summarize(seconds), 1e6), rel_err)
 
 
-def _first_problem(own: str | None) -> str | None:
+def _first_problem(own: str | None, device: torch.device) -> str | None:
     """The first of the ranks' problems; None if none of them has any."""
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, own)
-    return next((f"on rank {rank}: {each}" for rank, each in enumerate(problems) if each is not None), None)
+    said = torch.zeros(_PROBLEM_BYTES, dtype=torch.uint8)
+    encoded = (own or "").encode()[:_PROBLEM_BYTES]
+    said[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    problems = [torch.empty_like(said, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(problems, said.to(device))
+    for rank, each in enumerate(problems):
+        if problem := bytes(each.tolist()).rstrip(b"\0").decode(errors="replace"):
+            return f"on rank {rank}: {problem}"
+    return None
 
 
 def _seconds(launch: Launcher, inputs: tuple[Any, ...], device: torch.device) -> list[float]:

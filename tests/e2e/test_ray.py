@@ -24,6 +24,7 @@ from parhelion.engine.replicas.replica import RestartPolicy
 from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.server.app import create_app
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
+from tests.processes import has_ended
 
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 
@@ -138,9 +139,11 @@ def test_ranks_that_ray_places(tiny_path: Path, cluster: Cluster, expected: list
             assert tokens_of(await answers(engine)) == expected
             # The engine's own process, which has no time to tell anybody.
             process, (rank,) = psutil.Process(engine.replicas[0].process), cluster.ranks
+            (store,) = (each for each in process.children() if "parhelion.distributed.store_server" in _arguments(each))
             process.kill()
             await until(lambda: engine.replicas[0].restarts == 2 and engine.replicas[0].serves)
             assert not rank.is_running()
+            assert has_ended(store)
             assert cluster.num_groups == 1
             (rank,) = cluster.ranks
         await engine.shutdown()

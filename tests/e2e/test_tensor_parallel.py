@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
-from parhelion.distributed.rendezvous import host_store, join, leave
+from parhelion.distributed.rendezvous import join, leave
 from parhelion.engine.connection import ProcessConnection
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.ranks.processes import RankProcesses
@@ -226,7 +226,7 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
     processes = [psutil.Process(pid) for pid in ranks.pids.values()]
     try:
         ranks.wait_for_all()
-        join(ranks.join(torch.device("cpu")), 0, 2, torch.device("cpu"))
+        join(ranks.join(), 0, 2, torch.device("cpu"))
         with pytest.raises(CheckpointError, match=r"rank 1 on .* failed: there is no file or folder .*missing"):
             ranks.smallest(KVCacheSize(8, 64, 8))
     finally:
@@ -238,7 +238,7 @@ def test_a_rank_that_cannot_start_says_why(tiny_path: Path) -> None:
 def test_a_rank_that_ends_before_it_joins_is_not_waited_for(
     tiny_path: Path, make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill_instead(self: RankProcesses, device: torch.device) -> dist.Store:
+    def kill_instead(self: RankProcesses) -> dist.Store:
         psutil.Process(self.pids[1]).kill()
         return dist.HashStore()
 
@@ -263,11 +263,11 @@ def test_ranks_of_one_host_meet_in_a_file_that_nobody_else_can_reach(
     found: list[tuple[int, Path]] = []
     join = RankProcesses.join
 
-    def joined(self: RankProcesses, device: torch.device) -> dist.Store:
+    def joined(self: RankProcesses) -> dist.Store:
         assert self._port.folder is not None
         folder = Path(self._port.folder)
         found.append((folder.stat().st_mode & 0o777, folder))
-        store = join(self, device)
+        store = join(self)
         assert isinstance(store, dist.FileStore)
         return store
 
@@ -278,9 +278,3 @@ def test_ranks_of_one_host_meet_in_a_file_that_nobody_else_can_reach(
     ((mode, folder),) = found
     assert mode == 0o700
     assert not folder.exists()
-
-
-def test_the_store_of_a_socket_is_on_the_loopback_interface_unless_another_one_is_named() -> None:
-    store = host_store(2)
-    listening = [each for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-    assert [each.laddr.ip for each in listening if each.laddr.port == store.port] == ["127.0.0.1"]

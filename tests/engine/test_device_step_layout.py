@@ -177,7 +177,7 @@ def test_a_verifying_step_launches_what_packs_are_built_with_and_writes_before_i
     names = [program[0] for program in programs]
     assert "fused_rope_attention.rope_attention_decode" not in names
     assert names[:1] == ["fused_qk_norm_rope.fused_qk_norm_rope"] or contract is not FUSED
-    has_siblings = siblings <= 8 and num_tokens <= MOST_DECODES
+    has_siblings = siblings <= 8 and 8 < num_tokens <= MOST_DECODES
     kernel = "paged_attention_siblings" if has_siblings else "paged_attention_decode"
     assert f"paged_attention.{kernel}" in names
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.engine.messages import AddRequest
 from tests.e2e.tiny_models import TinyModel
 from tests.engine.device_cores import core_of, greedy_and_drawn_requests, prompt_of, run
@@ -47,10 +47,10 @@ def told(folder: Path, group: Group) -> dict[bool, Outputs]:
     return {each: run(core_of(folder, True, each, NUM_BLOCKS, group=group), requests()) for each in OVERLAP}
 
 
-def follow(folder: Path, port: int) -> None:
+def follow(folder: Path, store: str) -> None:
     """Rank 1: the same cores, told the same."""
     torch.set_num_threads(1)
-    told(folder, join(reach_store(port, 2), 1, 2, CPU))
+    told(folder, join(file_store(store, 2), 1, 2, CPU))
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def of_two(folder: Path) -> dict[bool, Outputs]:
     """What the first of two ranks hands out."""
-    store = host_store(2)
-    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store.port))
+    store = str(folder / "store")
+    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store))
     other.start()
     try:
-        return told(folder, join(store, 0, 2, CPU))
+        return told(folder, join(file_store(store, 2), 0, 2, CPU))
     finally:
         leave()
         other.join(20)

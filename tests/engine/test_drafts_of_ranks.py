@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from parhelion.config import EngineConfig
 from parhelion.distributed.group import ALONE, Group
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.engine.load import load_model
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
@@ -90,10 +90,10 @@ def all_told(folder: Path, group: Group) -> dict[tuple[bool, str], Told]:
     return {(on_device, draft): told(folder, on_device, draft, group) for on_device, draft in CASES}
 
 
-def follow(folder: Path, port: int) -> None:
+def follow(folder: Path, store: str) -> None:
     """Rank 1: the same cores, told the same."""
     torch.set_num_threads(1)
-    all_told(folder, join(reach_store(port, 2), 1, 2, CPU))
+    all_told(folder, join(file_store(store, 2), 1, 2, CPU))
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,11 @@ def write_widened(source: Path, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def of_two(folder: Path) -> dict[tuple[bool, str], Told]:
     """What two ranks say."""
-    store = host_store(2)
-    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store.port))
+    store = str(folder / "store")
+    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store))
     other.start()
     try:
-        return all_told(folder, join(store, 0, 2, CPU))
+        return all_told(folder, join(file_store(store, 2), 0, 2, CPU))
     finally:
         leave()
         other.join(20)

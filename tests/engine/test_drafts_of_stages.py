@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from parhelion.distributed.group import ALONE, Group
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.engine.drafts.ahead import guesses_of, proposals, rows_behind
 from parhelion.engine.step_layout import StepRows
 from parhelion.engine.step_result import Proposal
@@ -72,20 +72,20 @@ def test_stages_check_the_guesses_of_the_last_one(folder: Path, on_device: bool,
     assert accepted > 0.6 * accepted_whole
 
 
-def follow(folder: Path, port: int) -> None:
+def follow(folder: Path, store: str) -> None:
     """Rank 1 of all stages: the same cores, told the same."""
     torch.set_num_threads(1)
-    group = join(reach_store(port, 2), 1, 2, CPU)
+    group = join(file_store(store, 2), 1, 2, CPU)
     for case in SHARED:
         told(folder, *case, group)
 
 
 def test_two_ranks_in_each_stage_guess_and_choose_as_one(folder: Path) -> None:
-    store = host_store(2)
-    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store.port))
+    store = str(folder / "store")
+    other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store))
     other.start()
     try:
-        group = join(store, 0, 2, CPU)
+        group = join(file_store(store, 2), 0, 2, CPU)
         shared = [told(folder, *case, group) for case in SHARED]
     finally:
         leave()

@@ -121,8 +121,8 @@ def test_it_listens_on_one_address_and_hears_who_has_the_key_and_the_secret(
     rank = connect(port.address, port.server_key)
     rank.send(Hello(1, port.secret, "there"))
     assert port.receive(30.0) == (1, Hello(1, port.secret, "there"))
-    port.send(Join(80, "10.0.0.1"))
-    assert rank.receive() == Join(80, "10.0.0.1")
+    port.send(Join("/a/file"))
+    assert rank.receive() == Join("/a/file")
     guesser.close()
     time.sleep(0.2)
     assert port.lost() == frozenset(), "a stranger's end is nobody's"
@@ -134,10 +134,10 @@ def test_nobody_reads_along(port: RankPort, connect: Callable[..., Rank]) -> Non
     rank = connect(cable.address, port.server_key)
     rank.send(Hello(1, port.secret, "a-host-by-name"))
     assert port.receive(30.0) is not None
-    port.send(Join(80, "an-address"))
-    assert rank.receive() == Join(80, "an-address")
+    port.send(Join("a-path"))
+    assert rank.receive() == Join("a-path")
     assert b"CURVE" in cable.carried
-    for said in (port.secret, "a-host-by-name", "an-address"):
+    for said in (port.secret, "a-host-by-name", "a-path"):
         assert said.encode() not in cable.carried
     cable.close()
 
@@ -169,7 +169,7 @@ def test_an_end_is_noticed_at_once_and_what_was_said_before_is_heard(
     rank._context.destroy(linger=1000)
     assert until_lost(port) == {1}
     assert port.receive(1.0) == (1, Loaded(7, 8))
-    port.send(Join(80))
+    port.send(Join())
 
 
 def test_interfaces_are_found_by_name_and_by_address() -> None:

@@ -109,6 +109,20 @@ def test_what_was_given_up_because_a_rank_ended_is_no_result(monkeypatch: pytest
         raise RuntimeError("CUDA error")
 
 
+def test_an_error_that_no_other_rank_is_behind_names_this_one() -> None:
+    class Alive:
+        def check_for(self, seconds: float) -> None:
+            return
+
+    others = OtherRanks.__new__(OtherRanks)
+    vars(others).update(_processes=Alive(), _failure=None)
+    with (
+        pytest.raises(EngineDeadError, match=r"rank 0 on .* \(process \d+\) failed: RuntimeError: NCCL error"),
+        others.blamed(),
+    ):
+        raise RuntimeError("NCCL error\nand where")
+
+
 class Peer:
     """Somebody who has found the port."""
 
@@ -138,8 +152,8 @@ def test_whoever_does_not_know_the_secret_is_refused_and_not_heard() -> None:
         assert port.hosts == {}
         rank.send(Hello(1, port.secret, "here"))
         assert port.receive(2.0) == (1, Hello(1, port.secret, "here"))
-        port.send(Join(80))
-        assert rank.receive() == Join(80)
+        port.send(Join("a-path"))
+        assert rank.receive() == Join("a-path")
         assert not stranger.socket.poll(100)
         # Nobody takes a rank's place.
         stranger.send(Hello(1, port.secret, "elsewhere"))

@@ -16,7 +16,7 @@ from parhelion.ops.resolve import Resolver
 TOGETHER = """
 import sys
 import torch
-from parhelion.distributed.rendezvous import host_store, join, leave, reach_store
+from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
@@ -26,12 +26,7 @@ from parhelion.ops.resolve import Resolver
 from parhelion.quantization import UNQUANTIZED, choose_head_scheme, weights_of
 
 CPU = torch.device("cpu")
-if sys.argv[1] == "first":
-    store = host_store(2)
-    print(store.port, flush=True)
-    group = join(store, 0, 2, CPU)
-else:
-    group = join(reach_store(int(sys.stdin.readline()), 2), 1, 2, CPU)
+group = join(file_store(sys.argv[1], 2), int(sys.argv[2]), 2, CPU)
 
 resolver = Resolver(CPU)
 for dtype in (torch.float32, torch.bfloat16):
@@ -93,9 +88,9 @@ leave()
 def test_two_ranks_agree_with_the_references(tmp_path: Path) -> None:
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    first = subprocess.Popen([sys.executable, str(script), "first"], stdout=subprocess.PIPE)
-    second = subprocess.Popen([sys.executable, str(script), "second"], stdin=first.stdout)
-    assert [each.wait(60) for each in (first, second)] == [0, 0]
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [each.wait(60) for each in ranks] == [0, 0]
 
 
 def test_a_process_that_is_alone_has_the_sum_already() -> None:

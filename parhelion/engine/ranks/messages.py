@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from parhelion.config import EngineConfig
-from parhelion.distributed.interfaces import LOOPBACK, Interface
+from parhelion.distributed.interfaces import Interface
+from parhelion.distributed.store_messages import StorePlace
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.step_result import StepResult
 from parhelion.scheduler import StepPlan
@@ -41,11 +42,10 @@ class RankOptions(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, tag=True, frozen=True):
-    """Join the group through the store in this file, or at this port of rank 0's address, and load the model."""
+    """Join the group through the store in this file, or, across hosts, at this place, and load the model."""
 
-    port: int = 0
-    address: str = LOOPBACK
     path: str = ""
+    store: StorePlace | None = None
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):

@@ -95,9 +95,8 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
         chosen = read_draft(path_here(options, options.draft_path, config.draft_model))
     found = _next(channel, Join)
     device = rank_device(config, options.rank)
-    num_ranks = config.num_ranks
-    by_file = bool(found.path)
-    store = file_store(found.path, num_ranks) if by_file else reach_store(found.port, num_ranks, found.address)
+    there = found.store
+    store = file_store(found.path, config.num_ranks) if there is None else reach_store(there, options.rank)
     place = take_place(store, options.rank, config.tp, config.pp, device, options.interface)
     # Draft models and heads are beside the last stage.
     own = chosen if place.stage == config.pp - 1 else None

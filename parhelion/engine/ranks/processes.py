@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from parhelion.config import EngineConfig
-from parhelion.distributed.interfaces import LOOPBACK
-from parhelion.distributed.rendezvous import file_store, host_store
+from parhelion.distributed.rendezvous import file_store, reach_store
+from parhelion.distributed.secret_store import SecretStore
+from parhelion.distributed.store_process import StoreProcess
+from parhelion.engine.connection import how_it_ended
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.messages import AddRequest, EngineFailed
 from parhelion.engine.ranks.messages import (
@@ -89,9 +90,10 @@ class RankProcesses:
         self._load_timeout_s = load_timeout_s
         self._hosts = hosts or LocalHosts(config)
         interface = self._hosts.interface
-        self._address = interface.address if interface is not None else LOOPBACK
         self._silence_s = config.heartbeat_timeout_s
         self._port = RankPort(interface, self._silence_s)
+        self._store = StoreProcess(interface) if interface is not None else None
+        self._own_end: SecretStore | None = None
         self._tp = config.tp
         self._is_pipeline = config.pp > 1
         self._said: dict[tuple[int, type[FromRank]], FromRank] = {}
@@ -135,21 +137,20 @@ class RankProcesses:
         """
         self._collect(Hello, self._hello_timeout_s, "said nothing")
 
-    def join(self, device: torch.device) -> dist.Store:
+    def join(self) -> dist.Store:
         """Let them join the group through a store, and load; returns this rank's end of it.
 
-        Args:
-            device: that this rank computes on. GPUs' ranks meet through torch's own server: what NCCL and symmetric
-                memory ask of a store has been tried with no other.
+        Raises:
+            EngineDeadError: the store of several hosts did not start.
         """
-        num_ranks = 1 + len(self._processes)
-        if self._port.folder is not None and device.type == "cpu":
+        if self._store is None:
             path = f"{self._port.folder}/{STORE}"
             self._port.send(Join(path=path))
-            return file_store(path, num_ranks)
-        store = host_store(num_ranks, self._hosts.interface)
-        self._port.send(Join(store.port, self._address))
-        return store
+            return file_store(path, 1 + len(self._processes))
+        place = self._store.place()
+        self._port.send(Join(store=place))
+        self._own_end = reach_store(place, 0)
+        return self._own_end
 
     def smallest(self, own: KVCacheSize) -> KVCacheSize:
         """Wait until all have loaded, and settle for the KV blocks that every rank has room for.
@@ -213,7 +214,16 @@ class RankProcesses:
             if rank not in self._failures:
                 ended = ended or self._silent
                 return EngineDeadError(f"{self._name(rank)} {ended}")
+        if self._store is not None and (status := self._store.status) is not None and not self._have_met:
+            return EngineDeadError(f"{self._store.name} {how_it_ended(status)}")
         return self._failed(next(iter(self._failures))) if self._failures else None
+
+    @property
+    def _have_met(self) -> bool:
+        """All have loaded, which they do in a group. Only symmetric memory would still need the store, and ranks do
+        without it where it cannot be had.
+        """
+        return all((rank, Loaded) in self._said for rank in self._processes)
 
     @property
     def _silent(self) -> str:
@@ -239,6 +249,8 @@ class RankProcesses:
         """End all of them and leave no file: this process is about to end, whatever its other threads do."""
         for process in self._processes.values():
             process.kill()
+        if self._store is not None:
+            self._store.kill()
         self._port.remove_folder()
 
     def check_for(self, seconds: float) -> None:
@@ -268,6 +280,10 @@ class RankProcesses:
                 process.kill()
         if leave is not None:
             leave()
+        if self._own_end is not None:
+            self._own_end.close()
+        if self._store is not None:
+            self._store.close()
         self._port.close()
         self._hosts.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,7 @@ from parhelion.engine.ranks.pipeline_parallel import size_of, stage_of
 from parhelion.engine.ranks.placement import rank_device, rank_hosts
 from parhelion.engine.ranks.processes import CAUSE_TIMEOUT_S, CHECK_S, RankProcesses
 from parhelion.engine.step_result import PendingStep, StepResult
-from parhelion.errors import EngineDeadError, ParhelionError
+from parhelion.errors import EngineDeadError, ParhelionError, first_line
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.config import ModelConfig
 from parhelion.quantization import QuantScheme, choose_head_scheme, choose_scheme
@@ -79,7 +81,7 @@ class OtherRanks:
             raise
         try:
             self._processes.wait_for_all()
-            store = self._processes.join(device)
+            store = self._processes.join()
             before = open_connections()
             with self.blamed():
                 self.place = self._joined(lambda: take_place(store, 0, config.tp, config.pp, device, hosts.interface))
@@ -173,7 +175,7 @@ class OtherRanks:
         """Look for another rank behind what is raised within: a collective fails wherever one of the ranks fails.
 
         Raises:
-            ParhelionError: a rank failed or ended; else what was raised is raised again.
+            ParhelionError: a rank failed or ended. What no other rank is behind is this one's, rank 0's.
         """
         try:
             yield
@@ -186,7 +188,9 @@ class OtherRanks:
                 self._processes.check_for(CAUSE_TIMEOUT_S)
             except ParhelionError as cause:
                 raise cause from error
-            raise
+            # Whatever it is, NCCL's or the device's: nobody but the ranks knows where it was.
+            own = f"rank 0 on {platform.node()} (process {os.getpid()})"
+            raise EngineDeadError(f"{own} failed: {first_line(error)}") from error
         if self._failure is not None:
             # What was waited for was given up, and is meaningless.
             raise self._failure

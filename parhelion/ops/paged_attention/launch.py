@@ -14,6 +14,7 @@ from parhelion.ops.launching import Runner, build_sizes
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.contract import PagedAttention
 from parhelion.ops.paged_attention.tiling import (
+    LEAST_ROWS,
     MOST_SPLITS,
     SIBLINGS,
     SPLIT,
@@ -55,7 +56,7 @@ def build_inputs(contract: PagedAttention, bucket: int) -> list[tuple[torch.Tens
         # Two splits among others, so that the number of splits is not taken for a multiple of 16.
         for max_seq_len in (SPLIT, 2 * SPLIT, 64 * SPLIT):
             found.append(_empty_step(contract, num_tokens, num_tokens, 1, max_seq_len))
-            siblings = SIBLINGS if 1 < bucket <= MOST_DECODES else ()
+            siblings = SIBLINGS if LEAST_ROWS <= bucket <= MOST_DECODES else ()
             found += [_empty_step(contract, num_tokens, num_tokens, bucket, max_seq_len, each) for each in siblings]
             for bound, rows in itertools.product(bounds, (2, 3, 1)):
                 found.append(_empty_step(contract, num_tokens, rows, bound, max_seq_len))
@@ -152,10 +153,10 @@ def decode(
 
 
 def has_siblings(batch: AttentionBatch) -> bool:
-    """Whether the program for rows with siblings serves a step; more rows than that has choices for, or more of a
+    """Whether the program for rows with siblings serves a step; few rows, more than there are choices for, or more of a
     sequence than it has room for, are taken for rows of any length.
     """
-    return batch.max_siblings in SIBLINGS and batch.seq_lens.shape[0] <= MOST_DECODES
+    return batch.max_siblings in SIBLINGS and LEAST_ROWS <= batch.seq_lens.shape[0] <= MOST_DECODES
 
 
 def decode_siblings(

@@ -27,6 +27,9 @@ SPLIT = 16
 SIBLINGS = (2, 4, 8)
 """Bounds of siblings that there is a program for; with more, rows are taken for rows of any length."""
 
+LEAST_ROWS = 9
+"""From here on that program serves; below, reading a sequence's keys once saves less than it costs."""
+
 _STAGES = (2, 3, 5, 7)
 """Of the program for single tokens. Keys are found by way of the block table, and Triton gives each of the two loads a
 part of the pipeline: two stages more are one more tile of keys on its way.

@@ -102,7 +102,7 @@ def with_siblings(contract: FusedRopeAttention, sequences: list[tuple[int, int]]
 @pytest.mark.parametrize("programs", [1, 64])
 @pytest.mark.parametrize(
     ("sequences", "padding"),
-    [([(70, 2)], 0), ([(16, 4), (18, 4), (64, 1), (33, 3)], 3), ([(5, 5), (9, 8)], 0)],
+    [([(70, 2)] * 4, 1), ([(16, 4), (18, 4), (64, 1), (33, 3)], 3), ([(5, 5), (9, 8)], 0)],
     ids=str,
 )
 @pytest.mark.parametrize("contract", VARIANTS, ids=str)
@@ -125,7 +125,7 @@ def test_siblings_attend_to_one_anothers_tokens(
 
 def test_rows_of_another_sequence_are_no_siblings_for_being_a_token_further():
     """Their caches begin with the same blocks."""
-    inputs = with_siblings(SMALL, [(64, 1), (65, 1), (66, 2)])
+    inputs = with_siblings(SMALL, [(64, 1), (65, 1), (66, 2), (9, 2), (8, 1), (9, 2)])
     batch = inputs[4]
     batch.block_table[1, :3] = batch.block_table[0, :3]
     assert_agrees(SMALL, inputs)
