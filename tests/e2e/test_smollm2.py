@@ -118,10 +118,17 @@ def test_two_stages_choose_the_same_and_more_than_there_are_layers_are_refused(
     assert_first_tokens(smollm2_path, expected, pp=2)
 
 
-def assert_first_tokens(path: Path, expected: list[list[int]], **ranks: int) -> None:
+def test_two_replicas_choose_the_same(smollm2_path: Path, expected: list[list[int]]) -> None:
+    assert_first_tokens(smollm2_path, expected, ("chat", "one word"), dp=2)
+
+
+def assert_first_tokens(
+    path: Path, expected: list[list[int]], names: tuple[str, ...] = ("chat",), **ranks: int
+) -> None:
     params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
     with LLM(str(path), **ranks, **SMALL) as llm:
-        assert llm.generate(PROMPTS["chat"], params)[0].outputs[0].token_ids == expected[[*PROMPTS].index("chat")][:10]
+        found = [output.outputs[0].token_ids for output in llm.generate([PROMPTS[name] for name in names], params)]
+    assert found == [expected[[*PROMPTS].index(name)][:10] for name in names]
 
 
 def repeated(llm: LLM) -> list[list[int]]:
