@@ -144,10 +144,11 @@ class Speculation(Speculator):
             self._proposer.extend(request_id, token_ids[known:])
         self._known[request_id] = len(token_ids)
         count = min(most, self._worth_checking(request_id))
-        self._pays |= count > 0
         found = self._proposer.propose(request_id, count) if count > 0 else []
-        self._planned += len(found)
-        self._expected += sum(islice(self.acceptance.of(request_id).chances(), len(found)))
+        if self._auto:
+            self._pays |= count > 0
+            self._planned += len(found)
+            self._expected += sum(islice(self.acceptance.of(request_id).chances(), len(found)))
         return found
 
     def forget(self, request_id: str) -> None:

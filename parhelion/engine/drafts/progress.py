@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from parhelion.engine.step_layout import Ints, StepRows
+from parhelion.engine.step_layout import Ints, StepRows, numbers_within
 
 MOST_LAG = 16
 """``most_lag`` of a model that can compute at any time what it lacks."""
@@ -51,6 +51,8 @@ class DraftProgress:
         self._block_size = block_size
         self._budget = budget
         self._most_lag = most_lag
+        # By slot, how many of its leading blocks are known to be filled.
+        self._full = np.zeros(max_num_seqs, np.int64)
 
     def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
         """A slot gets blocks. What they held is of no use any more, but for a prefix from the cache.
@@ -69,6 +71,7 @@ class DraftProgress:
             # A head cannot compute what is lacking of a prefix: the target's hidden states there are gone.
             leading = num_cached if filled.all() or self.behind else int(filled.argmin())
             self.computed[slot] = leading * self._block_size
+            self._full[slot] = leading
 
     def passes(self, rows: StepRows) -> Iterator[StepRows]:
         """What to compute before a step, in order: what is lacking of its rows, then guess after guess.
@@ -124,8 +127,11 @@ class DraftProgress:
             drafted = counts > 0
             self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
         full = self.computed[rows.slots] // self._block_size
-        for slot, count in zip(rows.slots.tolist(), full.tolist(), strict=True):
-            self._filled[self._block_table[slot, :count]] = True
+        before = self._full[rows.slots]
+        for row in np.flatnonzero(full > before).tolist():
+            slot = rows.slots[row]
+            self._filled[self._block_table[slot, before[row] : full[row]]] = True
+            self._full[slot] = full[row]
         return accepted
 
 
@@ -189,13 +195,11 @@ def num_guesses(rows: StepRows) -> Ints:
 
 def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints:
     """[num_rows] how many of each row's guesses were right before the first that was not."""
-    accepted = np.zeros_like(counts)
-    guess, sample = 0, 0
-    for row, (count, samples) in enumerate(zip(counts.tolist(), rows.samples.tolist(), strict=True)):
-        right = chosen[sample : sample + count] == guessed[guess : guess + count]
-        accepted[row] = count if right.all() else int(right.argmin())
-        guess += count
-        sample += samples
+    of, number = np.arange(len(counts)).repeat(counts), numbers_within(counts)
+    first_samples = rows.samples.cumsum() - rows.samples
+    is_right = np.zeros((len(counts), int(counts.max(initial=0))), np.bool_)
+    is_right[of, number] = chosen[first_samples[of] + number] == guessed
+    accepted: Ints = np.logical_and.accumulate(is_right, axis=1).sum(axis=1)
     return accepted
 
 
