@@ -152,7 +152,7 @@ class Samples(msgspec.Struct, frozen=True):
 def samples_of(rows: StepRows) -> Samples:
     """What the rows sample."""
     counts = rows.samples
-    of, number = np.arange(len(counts)).repeat(counts), numbers_within(counts)
+    of, number = np.arange(len(counts)).repeat(counts), _numbers(counts)
     # How many of its row's samples come behind it.
     behind = (counts - 1)[of] - number
     return Samples(
@@ -171,7 +171,7 @@ def guesses_apart(rows: StepRows) -> StepRows:
     """
     guesses = np.maximum(rows.samples - 1, 0)
     parts = guesses + 1
-    number = numbers_within(parts)
+    number = _numbers(parts)
     return StepRows(
         rows.slots.repeat(parts),
         rows.starts.repeat(parts) + number,
@@ -185,19 +185,19 @@ def tokens_apart(rows: StepRows) -> StepRows:
     """The same tokens in the same order, each in a row of its own, of which the last of a row samples if that does; of
     rows that sample one token at most.
     """
-    number = numbers_within(rows.counts)
-    samples = np.zeros_like(number)
+    number = _numbers(rows.counts)
+    samples = np.zeros(len(number), np.int64)
     samples[rows.counts.cumsum() - 1] = rows.samples
     return StepRows(
         rows.slots.repeat(rows.counts),
         rows.starts.repeat(rows.counts) + number,
-        np.ones_like(number),
+        np.ones(len(number), np.int64),
         samples,
         rows.output_indices.repeat(rows.counts),
     )
 
 
-def numbers_within(counts: Ints) -> Ints:
+def _numbers(counts: Ints) -> Ints:
     """Of things that each have ``counts`` parts: of every part its number among those of the same thing."""
     ends = counts.cumsum()
     return np.arange(int(ends[-1]) if len(ends) else 0) - (ends - counts).repeat(counts)

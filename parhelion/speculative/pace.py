@@ -67,8 +67,10 @@ class Pace:
             # The first step of a size may have made ready whatever serves it.
             self._warm.add(_rounded(num_guesses))
         elif self._plain.covers(num_rows):
-            plain_s = self._plain.seconds(num_rows) + self.lost(num_rows)
-            most_s = 2 * self.seconds(num_rows, num_guesses) if self._added.is_known else plain_s * (1 + num_guesses)
+            costs = self.of(num_rows)
+            plain_s = costs.plain_s + costs.lost_s
+            known_s = costs.plain_s + costs.added(num_guesses)
+            most_s = 2 * known_s if self._added.is_known else plain_s * (1 + num_guesses)
             # What was measured long ago of steps without guesses may be above what one with them takes now.
             self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
 

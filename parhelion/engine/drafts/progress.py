@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from parhelion.engine.step_layout import Ints, StepRows, numbers_within
+from parhelion.engine.step_layout import Ints, StepRows
 
 MOST_LAG = 16
 """``most_lag`` of a model that can compute at any time what it lacks."""
@@ -85,11 +85,13 @@ class DraftProgress:
         # A row that drafts computes its last token, come what may: the first guess is sampled behind it.
         self.computed[rows.slots] = np.minimum(self.computed[rows.slots], ends - drafting)
         lag = ends - self.computed[rows.slots]
-        lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)))
+        needed = (drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)
+        lacking = ((lag > 0) & needed).nonzero()[0]
         yield from self._catching_up(rows, ends, drafting, lacking)
         for number in range(1, int(guesses.max(initial=0))):
-            of = np.flatnonzero(guesses > number)
-            yield _rows(rows, of, ends[of] + number - 1, np.ones_like(of), np.ones_like(of), number)
+            of = (guesses > number).nonzero()[0]
+            one = np.ones(len(of), np.int64)
+            yield _rows(rows, of, ends[of] + number - 1, one, one, number)
         self.computed[rows.slots[lacking]] = ends[lacking]
 
     def _catching_up(self, rows: StepRows, ends: Ints, drafting: Ints, lacking: Ints) -> Iterator[StepRows]:
@@ -128,7 +130,7 @@ class DraftProgress:
             self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
         full = self.computed[rows.slots] // self._block_size
         before = self._full[rows.slots]
-        for row in np.flatnonzero(full > before).tolist():
+        for row in (full > before).nonzero()[0].tolist():
             slot = rows.slots[row]
             self._filled[self._block_table[slot, before[row] : full[row]]] = True
             self._full[slot] = full[row]
@@ -195,11 +197,13 @@ def num_guesses(rows: StepRows) -> Ints:
 
 def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints:
     """[num_rows] how many of each row's guesses were right before the first that was not."""
-    of, number = np.arange(len(counts)).repeat(counts), numbers_within(counts)
-    first_samples = rows.samples.cumsum() - rows.samples
-    is_right = np.zeros((len(counts), int(counts.max(initial=0))), np.bool_)
-    is_right[of, number] = chosen[first_samples[of] + number] == guessed
-    accepted: Ints = np.logical_and.accumulate(is_right, axis=1).sum(axis=1)
+    starts, first_samples = counts.cumsum() - counts, rows.samples.cumsum() - rows.samples
+    checked = np.arange(len(guessed)) + (first_samples - starts).repeat(counts)
+    # As if behind the last one there were another that was wrong.
+    is_wrong = np.ones(len(guessed) + 1, np.bool_)
+    is_wrong[:-1] = chosen[checked] != guessed
+    wrong = is_wrong.nonzero()[0]
+    accepted: Ints = np.minimum(wrong[wrong.searchsorted(starts)] - starts, counts)
     return accepted
 
 
