@@ -161,7 +161,8 @@ def measure(settings: Settings, way: str, batch: int, count: int, folder: Path) 
         named = {"processor time": processor_us}
     elif way != "head":
         del named["tokens to first launch"]
-    case = f"{batch} requests, " + (f"{count} guesses each, {way}" if count else "no guesses")
+    guesses = {"given": f"guesses given: {count}", "head": f"guesses of a head: {count}", "off": "no guesses"}[way]
+    case = f"batch {batch}, {guesses}"
     return [Measurement(case, quantity, "us", summarize(values)) for quantity, values in named.items()]
 
 
