@@ -54,6 +54,7 @@ format: setup ## rewrite the sources in the house format
 bench: setup ## measure the figures that README.md shows (minutes; leave the machine alone meanwhile)
 	$(BIN)/python benchmarks/cpu_vs_transformers.py --compile
 	$(BIN)/python benchmarks/scheduler_overhead.py
+	$(BIN)/python benchmarks/host_overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/inductor.py
 	$(BIN)/python benchmarks/speculation.py

@@ -316,6 +316,7 @@ def footnote(circumstances: Circumstances) -> str:
 TABLES: Mapping[str, Callable[[bytes], str]] = {
     "cpu_vs_transformers": comparison_table,
     "scheduler_overhead": plain_table,
+    "host_overhead": plain_table,
     "memory": plain_table,
     "inductor": plain_table,
     "speculation": speculation_table,

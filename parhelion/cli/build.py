@@ -23,7 +23,8 @@ def build(
         str | None,
         typer.Argument(
             metavar="MODEL|PACK",
-            help="A listed model, a folder with a config.json, a .gguf file, or a pack's name or path.",
+            help="A listed model or draft head, a folder with a config.json of either, a .gguf file, or a pack's name "
+            "or path.",
         ),
     ] = None,
     target: Annotated[
@@ -72,6 +73,8 @@ def build(
     """Cross-compile tile programs with no GPU: into packs for a model or from another pack, or to see what builds.
 
     Example: [cyan]parhelion build qwen3-8b --quantization fp8_per_token --target sm_90,gfx942[/]
+
+    Example: [cyan]parhelion build ./qwen3-8b-eagle3 --target sm_90[/], for a draft head that serve is given
 
     Example: [cyan]parhelion build h100 --target gfx942 --output packs[/]
 

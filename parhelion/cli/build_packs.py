@@ -124,22 +124,24 @@ def _written(built: BuiltPack, path: Path, target: Target, seconds: float) -> Wr
 
 
 def _is_model(source: str) -> bool:
-    """Whether it is a listed model, or a checkpoint of which the config can be read."""
+    """Whether it is a listed model or head, or a checkpoint of which the config can be read."""
+    from parhelion.tuning.head_calls import HEADS
     from parhelion.tuning.model_shapes import MODEL_SHAPES
 
     path = Path(source)
     is_checkpoint = (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
-    return is_checkpoint or any(shape.name == source for shape in MODEL_SHAPES)
+    return is_checkpoint or source in HEADS or any(shape.name == source for shape in MODEL_SHAPES)
 
 
 def _open(source: str) -> Pack:
     from parhelion.packs.location import open_pack
+    from parhelion.tuning.head_calls import HEADS
     from parhelion.tuning.model_shapes import MODEL_SHAPES
 
     try:
         return open_pack(source).pack
     except PackError as error:
-        models = ", ".join(shape.name for shape in MODEL_SHAPES)
+        models = ", ".join((*(shape.name for shape in MODEL_SHAPES), *HEADS))
         raise PackError(
             f"{error}; models that can be built for are {models}, a folder with a config.json or a .gguf file"
         ) from None
@@ -152,25 +154,31 @@ def _untuned(
     sizes: tuple[int, ...],
     target: Target,
 ) -> Pack:
-    """What a model needs on a target, as a pack without binaries."""
+    """What a model, or a draft head, needs on a target, as a pack without binaries."""
     from parhelion.ops.gemm.target import gemm_target
     from parhelion.packs.format import ModelEntry
+    from parhelion.packs.merge import united
     from parhelion.tuning.build_pack import untuned_pack
-    from parhelion.tuning.model_calls import served_contracts, tuned_model
+    from parhelion.tuning.head_calls import TunedHead, served_head_contracts, tuned
+    from parhelion.tuning.model_calls import served_contracts
 
     contracts, models, schemes = {}, [], []
     asked: list[str | None] = [*dict.fromkeys(quantizations)]
     for scheme, tp in product(asked or [None], sizes):
-        found = tuned_model(model, scheme, tp, lm_head_quantization)
-        called = served_contracts(found, gemm_target(target.name))
+        found = tuned(model, scheme, tp, lm_head_quantization)
+        if isinstance(found, TunedHead):
+            called = served_head_contracts(found)
+        else:
+            called = served_contracts(found, gemm_target(target.name))
         contracts.update(dict.fromkeys(called))
         keys = tuple(contract.key() for contract in called)
-        models.append(ModelEntry(found.name, found.quantization.name, keys, tp, lm_head_quantization))
+        models.append(ModelEntry(found.name, found.quantization.name, keys, found.tp, lm_head_quantization))
         schemes.append(found.quantization.name)
     heads = () if lm_head_quantization is None else (f"head_{lm_head_quantization}",)
     ranked = () if sizes == (1,) else (f"tp{'-'.join(map(str, sizes))}",)
     name = "-".join((models[0].name, *dict.fromkeys(schemes), *heads, *ranked, target.name))
-    return untuned_pack(name, list(contracts), models, target)
+    # A head that cannot be divided is whole on however many ranks.
+    return untuned_pack(name, list(contracts), united(models), target)
 
 
 def _command(

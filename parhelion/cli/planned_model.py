@@ -14,7 +14,6 @@ from parhelion.distributed.step_model import RankCalls
 from parhelion.errors import ConfigError, PackError
 from parhelion.layers.fusions import ON_GPU
 from parhelion.models.checkpoint import read_model_config
-from parhelion.models.eagle3_config import is_eagle3, read_eagle3_config
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget, gemm_target
@@ -26,6 +25,7 @@ from parhelion.packs.location import find_packs, open_pack
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.quantization import UNQUANTIZED
+from parhelion.tuning.head_calls import is_head, tuned_head
 from parhelion.tuning.model_calls import (
     TunedModel,
     edge_contracts,
@@ -67,7 +67,7 @@ def with_draft(size: ModelSize, name: str) -> ModelSize:
     Raises:
         ConfigError: there is none of that name, or it is for another model.
     """
-    if not (Path(name).exists() and is_eagle3(Path(name))):
+    if not is_head(name):
         draft = model_size(tuned_model(name), name)
         if draft.vocab_size != size.vocab_size:
             raise ConfigError(
@@ -75,7 +75,7 @@ def with_draft(size: ModelSize, name: str) -> ModelSize:
                 "the same vocabulary"
             )
         return replace(size, draft=draft)
-    head = read_eagle3_config(Path(name))
+    head = tuned_head(name).config
     layer = head.layer
     if (head.target_hidden_size, layer.vocab_size) != (size.hidden_size, size.vocab_size):
         raise ConfigError(f"{name} is a head for another model than {size.name}: give the head of this very model")

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from parhelion.tuning.estimate import Estimate
+    from parhelion.tuning.head_calls import TunedHead
     from parhelion.tuning.model_calls import TunedModel
     from parhelion.tuning.plan import Plan
     from parhelion.tuning.tune import TuneResult
@@ -30,7 +32,10 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def tune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A listed model, or a folder with a config.json.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A listed model or draft head, or a folder with a config.json of either."),
+    ],
     quantization: Annotated[
         str | None, typer.Option(help="The scheme's name, such as fp8_per_token. Default: the checkpoint's own.")
     ] = None,
@@ -66,8 +71,10 @@ def tune(
     Interrupted, it leaves a pack of what is known; the same command goes on from there.
 
     Example: [cyan]parhelion tune qwen3-8b --quantization fp8_per_token --budget 10m[/]
+
+    Example: [cyan]parhelion tune ./qwen3-8b-eagle3 --budget 5m[/], for a draft head, into the same pack
     """
-    from parhelion.tuning.model_calls import tuned_model
+    from parhelion.tuning.head_calls import tuned
     from parhelion.tuning.passes import EFFORTS
     from parhelion.tuning.tune import least_budget_s
 
@@ -77,7 +84,9 @@ def tune(
         raise ConfigError(f"--effort is {effort!r}; the efforts are {', '.join(EFFORTS)}")
     if target is not None and not dry_run:
         raise ConfigError("--target belongs to --dry-run: what is tuned is the GPU that is here")
-    wanted = [tuned_model(model, quantization, each, lm_head_quantization) for each in ranks(tp)]
+    asked = [tuned(model, quantization, each, lm_head_quantization) for each in ranks(tp)]
+    # A head that cannot be divided is whole on however many ranks.
+    wanted = list({each.tp: each for each in asked}.values())
     # Each number of ranks has its share.
     least_s = len(wanted) * least_budget_s(helion_search_s)
     if helion_search_s and budget_s < least_s:
@@ -138,7 +147,7 @@ def _gpu(name: str) -> torch.device:
 
 
 def _tune(
-    models: list[TunedModel],
+    models: Sequence[TunedModel | TunedHead],
     device: torch.device,
     ops: tuple[str, ...],
     sizes: tuple[int, ...],
@@ -222,7 +231,7 @@ def _command(
 
 
 def _show_plans(
-    models: list[TunedModel],
+    models: Sequence[TunedModel | TunedHead],
     target: str,
     ops: tuple[str, ...],
     sizes: tuple[int, ...],

@@ -174,7 +174,7 @@ class EngineCore:
         updates = self._scheduler.update(plan, result.token_ids, drafted)
         outputs = []
         for update in updates:
-            prompt_logprobs = self._prompt_logprobs.pop(update.request_id, None)
+            prompt_logprobs = self._prompt_logprobs.pop(update.request_id, None) if self._prompt_logprobs else None
             outputs.append(
                 TokenOutput(
                     update.request_id,

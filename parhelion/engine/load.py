@@ -27,6 +27,7 @@ from parhelion.engine.ranks.pipeline_parallel import PipelineWorker, size_of, st
 from parhelion.engine.ranks.placement import compute_on, rank_device, rank_threads
 from parhelion.engine.ranks.tensor_parallel import OtherRanks, TensorParallelWorker
 from parhelion.engine.step_watch import StepWatch, step_timeout
+from parhelion.engine.unbuilt import unbuilt_note
 from parhelion.errors import ConfigError
 from parhelion.layers.fusions import plans
 from parhelion.models.checkpoint import open_checkpoint, read_model_config
@@ -36,7 +37,8 @@ from parhelion.models.eagle3 import Eagle3Head
 from parhelion.models.eagle3_config import Eagle3Config
 from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
-from parhelion.ops.choose_pack import pack_kernels
+from parhelion.ops.choose_pack import OFF, pack_kernels
+from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory
 from parhelion.platform.device import device_name
@@ -302,14 +304,21 @@ def load_draft(
     options = replace(
         config, quantization=None, lm_head_quantization=None, compile=False, max_model_len=length, **_ONE_STAGE
     )
+    resolver = target.resolver
+    of_target = len(resolver.unbuilt)
     with torch.inference_mode():
         draft: DecoderModel | Eagle3Head
         if chosen.head is None:
-            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, target.resolver, None, group)
+            draft, num_bytes = _load_model(options, chosen.path, target.arithmetic, resolver, None, group)
         else:
             draft, num_bytes = _load_head(options, chosen.path, chosen.head, target, group)
     target.model.tables = None
     release_freed_memory()
+    # That packs are off has been said, and what follows.
+    if (own := resolver.unbuilt[of_target:]) and config.pack != OFF:
+        whose = "the draft model" if chosen.head is None else "the draft head"
+        built_for = target_of_device(resolver.device).name
+        resolver.notes.append(unbuilt_note(whose, own, chosen.path, built_for, group.size))
     return draft, num_bytes
 
 

@@ -11,6 +11,11 @@ from parhelion.engine.messages import AddRequest
 
 NO_LOGPROBS = -1
 
+DRAWS, CHOOSES_ON_HOST, TELLS_PROMPT = 1, 2, 4
+"""What a request may ask for beyond its likeliest tokens, in bits: others; what may take the host; log-probabilities of
+its prompt.
+"""
+
 MIN_TEMPERATURE = 1e-6
 """The least that a request draws with: the greedy choice already, and logits divided by it do not overflow."""
 
@@ -54,6 +59,7 @@ class SamplingState:
         self._stop_ids: dict[int, Ints] = {}
         # Slots that have an entry in one of these.
         self._adds = np.zeros(max_num_seqs, np.bool_)
+        self._asks = np.zeros(max_num_seqs, np.uint8)
 
     def set(self, slot: int, request: AddRequest) -> None:
         """Take a request's parameters into its slot."""
@@ -78,6 +84,16 @@ class SamplingState:
         if params.min_tokens and request.stop_token_ids:
             self._stop_ids[slot] = np.array(request.stop_token_ids, np.int64)
         self._adds[slot] = slot in self._bias or slot in self._stop_ids
+        on_host = self._adds[slot] or self.needs_host(np.array([slot]), np.zeros(1, np.int64)).any()
+        self._asks[slot] = (
+            DRAWS * (self.temperature[slot] != 0)
+            | CHOOSES_ON_HOST * on_host
+            | TELLS_PROMPT * (self.prompt_logprobs[slot] != NO_LOGPROBS)
+        )
+
+    def asked(self, slots: Ints) -> int:
+        """Which of ``DRAWS``, ``CHOOSES_ON_HOST`` and ``TELLS_PROMPT`` any of the slots may ever ask for."""
+        return int(np.bitwise_or.reduce(self._asks[slots]))
 
     def wants_prompt(self, slots: Ints, starts: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows that begin at these positions predict prompt tokens whose log-probabilities are wanted."""

@@ -44,6 +44,8 @@ class Resolver:
     Attributes:
         chosen: op to the names of the providers that serve its contracts here.
         notes: what was passed over and why, a sentence each.
+        unbuilt: the contracts of which tile programs serve and no pack has rows, but for those that the user asked tile
+            programs for by hand: they compile when a size of M is first met.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Resolver:
         self.device = device
         self.chosen: dict[str, set[str]] = {}
         self.notes: list[str] = []
+        self.unbuilt: list[Contract] = []
         self._overrides = dict(overrides or {})
         self._preferences = dict(preferences or {})
         self._providers: dict[Contract, Provider] = {}
@@ -120,6 +123,8 @@ class Resolver:
             self._chose(contract, (provider.name,))
             if provider.name in COMPILING:
                 self._compiling.add(provider.name)
+            if provider.name == "helion" and contract.name not in self._overrides:
+                self.unbuilt.append(contract)
         return self._launchers[contract]
 
     def bind(self, contract: Contract, *weights: Any) -> Launcher:

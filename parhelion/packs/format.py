@@ -198,10 +198,10 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model that the pack was tuned for.
+    """A model, or a draft head, that the pack was tuned for.
 
     Attributes:
-        name: such as ``qwen3-8b``.
+        name: such as ``qwen3-8b``, or ``qwen3-8b-eagle3``.
         quantization: the scheme's name.
         contracts: the keys of the contracts that it calls.
         tp: ranks that share each layer; the contracts are then those that one of them calls by itself.

@@ -48,7 +48,10 @@ class KVBlocks:
 
     def grow(self, request: Request, num_tokens: int) -> tuple[int, ...]:
         """Add the blocks that it lacks to hold ``num_tokens`` and return them; that many must be free."""
-        added = self.pool.allocate(self.blocks_for(num_tokens) - len(request.blocks))
+        lacking = self.blocks_for(num_tokens) - len(request.blocks)
+        if lacking <= 0:
+            return ()
+        added = self.pool.allocate(lacking)
         request.blocks += added
         return tuple(added)
 

@@ -150,7 +150,7 @@ class Scheduler:
         follows, num_ahead = (guesser.follows, guesser.num_ahead) if guesser is not None else (False, 0)
         if num_ahead:
             self._leave_room(draft, num_ahead)
-        awaits = awaited if any(row.first_token == AWAITED for row in draft.rows) else None
+        awaits = awaited if awaited is not None and any(row.first_token == AWAITED for row in draft.rows) else None
         tables = tuple(draft.admissions), tuple(draft.new_blocks)
         plan = StepPlan(draft.step, tuple(draft.rows), *tables, follows, num_ahead, awaits)
         self._in_flight.append((plan, draft.requests))
@@ -166,7 +166,7 @@ class Scheduler:
         rows, requests = draft.rows, draft.requests
         spare = draft.budget - len(turn)
         if self._guesser is not None:
-            num_decoding = sum(request.num_computed >= request.num_prompt_tokens for request in turn)
+            num_decoding = sum([request.num_computed >= request.num_prompt_tokens for request in turn])
             self._guesser.begin_step(num_decoding, len(turn))
             if num_decoding < len(turn) or (self._waiting and self._free_slots):
                 # However much there is to guess, prompts get on.
@@ -379,40 +379,33 @@ class Scheduler:
         """
         requests = self._take_from_flight(plan, sampled)
         self._totals.steps += 1
-        first = 0
-        drafts = iter(drafted)
+        end = end_of_drafts = 0
         updates: list[RequestUpdate] = []
         any_finished = False
         for row, request in zip(plan.rows, requests, strict=True):
-            own, first = range(first, first + row.num_samples), first + row.num_samples
-            guesses = [next(drafts) if guess == DRAFTED else guess for guess in row.guesses]
+            guesses: Sequence[int] = row.guesses
+            first, end = end, end + row.samples + len(guesses)
+            if guesses and guesses[0] == DRAFTED:
+                first_draft, end_of_drafts = end_of_drafts, end_of_drafts + len(guesses)
+                guesses = drafted[first_draft:end_of_drafts]
             if request.status is RequestStatus.FINISHED:
                 continue
             is_same_stay = request.slot != NO_SLOT and request.admitted_step <= plan.step
-            rejected = (
-                self._rejected(request, guesses, [sampled[sample] for sample in own], is_same_stay) if guesses else 0
-            )
+            rejected = self._rejected(request, guesses, sampled[first:end], is_same_stay) if guesses else 0
+            request_id, token_ids, num_cached = request.request_id, request.token_ids, request.num_cached_tokens
             reason: FinishReason | None = None
-            for sample in own[: len(own) - rejected]:
+            for sample in range(first, end - rejected):
                 token_id = sampled[sample]
-                request.token_ids.append(token_id)
+                token_ids.append(token_id)
                 if token_id in request.stop_token_ids:
                     reason = "stop"
-                elif len(request.token_ids) >= request.max_length:
+                elif len(token_ids) >= request.max_length:
                     reason = "length"
-                updates.append(
-                    RequestUpdate(
-                        request.request_id,
-                        token_id,
-                        reason,
-                        token_id if reason == "stop" else None,
-                        request.num_cached_tokens,
-                        sample,
-                    )
-                )
+                stop_token_id = token_id if reason == "stop" else None
+                updates.append(RequestUpdate(request_id, token_id, reason, stop_token_id, num_cached, sample))
                 if reason is not None:
                     break
-            num_computed = min(row.start + row.num_tokens - rejected, len(request.token_ids))
+            num_computed = min(row.start + row.num_tokens - rejected, len(token_ids))
             # A request preempted since then has other blocks now, or none.
             if is_same_stay and num_computed >= request.next_registration:
                 self._kv.register_computed(request, num_computed)
@@ -426,14 +419,16 @@ class Scheduler:
 
     def _rejected(self, request: Request, guesses: Sequence[int], sampled: Sequence[int], is_same_stay: bool) -> int:
         """How many of a row's guesses were wrong; the request goes on behind the others."""
-        wrong = (number for number, guess in enumerate(guesses) if sampled[number] != guess)
-        accepted = next(wrong, len(guesses))
-        rejected = len(guesses) - accepted
-        self._totals.guessed_tokens += len(guesses)
-        self._totals.accepted_tokens += accepted
-        self._totals.checked_rows += 1
+        count, accepted = len(guesses), 0
+        while accepted < count and sampled[accepted] == guesses[accepted]:
+            accepted += 1
+        rejected = count - accepted
+        totals = self._totals
+        totals.guessed_tokens += count
+        totals.accepted_tokens += accepted
+        totals.checked_rows += 1
         if self._guesser is not None:
-            self._guesser.learn(request.request_id, len(guesses), accepted)
+            self._guesser.learn(request.request_id, count, accepted)
         request.length -= rejected
         if is_same_stay:
             request.num_computed -= rejected
@@ -444,7 +439,7 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0][0] is not plan:
             oldest = f"step {self._in_flight[0][0].step}" if self._in_flight else "none"
             raise ValueError(f"step {plan.step} came back and the oldest step in flight is {oldest}: keep the order")
-        num_samples = sum(row.num_samples for row in plan.rows)
+        num_samples = sum([row.samples + len(row.guesses) for row in plan.rows])
         if len(sampled) != num_samples:
             raise ValueError(f"step {plan.step} samples {num_samples} tokens, and {len(sampled)} ids came back")
         return self._in_flight.popleft()[1]

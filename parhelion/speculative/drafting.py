@@ -83,13 +83,14 @@ class Drafting(Speculator):
 
     def _best(self, num_rows: int) -> int:
         """The number of guesses with which most tokens a second are to be expected, as they were right so far."""
-        plain_s = self.pace.seconds(num_rows)
+        costs = self.pace.of(num_rows)
+        plain_s = costs.plain_s
         draft_s = self._draft_pace.seconds(num_rows) if self._draft_pace.is_known else self._cost * plain_s
         best, best_speed = 0, _LEAST_GAIN / plain_s
         tokens = 1.0
         for count, chance in zip(range(1, self.most + 1), self.acceptance.overall.chances(), strict=False):
             tokens += chance
-            speed = tokens / (self.pace.seconds(num_rows, num_rows * count) + count * draft_s)
+            speed = tokens / (plain_s + costs.added(num_rows * count) + count * draft_s)
             if speed > best_speed:
                 best, best_speed = count, speed
         return best

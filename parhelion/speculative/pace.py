@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+import msgspec
+
 _MEMORY = 0.6
 """What is left of an old observation of steps without guesses after a new one of the same size: little, since attention
 grows with the texts.
@@ -17,6 +19,25 @@ _HOPE = 0.9988
 
 _GROWTH = 0.02
 """What a token more is taken to add to a step, as a share, before any was measured: little, so that it is tried."""
+
+
+class Costs(msgspec.Struct, frozen=True, gc=False):
+    """Seconds of steps of so many requests.
+
+    Attributes:
+        plain_s: of one without guesses.
+        lost_s: what one with guesses loses since it is not handed over while the one before it runs.
+        first_s, each_s: what guesses add beyond that, however few they are and for each.
+    """
+
+    plain_s: float
+    lost_s: float
+    first_s: float
+    each_s: float
+
+    def added(self, num_guesses: int) -> float:
+        """What so many guesses add to a step, that it is not handed over ahead included."""
+        return self.lost_s + (self.first_s + self.each_s * num_guesses) if num_guesses else 0.0
 
 
 class Pace:
@@ -46,8 +67,10 @@ class Pace:
             # The first step of a size may have made ready whatever serves it.
             self._warm.add(_rounded(num_guesses))
         elif self._plain.covers(num_rows):
-            plain_s = self._plain.seconds(num_rows) + self.lost(num_rows)
-            most_s = 2 * self.seconds(num_rows, num_guesses) if self._added.is_known else plain_s * (1 + num_guesses)
+            costs = self.of(num_rows)
+            plain_s = costs.plain_s + costs.lost_s
+            known_s = costs.plain_s + costs.added(num_guesses)
+            most_s = 2 * known_s if self._added.is_known else plain_s * (1 + num_guesses)
             # What was measured long ago of steps without guesses may be above what one with them takes now.
             self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
 
@@ -60,17 +83,16 @@ class Pace:
         """Whether any step without guesses has been measured."""
         return self._plain.num_sizes > 0
 
+    def of(self, num_rows: int) -> Costs:
+        """What steps of so many requests would take, as far as that is known now."""
+        plain_s = self._plain.seconds(num_rows)
+        line = self._added.line if self._added.is_known else (0.0, plain_s * _GROWTH)
+        return Costs(plain_s, self.lost(num_rows), *line)
+
     def seconds(self, num_rows: int, num_guesses: int = 0) -> float:
         """What such a step would take; any number before the first observation."""
-        return self._plain.seconds(num_rows) + self.added(num_rows, num_guesses)
-
-    def added(self, num_rows: int, num_guesses: int) -> float:
-        """What so many guesses add to a step, that it is not handed over ahead included."""
-        if num_guesses == 0:
-            return 0.0
-        if not self._added.is_known:
-            return self.lost(num_rows) + self._plain.seconds(num_rows) * _GROWTH * num_guesses
-        return self.lost(num_rows) + self._added.seconds(num_guesses)
+        costs = self.of(num_rows)
+        return costs.plain_s + costs.added(num_guesses)
 
     def lost(self, num_rows: int) -> float:
         """What a step loses that is not handed over while the one before it runs; 0 as long as that is not known."""
@@ -102,18 +124,20 @@ class _Fit:
         one, sum_x, sum_y, sum_xx, sum_xy = self._sums
         self._sums = (one, sum_x, factor * sum_y, sum_xx, factor * sum_xy)
 
-    def seconds(self, x: float) -> float:
+    @property
+    def line(self) -> tuple[float, float]:
+        """Where it starts and how it rises."""
         one, sum_x, sum_y, sum_xx, sum_xy = self._sums
         determinant = one * sum_xx - sum_x * sum_x
-        through_zero = sum_xy / sum_xx
+        through_zero = 0.0, sum_xy / sum_xx
         # Of one size alone the line goes through 0.
         if determinant <= 1e-6 * one * sum_xx:
-            return through_zero * x
+            return through_zero
         slope = (one * sum_xy - sum_x * sum_y) / determinant
         start = (sum_y - slope * sum_x) / one
         if start < 0:
-            return through_zero * x
-        return start + slope * x if slope > 0 else sum_y / one
+            return through_zero
+        return (start, slope) if slope > 0 else (sum_y / one, 0.0)
 
 
 class _Line:

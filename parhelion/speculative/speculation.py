@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from parhelion.speculative.acceptance import Shares
-from parhelion.speculative.pace import Pace
+from parhelion.speculative.pace import Costs, Pace
 from parhelion.speculative.proposer import Proposer
 from parhelion.speculative.speculator import Speculator
 
@@ -54,6 +54,8 @@ class Speculation(Speculator):
         self._known: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
         self._num_rows = 0
+        # Of the step that is planned; None: nothing is known, or nobody asks.
+        self._costs: Costs | None = None
         self._planned = 0
         self._expected = 0.0
         self._asked = False
@@ -69,6 +71,7 @@ class Speculation(Speculator):
         asked, has_paid = self._asked, self._asked and self._paid
         self._asked = self._pays = False
         self._num_rows, self._planned, self._expected = max(1, num_decoding), 0, 0.0
+        self._costs = self.pace.of(self._num_rows) if self._auto and self.pace.is_known else None
         if asked:
             # If a rest begins now.
             self._rested_rows = num_decoding
@@ -95,14 +98,15 @@ class Speculation(Speculator):
         """Whether asking is known to be in vain, by what every request's guesses have been. It costs, since what is
         asked for cannot be handed over ahead; it counts as if they had been asked.
         """
-        if num_decoding > len(self._known):
+        costs = self._costs
+        if costs is None or num_decoding > len(self._known):
             return False
         planned, expected = 0, 0.0
         for request_id in self._known:
             if self._skipped.get(request_id, 0) + 1 >= _PATIENCE:
                 return False
             shares = self.acceptance.of(request_id)
-            count = self._best(shares)
+            count = self._best(costs, shares)
             planned += count
             expected += sum(islice(shares.chances(), count))
         if planned and self._is_paid(planned, expected):
@@ -118,9 +122,10 @@ class Speculation(Speculator):
 
     def _is_paid(self, planned: int, expected: float) -> bool:
         """Whether what so many guesses are expected to gain, all together, is worth what they cost."""
-        rows, pace = self._num_rows, self.pace
-        lost_s = pace.added(rows, planned) if planned else pace.lost(rows)
-        gained = expected - _MARGIN * lost_s * rows / pace.seconds(rows)
+        rows = self._num_rows
+        costs = self.pace.of(rows)
+        lost_s = costs.added(planned) if planned else costs.lost_s
+        gained = expected - _MARGIN * lost_s * rows / costs.plain_s
         return gained > -_TOLERATED * rows
 
     @property
@@ -144,10 +149,11 @@ class Speculation(Speculator):
             self._proposer.extend(request_id, token_ids[known:])
         self._known[request_id] = len(token_ids)
         count = min(most, self._worth_checking(request_id))
-        self._pays |= count > 0
         found = self._proposer.propose(request_id, count) if count > 0 else []
-        self._planned += len(found)
-        self._expected += sum(islice(self.acceptance.of(request_id).chances(), len(found)))
+        if self._auto:
+            self._pays |= count > 0
+            self._planned += len(found)
+            self._expected += sum(islice(self.acceptance.of(request_id).chances(), len(found)))
         return found
 
     def forget(self, request_id: str) -> None:
@@ -161,10 +167,11 @@ class Speculation(Speculator):
         """How many guesses of this request pay: with each more, the chance that it counts falls and the step grows."""
         if not self._auto:
             return self.most
-        if not self.pace.is_known:
+        costs = self._costs
+        if costs is None:
             return 0
         self._asked = True
-        best = self._best(self.acceptance.of(request_id))
+        best = self._best(costs, self.acceptance.of(request_id))
         if best:
             self._skipped[request_id] = 0
             return best
@@ -172,21 +179,21 @@ class Speculation(Speculator):
         if self._skipped[request_id] < _PATIENCE:
             return 0
         self._skipped[request_id] = 0
-        return min(1, self._best(Shares(1.0, 1.0)))
+        return min(1, self._best(costs, Shares(1.0, 1.0)))
 
-    def _best(self, shares: Shares) -> int:
+    def _best(self, costs: Costs, shares: Shares) -> int:
         """The number of guesses that pays most, if these shares are right: tokens to expect, less those that the step
         would gain without guesses in the time that these add to it. What a step with guesses takes more however few
         they are is not counted where others may guess as well: whether it pays them all shows afterwards.
         """
-        rows, planned, pace = self._num_rows, self._planned, self.pace
-        speed = rows / pace.seconds(rows)
-        before_s = pace.added(rows, max(planned, 1)) if rows > 1 else 0.0
+        rows, planned = self._num_rows, self._planned
+        speed = rows / costs.plain_s
+        before_s = costs.added(max(planned, 1)) if rows > 1 else 0.0
         best, best_gained = 0, _LEAST
         tokens = 0.0
         for count, chance in zip(range(1, self.most + 1), shares.chances(), strict=False):
             tokens += chance
-            gained = tokens - _MARGIN * speed * (pace.added(rows, planned + count) - before_s)
+            gained = tokens - _MARGIN * speed * (costs.added(planned + count) - before_s)
             if gained > best_gained:
                 best, best_gained = count, gained
         return best

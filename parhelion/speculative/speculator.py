@@ -22,7 +22,7 @@ class Speculator(ABC):
     Attributes:
         most: see above.
         pace: what steps take, measured in any case.
-        acceptance: how often guesses are right.
+        acceptance: how often guesses are right, if a pace was given.
     """
 
     def __init__(self, most: int, pace: Pace | None) -> None:
@@ -61,8 +61,9 @@ class Speculator(ABC):
         """See ``Guesser``."""
 
     def learn(self, request_id: str, guessed: int, accepted: int) -> None:
-        """See ``Guesser``."""
-        self.acceptance.learn(request_id, guessed, accepted)
+        """See ``Guesser``. What always guesses as much as it may need not know."""
+        if self._auto:
+            self.acceptance.learn(request_id, guessed, accepted)
 
     def forget(self, request_id: str) -> None:
         """See ``Guesser``."""

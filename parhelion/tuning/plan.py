@@ -17,6 +17,7 @@ from parhelion.ops.preferences import preferred
 from parhelion.ops.provider import Provider
 from parhelion.ops.registry import op
 from parhelion.packs.format import NEVER_SERVE
+from parhelion.tuning.head_calls import TunedHead, head_contracts, sees_requests, shared_head_contracts
 from parhelion.tuning.model_calls import (
     TunedModel,
     alternative_contracts,
@@ -72,29 +73,39 @@ class Plan:
     """All that is to be tuned.
 
     Attributes:
-        model: for which.
+        model: for which; it may be a head.
         target: as configs know it, with the device's own number of processors.
         rows: in the order of the model's calls, each contract's by bucket.
         notes: what is left out, a sentence each.
         others: of ops that are not to be tuned, and that steps call all the same.
     """
 
-    model: TunedModel
+    model: TunedModel | TunedHead
     target: GemmTarget
     rows: tuple[PlannedRow, ...]
     notes: tuple[str, ...] = ()
     others: tuple[PlannedRow, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Called:
+    """A contract, how often a step calls it, in which buckets, and whether it does so instead of others."""
+
+    contract: Contract
+    count: int
+    buckets: tuple[int, ...]
+    is_alternative: bool = False
+
+
 def make_plan(
-    model: TunedModel,
+    model: TunedModel | TunedHead,
     target: GemmTarget,
     why_not: Callable[[Provider, Contract], str | None],
     *,
     ops: Sequence[str] = (),
     sizes: Sequence[int] = (),
 ) -> Plan:
-    """The rows of a model on a target.
+    """The rows of a model, or of a head, on a target.
 
     Args:
         why_not: None if a provider can serve a contract on the device.
@@ -105,44 +116,60 @@ def make_plan(
         ConfigError: an op is not known, or the model does not call it.
     """
     buckets = tuple(sorted({bucket_of(size) for size in sizes})) or BUCKETS
-    few = tuple(bucket for bucket in buckets if bucket <= MOST_SAMPLED)
-    of_tokens, of_requests = edge_contracts(model, target=target)
-    counts: list[tuple[Contract, int, tuple[int, ...]]] = [(each, 1, buckets) for each in of_tokens]
-    in_layers = layer_contracts(model, target)
-    # A quantized head may quantize what it is given as layers do.
-    counts += [(contract, count + of_requests.count(contract), buckets) for contract, count in in_layers.items()]
-    counts += [(each, 1, few) for each in of_requests if each not in in_layers]
-    alternatives = alternative_contracts(model, target)
-    of_few_tokens = _called_by_few_tokens(model, target)
-    for contract, count in alternatives.items():
-        most = MOST_ALTERNATIVE if contract in of_few_tokens else 1
-        counts.append((contract, count, tuple(bucket for bucket in buckets if bucket <= most)))
-    called = sorted({contract.name for contract, _, _ in counts})
+    if isinstance(model, TunedHead):
+        counts, left = _called_by_head(model, buckets), sorted({each.name for each in shared_head_contracts(model)})
+    else:
+        counts, left = _called_by_model(model, target, buckets), list(left_to_ranks(model, target))
+    called = sorted({each.contract.name for each in counts})
     for name in ops:
         if op(name).name not in called:
             raise ConfigError(f"{model.name} ({model.quantization.name}) calls no {name}; it calls {', '.join(called)}")
     rows: list[PlannedRow] = []
     others: list[PlannedRow] = []
-    for contract, count, own in counts:
-        rivals = rivals_of(contract, why_not)
+    for each in counts:
+        rivals = rivals_of(each.contract, why_not)
         compiling = tuple(name for name in rivals if name in NEVER_SERVE)
         serving = tuple(name for name in rivals if name not in NEVER_SERVE)
-        (others if ops and contract.name not in ops else rows).extend(
+        (others if ops and each.contract.name not in ops else rows).extend(
             PlannedRow(
-                contract,
+                each.contract,
                 bucket,
-                count,
+                each.count,
                 serving,
                 compiling if bucket in COMPILING_SIZES else (),
-                contract in alternatives,
+                each.is_alternative,
             )
-            for bucket in own
+            for bucket in each.buckets
         )
-    notes = [
-        f"{name} needs all {model.tp} ranks, so it is not tuned: {_usual(name)} serves it"
-        for name in left_to_ranks(model, target)
-    ]
+    notes = [f"{name} needs all {model.tp} ranks, so it is not tuned: {_usual(name)} serves it" for name in left]
     return Plan(model, target, tuple(rows), tuple(notes), tuple(others))
+
+
+def _called_by_model(model: TunedModel, target: GemmTarget, buckets: tuple[int, ...]) -> list[_Called]:
+    few = _sampled(buckets)
+    of_tokens, of_requests = edge_contracts(model, target=target)
+    counts = [_Called(each, 1, buckets) for each in of_tokens]
+    in_layers = layer_contracts(model, target)
+    # A quantized head may quantize what it is given as layers do.
+    counts += [_Called(each, count + of_requests.count(each), buckets) for each, count in in_layers.items()]
+    counts += [_Called(each, 1, few) for each in of_requests if each not in in_layers]
+    of_few_tokens = _called_by_few_tokens(model, target)
+    for contract, count in alternative_contracts(model, target).items():
+        most = MOST_ALTERNATIVE if contract in of_few_tokens else 1
+        own = tuple(bucket for bucket in buckets if bucket <= most)
+        counts.append(_Called(contract, count, own, is_alternative=True))
+    return counts
+
+
+def _called_by_head(head: TunedHead, buckets: tuple[int, ...]) -> list[_Called]:
+    few = _sampled(buckets)
+    counts = head_contracts(head)
+    return [_Called(each, count, few if sees_requests(head, each) else buckets) for each, count in counts.items()]
+
+
+def _sampled(buckets: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of what sees one token a request."""
+    return tuple(bucket for bucket in buckets if bucket <= MOST_SAMPLED)
 
 
 def _called_by_few_tokens(model: TunedModel, target: GemmTarget) -> set[Contract]:

@@ -1,9 +1,10 @@
-"""Rows that a pack has already and that stay as they are: of fewer ranks, of another output head, or of ops that are
-not tuned now. Steps are measured with them, and the times of blocks with them stay.
+"""Rows that a pack has already and that stay as they are: of fewer ranks, of another output head, for a draft head of
+any model, or of ops that are not tuned now. Steps are measured with them, and the times of blocks with them stay.
 
-What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike; and what is not of
-the head, one that is quantized and one that is not. Chosen anew in other steps it would be another row, and what was
-measured of whole blocks with the one before would be void.
+What does not depend on how a layer is divided, such as its norms, every number of ranks calls alike; what is not of the
+output head, one that is quantized and one that is not; and some of what it calls, a draft head shares with its target.
+Chosen anew in other steps it would be another row, and what was measured of whole blocks with the one before would be
+void.
 """
 
 from __future__ import annotations
@@ -16,24 +17,20 @@ from parhelion.ops.launching import launch_module
 from parhelion.ops.source_hash import source_hash
 from parhelion.packs.format import NEVER_SERVE, Candidate, ModelEntry, Pack
 from parhelion.platform.measure import Summary
+from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.plan import HELION
 from parhelion.tuning.row_state import RowState
 
 
-def settled(rows: Sequence[RowState], model: TunedModel, before: Pack | None) -> list[RowState]:
+def settled(rows: Sequence[RowState], model: TunedModel | TunedHead, before: Pack | None) -> list[RowState]:
     """Those of the rows that the pack has of the same model on fewer ranks, or with a head that is not quantized, with
-    the sources that are here. They are told who serves them.
+    the sources that are here; of a draft head, of other models too. They are told who serves them.
     """
     if before is None:
         return []
-    called = {
-        key
-        for entry in before.models
-        if (entry.name, entry.quantization) == (model.name, model.quantization.name) and _is_before(entry, model)
-        for key in entry.contracts
-    }
+    called = {key for entry in before.models if _decides(entry, model) for key in entry.contracts}
     return standing([row for row in rows if row.contract.key() in called], before)
 
 
@@ -56,8 +53,10 @@ def standing(rows: Sequence[RowState], before: Pack) -> list[RowState]:
     return found
 
 
-def _is_before(entry: ModelEntry, model: TunedModel) -> bool:
+def _decides(entry: ModelEntry, model: TunedModel | TunedHead) -> bool:
     """Whether what an entry shares with the model, the entry decides."""
+    if (entry.name, entry.quantization) != (model.name, model.quantization.name):
+        return isinstance(model, TunedHead)
     same_head = entry.lm_head_quantization == model.lm_head_quantization
     plain_head = entry.lm_head_quantization is None
     return entry.tp < model.tp if same_head else plain_head and entry.tp <= model.tp

@@ -16,6 +16,7 @@ from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.compile_ahead import CompileAhead
+from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.helion_strategy import OVER_S, HelionSearch, HelionStrategy
 from parhelion.tuning.jobs import Compiler, Timer, Trial
 from parhelion.tuning.journal import Head, Journal
@@ -142,6 +143,7 @@ def tune(
 ) -> TuneResult:
     """Tune the rows of a plan and write the pack. Rows that the pack has of fewer ranks, or of the same model with an
     output head that is not quantized, stay as they are, and so do those of ops that are not tuned; steps call them.
+    Of a draft head, whose passes are not put together here, those of all models stay, and each row's fastest serves.
 
     An interruption from the keyboard ends it with a pack of what is known. Called again with the same output it goes on
     from the journal.
@@ -167,6 +169,7 @@ def tune(
         ]
 
     there = None if before is None else before.pack
+    step_tuner = None if isinstance(plan.model, TunedHead) else step_tuner
     rows = states(plan.rows)
     of_others = settled(rows, plan.model, there)
     open_rows = [row for row in rows if row not in of_others]
@@ -309,9 +312,10 @@ class _Session:
         self._notes = [*plan.notes, *journal.notes]
 
     def say_what_stays(self, of_others: int, left: int) -> None:
-        """How many rows stay as the pack has them of fewer ranks or another head, and of ops that are left alone."""
+        """How many rows stay as the pack has them: of fewer ranks, another head or other models, and of other ops."""
         if of_others:
             whose = "" if self._plan.model.lm_head_quantization is None else ", or of a head that is not quantized"
+            whose = ", or of other models" if isinstance(self._plan.model, TunedHead) else whose
             self._notes.append(f"{of_others} rows stay as the pack has them of fewer ranks{whose}")
         if left:
             self._notes.append(f"{left} rows of other ops stay as the pack has them, and steps are measured with them")
@@ -363,10 +367,11 @@ class _Session:
         passes.refine()
         # What will serve is known but for what steps choose: most of it is built while they are measured.
         self._programs.prepare([request for row in self._rows for request in row.likely_to_serve()])
-        if step_tuner is not None:
+        model = self._plan.model
+        if step_tuner is not None and isinstance(model, TunedModel):
             self._begin("steps")
             self._choices = StepChoices(
-                step_tuner, self._plan.model, self._plan.target, self._programs, self._journal, self._elapsed
+                step_tuner, model, self._plan.target, self._programs, self._journal, self._elapsed
             )
             self._notes += self._choices.choose(self._rows, self._beside, budget_s * (1 - COMPARING_SHARE))
         self._begin("compiling providers")
@@ -426,7 +431,9 @@ def _ledger(journal: Journal) -> Ledger:
     )
 
 
-def facts_of(model: TunedModel, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str) -> PackFacts:
+def facts_of(
+    model: TunedModel | TunedHead, contracts: Iterable[Contract], fingerprint: Fingerprint, command: str
+) -> PackFacts:
     """What a pack says of itself whose rows are of these contracts of a model."""
     keys = tuple(dict.fromkeys(contract.key() for contract in contracts))
     entry = ModelEntry(model.name, model.quantization.name, keys, model.tp, model.lm_head_quantization)

@@ -15,6 +15,7 @@ from parhelion.ops.registry import op, op_names
 from parhelion.packs.format import Fingerprint, Ledger, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
+from parhelion.tuning.head_calls import TunedHead, shared_head_contracts
 from parhelion.tuning.jobs import Compiler, Outcome, Request, Trial
 from parhelion.tuning.model_calls import TunedModel, shared_contracts
 from parhelion.tuning.plan import HELION, Plan, PlannedRow
@@ -34,7 +35,7 @@ TimeOnRanks = Callable[[Sequence[RankJob], Sequence[torch.device], float], list[
 
 
 def tune_ranks(
-    model: TunedModel,
+    model: TunedModel | TunedHead,
     target: Target,
     configs_target: GemmTarget,
     fingerprint: Fingerprint,
@@ -48,7 +49,7 @@ def tune_ranks(
     """Tune what a model's ranks call together and write it into the pack, beside what is there.
 
     Args:
-        model: of as many ranks as there are devices.
+        model: of as many ranks as there are devices; it may be a head.
         configs_target: as configs know the target.
         options: its output is the pack.
         devices: of one kind.
@@ -59,9 +60,10 @@ def tune_ranks(
         The pack, None if there was nothing to tune or nothing worked; and what did not go as it should.
     """
     start = time.monotonic()
+    shared = shared_head_contracts(model) if isinstance(model, TunedHead) else shared_contracts(model, configs_target)
     rows = [
         RowState(PlannedRow(contract, bucket, count), 0.0, untuned_config(contract, bucket, target))
-        for contract, count in shared_contracts(model, configs_target).items()
+        for contract, count in shared.items()
         if contract.name in op_names()
         for bucket in (sizes or BUCKETS)
     ]

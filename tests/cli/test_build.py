@@ -12,6 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from parhelion.cli.main import build_app
+from parhelion.ops.launching import BUCKETS
 from parhelion.packs.store import read_pack
 from parhelion.tuning import compile_pool, matrix
 from parhelion.tuning.contract_key import contract_of_key
@@ -19,6 +20,7 @@ from parhelion.tuning.jobs import Request, no_more
 from parhelion.tuning.matrix import Build
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.target import Target
+from tests.models.eagle3_heads import ORIGINAL_JSON, SPECULATORS_JSON, write_head
 from tests.tuning.test_build_pack import fake_program
 
 runner = CliRunner()
@@ -93,6 +95,42 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.M
     # The fake pool builds no ``silu_and_mul``.
     unbuilt = {key for key in model.contracts if key.startswith("silu_and_mul(")}
     assert set(model.contracts) - unbuilt == {row.contract for row in pack.rows}
+
+
+@pytest.mark.parametrize("config", [ORIGINAL_JSON, SPECULATORS_JSON], ids=["original", "speculators"])
+def test_a_draft_heads_pack_has_what_it_calls(
+    config: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_head(tmp_path / "mine", config)
+    result = packs(monkeypatch, str(folder), "--target", "sm_90", "--tp", "1,3", "-o", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    pack = read_pack(tmp_path / "mine-unquantized-tp1-3-sm_90.zip").pack
+    assert pack.command == "parhelion build mine --target sm_90 --tp 1,3"
+    # Three ranks cannot divide it, so each has all of it.
+    [head] = pack.models
+    assert (head.title, head.tp) == ("mine unquantized", 1)
+    contracts = {contract_of_key(row.contract) for row in pack.rows}
+    products = {(c.in_features, c.out_features) for c in contracts if c.name == "linear"}
+    assert products == {(72, 32), (64, 64), (32, 32), (32, 80), (40, 32), (32, 20)}
+    names = {c.name for c in contracts}
+    assert {"argmax", "embedding", "fused_add_rms_norm", "fused_rope_attention", "rms_norm"} <= names
+    for each in contracts:
+        assert {row.num_tokens for row in pack.rows if row.contract == each.key()} == set(BUCKETS)
+    unbuilt = {key for key in head.contracts if key.startswith("silu_and_mul(")}
+    assert set(head.contracts) - unbuilt == {row.contract for row in pack.rows}
+
+
+def test_a_listed_draft_head_is_built_by_its_name_and_is_never_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = packs(monkeypatch, "qwen3-8b-eagle3", "--target", "sm_90", "-o", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    [head] = read_pack(tmp_path / "qwen3-8b-eagle3-unquantized-sm_90.zip").pack.models
+    assert head.title == "qwen3-8b-eagle3 unquantized"
+    for option in (("--quantization", "fp8_per_token"), ("--lm-head-quantization", "int8")):
+        refused = packs(monkeypatch, "qwen3-8b-eagle3", "--target", "sm_90", *option, "-o", str(tmp_path))
+        assert refused.exit_code == 1
+        assert f"never quantized: leave {option[0]} out" in " ".join(refused.output.split())
 
 
 def test_a_checkpoints_own_quantization_is_built_unless_another_is_asked_for(

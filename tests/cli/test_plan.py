@@ -126,6 +126,11 @@ def test_a_draft_model_and_a_head_take_memory(tmp_path: Path) -> None:
     assert "is a head for another model than qwen3-8b" in refused("qwen3-8b", *FOR_A_HEAD, str(other))
 
 
+def test_a_listed_head_is_one_for_its_model() -> None:
+    assert planned("qwen3-8b", *FOR_A_HEAD, "qwen3-8b-eagle3")["layouts"]
+    assert "is a head for another model than qwen3-1.7b" in refused("qwen3-1.7b", *FOR_A_HEAD, "qwen3-8b-eagle3")
+
+
 def test_a_quantized_head_takes_less_memory_and_less_time() -> None:
     plain, head = (
         planned("qwen3-8b", "--quantization", "fp8_per_token", *more)

@@ -21,6 +21,7 @@ from parhelion.cli.main import build_app
 from parhelion.cli.tune import seconds, slug
 from parhelion.cli.tune_view import LiveTable, progress_line, progress_table
 from parhelion.errors import ConfigError
+from parhelion.ops.argmax import Argmax
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.scaled_mm import ScaledMm
@@ -34,6 +35,7 @@ from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.plan import PlannedRow
 from parhelion.tuning.row_state import RowState
 from parhelion.tuning.tune import TuneProgress
+from tests.models.eagle3_heads import ORIGINAL_JSON, write_head
 from tests.packs import sample
 from tests.tuning.tuner_fakes import Clock, FakeCompiler, FakeTimer, planted
 
@@ -129,6 +131,23 @@ def test_a_quantized_head_is_tuned_beside_what_is_there(timer: FakeTimer, tmp_pa
     assert "qwen3-0.6b (fp8_per_token, lm_head fp8)" in dry.output
 
 
+def test_a_draft_head_is_tuned_into_the_pack_of_its_target(timer: FakeTimer, tmp_path: Path):
+    assert invoke(*ARGUMENTS, "--effort", "quick").exit_code == 0
+    head = write_head(tmp_path / "mine", ORIGINAL_JSON)
+    arguments = ("tune", str(head), "--ops", "rms_norm,argmax", "--m", "1,512", "--effort", "quick", "--tp", "1,3")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    pack = read_pack(tmp_path / "packs" / "nvidia-h100-80gb-hbm3").pack
+    # Three ranks cannot divide it, so each has all of it.
+    assert [model.title for model in pack.models] == ["qwen3-0.6b fp8_per_token", "mine unquantized"]
+    assert pack.command.startswith("parhelion tune mine --quantization unquantized --budget 10m")
+    own = {(row.contract, row.num_tokens) for row in pack.rows if row.contract in pack.models[1].contracts}
+    norm, argmax = RmsNorm(32, 1e-5, torch.bfloat16).key(), Argmax(20, torch.bfloat16).key()
+    assert own == {(norm, 1), (norm, 512), (argmax, 1)}
+    dry = invoke(*arguments, "--dry-run")
+    assert "3 rows to tune for mine (unquantized) on sm_90, effort quick" in dry.output
+
+
 def test_helions_search_runs_in_its_process_on_the_device_and_what_it_found_is_timed(
     timer: FakeTimer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -205,6 +224,7 @@ def test_a_dry_run_needs_no_gpu_and_says_what_it_would_do(monkeypatch: pytest.Mo
     [
         (["gpt-2"], "the dimensions of 'gpt-2' are not listed"),
         (["qwen3-8b", "--budget", "soon"], "--budget is 'soon'; write a time such as 90s, 10m or 1h30m"),
+        (["qwen3-8b-eagle3", "--quantization", "fp8_per_token"], "never quantized: leave --quantization out"),
         (["qwen3-8b", "--effort", "some"], "the efforts are quick, normal, full"),
         (["qwen3-8b", "--tp", "3"], "tp is 3, but 32 heads are no multiple of tp 3; tp may be 1, 2, 4, 8"),
         (["qwen3-8b", "--target", "sm_90"], "--target belongs to --dry-run"),

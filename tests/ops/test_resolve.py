@@ -53,6 +53,23 @@ def test_the_first_that_serves_is_chosen_and_what_was_passed_over_is_noted(monke
     assert resolver.chosen == {"linear": {"torch"}, "rms_norm": {"reference"}}
 
 
+def test_tile_programs_that_no_pack_has_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those of ops for which the user asked for them, and each once."""
+    for name in ("rms_norm", "silu_and_mul"):
+        programs = op(name).provider("helion")
+        monkeypatch.setattr(programs, "why_not", lambda device: None)
+        monkeypatch.setattr(programs, "bind", lambda contract: lambda *inputs: inputs)
+    preferences = {"rms_norm": ("helion",)}
+    resolver = Resolver(CPU, {"silu_and_mul": "helion"}, preferences)
+    for _ in range(2):
+        resolver.bind(NORM, torch.ones(64))
+        resolver.launcher(SILU)
+        resolver.launcher(Linear(8, 16, torch.bfloat16))
+    assert resolver.chosen == {"rms_norm": {"helion"}, "silu_and_mul": {"helion"}, "linear": {"torch"}}
+    assert resolver.unbuilt == [NORM]
+    assert resolver.compiles
+
+
 def test_the_same_is_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OneDnnLinear, "missing", lambda self: "it is not there")
     resolver = Resolver(CPU)

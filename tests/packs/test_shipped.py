@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from parhelion.engine.step_layout import Bucket
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.launching import BUCKETS
 from parhelion.ops.pack_kernels import PackKernels
+from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.preferences import COMPILING, preferred
 from parhelion.ops.registry import op
 from parhelion.ops.source_hash import source_hash
@@ -21,6 +24,7 @@ from parhelion.packs.match import Chosen, match
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.packs.verify import verify
 from parhelion.tuning.contract_key import contract_of_key
+from parhelion.tuning.head_calls import HEADS, head_contracts, tuned_head
 from parhelion.tuning.model_calls import edge_contracts, layer_contracts, tuned_model
 
 CPU = torch.device("cpu")
@@ -53,7 +57,9 @@ def test_nothing_is_wrong_with_it(stored: StoredPack) -> None:
 
 
 def contracts_of(stored: StoredPack, entry: ModelEntry) -> list[Contract]:
-    """What a step of the model calls."""
+    """What a step of the model calls, or a pass of the draft head."""
+    if entry.name in HEADS:
+        return list(head_contracts(tuned_head(entry.name, entry.tp)))
     model = tuned_model(entry.name, entry.quantization, entry.tp, entry.lm_head_quantization)
     of_tokens, of_requests = edge_contracts(model)
     return [*of_tokens, *layer_contracts(model, gemm_target(stored.pack.fingerprint.target)), *of_requests]
@@ -87,12 +93,22 @@ def test_what_its_models_call_was_measured_where_they_were_tuned(stored: StoredP
 
 def test_it_covers_the_models_that_it_names(stored: StoredPack) -> None:
     rows = {row.contract for row in stored.pack.rows}
-    assert {entry.name for entry in stored.pack.models} == {"qwen3-1.7b", "qwen3-8b", "qwen3-32b"}
+    assert {entry.name for entry in stored.pack.models} == {"qwen3-1.7b", "qwen3-8b", "qwen3-32b", *HEADS}
     for entry in stored.pack.models:
         missing = {contract for contract in contracts_of(stored, entry) if contract.key() not in rows}
-        # Torch serves the output head of a rank on the H200, so that there is nothing to build for the H100.
-        assert {contract.name for contract in missing} <= {"linear"}
+        # Torch serves the output head of a rank on the H200, so that there is nothing to build for the H100; and of a
+        # draft head, which nobody has measured, all that it serves without a pack.
+        assert {contract.name for contract in missing} <= {"linear", *(["argmax"] if entry.name in HEADS else [])}
         assert all(preferred(contract.name, torch.device("cuda"))[0] not in COMPILING for contract in missing)
+
+
+def test_it_has_its_draft_heads_tile_programs_for_every_size_with_the_sources_here(stored: StoredPack) -> None:
+    rows = rows_by_contract(stored.pack.rows)
+    for name in HEADS:
+        for contract in head_contracts(tuned_head(name)):
+            if preferred(contract.name, torch.device("cuda"))[0] == "helion":
+                assert [row.num_tokens for row in rows[contract.key()]] == list(BUCKETS)
+                assert stored.pack.source_hashes[contract.name] == source_hash(contract.name)
 
 
 def test_it_tells_no_folder_of_where_it_was_made(stored: StoredPack) -> None:
@@ -104,6 +120,54 @@ class Loaded:
 
     def launcher(self, parameters: Any, num_warps: int, programmatic: bool) -> Callable[..., None]:
         return lambda *grid: None
+
+
+class Missed:
+    """Who serves without a pack: nobody should be asked."""
+
+    name = "helion"
+
+    def launcher(self, contract: Contract) -> Callable[..., None]:
+        return lambda *inputs: None
+
+
+def verifying(value: Any, siblings: int) -> Any:
+    """An input of a pass in which every token has a row of its own."""
+    if not isinstance(value, AttentionBatch):
+        return value
+    rows = int(value.query_start_loc[-1])
+    return AttentionBatch(
+        torch.zeros((rows, value.block_table.shape[1]), dtype=torch.int32),
+        torch.ones(rows, dtype=torch.int32),
+        torch.arange(rows + 1, dtype=torch.int32),
+        Bucket.verifying(rows, siblings).max_query_len,
+        value.max_seq_len,
+        siblings,
+        torch.zeros(rows, dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 9, 16, 40, 260])
+def test_passes_of_a_draft_head_find_their_tile_programs(stored: StoredPack, num_tokens: int) -> None:
+    """Prompts, single tokens, and rows beside their guesses: nothing that is launched is missing."""
+    fingerprint = stored.pack.fingerprint
+    chosen = Chosen(stored, match(fingerprint, fingerprint))
+    hashes = stored.pack.source_hashes
+    kernels = PackKernels(chosen, CPU, hashes, fingerprint.num_processors, load=lambda *_: Loaded())  # type: ignore[arg-type,return-value]
+    served = set()
+    for contract in head_contracts(tuned_head("qwen3-8b-eagle3")):
+        if preferred(contract.name, torch.device("cuda"))[0] != "helion":
+            continue
+        tuned = kernels.launcher(contract, Missed())  # type: ignore[arg-type]
+        assert tuned is not None
+        assert tuned.providers == ("helion",)
+        inputs = contract.sample_inputs(num_tokens, CPU, torch.Generator().manual_seed(1))
+        tuned(*inputs)
+        for siblings in (1, 2, 4, 8):
+            tuned(*(verifying(value, siblings) for value in inputs))
+        served.add(contract.name)
+    assert served == {"fused_add_rms_norm", "fused_rope_attention", "rms_norm", "silu_and_mul"}
+    assert kernels.all_notes() == []
 
 
 def test_every_tile_program_of_its_rows_can_serve(stored: StoredPack) -> None:

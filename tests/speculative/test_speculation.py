@@ -242,9 +242,9 @@ def test_what_guesses_add_is_a_line_that_neither_falls_nor_begins_below_nothing(
     dear_at_first, falling, too_steep = (paced({(1, 0): 1.0} | each) for each in (
         {(1, 1): 1.5, (1, 9): 1.9}, {(1, 2): 1.5, (1, 8): 1.1}, {(1, 4): 1.1, (1, 8): 1.9}
     ))  # fmt: skip
-    assert [dear_at_first.added(1, n) for n in (0, 1, 5, 17)] == pytest.approx([0.0, 0.5, 0.7, 2.3 - 1.0])
-    assert falling.added(1, 2) == pytest.approx(falling.added(1, 99), abs=0.01)
-    assert 0 < too_steep.added(1, 1) < too_steep.added(1, 4) < too_steep.added(1, 8)
+    assert [dear_at_first.of(1).added(n) for n in (0, 1, 5, 17)] == pytest.approx([0.0, 0.5, 0.7, 2.3 - 1.0])
+    assert falling.of(1).added(2) == pytest.approx(falling.of(1).added(99), abs=0.01)
+    assert 0 < too_steep.of(1).added(1) < too_steep.of(1).added(4) < too_steep.of(1).added(8)
 
 
 def test_what_was_held_up_or_is_of_unknown_steps_counts_little() -> None:

@@ -23,6 +23,7 @@ from parhelion.packs.store import read_pack
 from parhelion.packs.verify import verify
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.contract_key import contract_of_key
+from parhelion.tuning.head_calls import tuned_head
 from parhelion.tuning.jobs import Request
 from parhelion.tuning.model_calls import head_ways, layer_ways, tuned_model
 from parhelion.tuning.plan import PlannedRow, make_plan
@@ -32,6 +33,7 @@ from parhelion.tuning.step_tuning import StepJob, StepResult
 from parhelion.tuning.target import target
 from parhelion.tuning.timed_config import Timed
 from parhelion.tuning.tune import TuneResult, journal_of
+from tests.models.eagle3_heads import ORIGINAL_JSON, write_head
 from tests.packs import sample
 from tests.tuning.tuner_fakes import SM_90, FakeCompiler, World
 
@@ -186,6 +188,41 @@ def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Pat
     assert {each for way in head_ways(model, SM_90) for each in way} == new
     assert any(note.endswith("fewer ranks, or of a head that is not quantized") for note in both.notes)
     assert verify(read_pack(tmp_path / "tuned")) == []
+
+
+def test_a_draft_heads_rows_are_added_and_what_its_target_calls_stays(tmp_path: Path):
+    steps = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
+    alone = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(step_tuner=steps, effort="quick").pack
+    assert alone is not None
+    config = {"hidden_size": 1024, "vocab_size": 151936, "target_hidden_size": 1024, "rms_norm_eps": 1e-6}
+    head = tuned_head(str(write_head(tmp_path / "mine", ORIGINAL_JSON | config)))
+    plan = make_plan(head, SM_90, refused, sizes=(1,))
+    # What serves was the slowest of all if it were asked for again.
+    serving = [row.best.config for row in alone.rows]
+    again = World(
+        tmp_path,
+        plan.rows,
+        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
+        model=head,
+    )
+    blocks = Blocks({})
+    both = again.tune(step_tuner=blocks, effort="quick")
+    assert both.pack is not None
+    assert blocks.jobs == []
+    assert (both.pack.blocks, len(alone.blocks)) == (alone.blocks, 3)
+    assert [each.title for each in both.pack.models] == ["qwen3-0.6b fp8_per_token", "mine unquantized"]
+    rows, before = ({row.contract: row for row in pack.rows} for pack in (both.pack, alone))
+    assert all(rows[contract] == row for contract, row in before.items())
+    assert {row.contract.key() for row in plan.rows} == set(both.pack.models[1].contracts) <= set(rows)
+    shared = {contract_of_key(key).name for key in both.pack.models[1].contracts if key in before}
+    assert shared == {"embedding", "fused_add_rms_norm"}
+    assert any(note == "2 rows stay as the pack has them of fewer ranks, or of other models" for note in both.notes)
+    assert verify(read_pack(tmp_path / "tuned")) == []
+    # Asked again, its own rows are its own to choose.
+    once_more = World(tmp_path, plan.rows, lambda *_: 5.0, model=head).tune(name="tuned", effort="quick")
+    assert [note for note in once_more.notes if "stay" in note] == [
+        "2 rows stay as the pack has them of fewer ranks, or of other models"
+    ]
 
 
 def test_without_times_of_blocks_the_sums_decide(tmp_path: Path):

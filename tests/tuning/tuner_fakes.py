@@ -15,6 +15,7 @@ from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.packs.format import Fingerprint
 from parhelion.platform.measure import summarize
+from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.helion_strategy import HelionSearch
 from parhelion.tuning.jobs import Outcome, Request, TimingJob, Trial, no_more
 from parhelion.tuning.model_calls import TunedModel, tuned_model
@@ -118,7 +119,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     fingerprint: Fingerprint = sample.H100
     compiler: FakeCompiler = field(default_factory=FakeCompiler)
-    model: TunedModel = field(default_factory=lambda: tuned_model("qwen3-0.6b", "fp8_per_token"))
+    model: TunedModel | TunedHead = field(default_factory=lambda: tuned_model("qwen3-0.6b", "fp8_per_token"))
     others: tuple[PlannedRow, ...] = ()
 
     def __post_init__(self) -> None:

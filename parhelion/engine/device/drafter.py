@@ -4,8 +4,6 @@ with it.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import torch
 
@@ -13,10 +11,12 @@ from parhelion.engine.device.buckets import Buckets
 from parhelion.engine.device.graphs import EagerSteps, GraphCache
 from parhelion.engine.device.step import Mode, Step
 from parhelion.engine.device.step_queue import DeviceQueue
-from parhelion.engine.drafts.progress import DraftProgress, num_guesses
+from parhelion.engine.drafts.progress import DraftProgress
 from parhelion.engine.step_layout import Ints, StepRows, tokens_apart
 from parhelion.engine.step_result import Drafted
 from parhelion.platform.streams import Mark, mark, pinned
+
+_NONE = np.zeros(0, np.int64)
 
 
 class DeviceDrafter:
@@ -73,7 +73,7 @@ class DeviceDrafter:
             mode: how it samples; guesses are chosen on the device in any case.
         """
         began = mark(self._device)
-        num_tokens, guesses = 0, []
+        num_tokens, guesses = 0, list[tuple[Ints, Ints, torch.Tensor]]()
         for each in self.progress.passes(rows):
             apart = self._buckets.takes_apart(each)
             packed = tokens_apart(each) if apart else each
@@ -81,41 +81,48 @@ class DeviceDrafter:
             self._queue.send(packed, bucket)
             outputs = self._runner.run(self._step, bucket, Mode.DRAW if mode is Mode.HOST else mode)
             num_tokens += int(each.counts.sum())
-            if each.samples.any():
+            sampling = packed.samples.nonzero()[0]
+            if len(sampling):
                 ids = pinned(bucket.num_rows, self._device)
                 ids.copy_(outputs.token_ids, non_blocking=True)
-                guesses.append((packed, ids))
+                guesses.append((packed.slots[sampling], sampling, ids))
         return PendingDraft(rows, guesses, num_tokens, (began, mark(self._device)), self.progress)
 
 
 class PendingDraft:
-    """Guesses on their way."""
+    """Guesses on their way.
+
+    Args:
+        rows: the step's.
+        guesses: of each pass that samples the slots of its guesses, their rows, and [num_rows] ids on the host.
+        num_tokens: that were computed.
+        marks: where that began and ended.
+        progress: learns which guesses were right.
+    """
 
     def __init__(
         self,
         rows: StepRows,
-        guesses: list[tuple[StepRows, torch.Tensor]],
+        guesses: list[tuple[Ints, Ints, torch.Tensor]],
         num_tokens: int,
         marks: tuple[Mark, Mark],
         progress: DraftProgress,
     ) -> None:
         self._rows = rows
-        self._guesses = guesses
+        self._guesses = [(sampling, ids) for _, sampling, ids in guesses]
+        # Row after row, and of each row as they were made: found while the device makes them.
+        place = np.zeros(1 + int(rows.slots.max()), np.int64)
+        place[rows.slots] = np.arange(len(rows.slots))
+        self._order = place[np.concatenate([_NONE, *(slots for slots, _, _ in guesses)])].argsort(kind="stable")
         self._num_tokens = num_tokens
         self._marks = marks
         self._progress = progress
 
     def read(self) -> Drafted:
         """What was guessed, once the device has got there."""
-        by_slot: defaultdict[int, list[int]] = defaultdict(list)
-        for rows, ids in self._guesses:
-            sampling = np.flatnonzero(rows.samples)
-            for slot, token in zip(rows.slots[sampling].tolist(), ids.numpy()[sampling].tolist(), strict=True):
-                by_slot[slot].append(token)
-        counts = num_guesses(self._rows).tolist()
-        ordered = [by_slot[slot] for slot, count in zip(self._rows.slots.tolist(), counts, strict=True) if count]
+        tokens = np.concatenate([_NONE, *(ids.numpy()[sampling] for sampling, ids in self._guesses)])
         began, ended = self._marks
-        return Drafted([token for each in ordered for token in each], self._num_tokens, began.seconds_until(ended))
+        return Drafted(tokens[self._order].tolist(), self._num_tokens, began.seconds_until(ended))
 
     def settle(self, drafted: Drafted, chosen: Ints) -> None:
         """The step is done, and these tokens were sampled, row after row."""

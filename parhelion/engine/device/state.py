@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,24 +20,26 @@ from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.step_inputs.formulas import row_inputs, token_inputs
 from parhelion.scheduler import KNOWN, Row
 
+_APART = 64
+"""The tables begin at multiples of so many entries, as if each had been allocated by itself."""
+
 PARAMETERS = 6
 """Columns of the sampling table: temperature, top_p, min_p (bits of float32), top_k, and the seed's two halves."""
 
 
-@dataclass(frozen=True)
-class Update:
-    """Entries to write into one of the device's flat int32 tables before a step.
+class Update(msgspec.Struct, frozen=True):
+    """Entries to write into the device's tables before a step.
 
     Attributes:
-        offsets, values: int64 arrays of equal length.
+        offsets, values: int64 arrays of equal length; offsets are into all tables, laid out flat.
     """
 
     offsets: npt.NDArray[np.int64]
     values: npt.NDArray[np.int64]
 
     def flat(self) -> npt.NDArray[np.int32]:
-        """All offsets, then all values."""
-        return np.concatenate((self.offsets, self.values)).astype(np.int32)
+        """All offsets, each in two halves, then all values."""
+        return np.concatenate((self.offsets.view(np.int32), self.values.astype(np.int32)))
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class DeviceState:
         resolver: finds who looks up what steps of single tokens are given.
 
     Attributes:
+        flat: all tables in one, so that whatever changes in any of them is written at once.
         tokens: [max_num_seqs + 1, max_model_len + 2] int32.
         block_table: [max_num_seqs + 1, max_blocks] int32; the spare slot's blocks are never looked up.
         parameters: [max_num_seqs + 1, PARAMETERS] int32.
@@ -77,10 +81,13 @@ class DeviceState:
         self.max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
         self._step_inputs = resolver.launcher(StepInputs(block_size))
-        slots = max_num_seqs + 1
-        self.tokens = torch.zeros((slots, max_model_len + 2), dtype=torch.int32, device=device)
-        self.block_table = torch.zeros((slots, self.max_blocks), dtype=torch.int32, device=device)
-        self.parameters = torch.zeros((slots, PARAMETERS), dtype=torch.int32, device=device)
+        slots, widths = max_num_seqs + 1, (max_model_len + 2, self.max_blocks, PARAMETERS)
+        sizes = [-(-slots * width // _APART) * _APART for width in widths]
+        self.flat = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        self.tokens, self.block_table, self.parameters = (
+            part[: slots * width].view(slots, width) for part, width in zip(self.flat.split(sizes), widths, strict=True)
+        )
+        self._first_block, self._first_parameter = sizes[0], sizes[0] + sizes[1]
 
     def tensors(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepTensors:
         """What a step computes and where its ids go; nothing waits for the device.
@@ -131,19 +138,24 @@ class DeviceState:
         """The first tokens of rows for which the last stage has sampled them."""
         width = self.tokens.shape[1]
         entries = [(row.slot * width + row.start, row.first_token) for row in rows if row.first_token != KNOWN]
-        return Update(*np.array(entries, np.int64).reshape(-1, 2).T)
+        return Update(*np.array(entries, np.int64).reshape(-1, 2).T.copy())
 
     def guess_update(self, rows: Sequence[Row]) -> Update:
         """The guesses of rows, behind their first tokens; what the step samples is written over them."""
         width = self.tokens.shape[1]
-        entries = [
-            (row.slot * width + row.start + place, guess) for row in rows for place, guess in enumerate(row.guesses, 1)
-        ]
-        return Update(*np.array(entries, np.int64).reshape(-1, 2).T)
+        offsets: list[int] = []
+        guesses: list[int] = []
+        for row in rows:
+            if row.guesses:
+                behind = row.slot * width + row.start + 1
+                offsets += range(behind, behind + len(row.guesses))
+                guesses += row.guesses
+        return Update(np.array(offsets, np.int64), np.array(guesses, np.int64))
 
     def block_update(self, slot: int, first: int, block_ids: npt.NDArray[np.int64]) -> Update:
         """Blocks from index ``first`` of a slot on."""
-        return Update(slot * self.max_blocks + first + np.arange(len(block_ids)), block_ids)
+        offset = self._first_block + slot * self.max_blocks + first
+        return Update(np.arange(offset, offset + len(block_ids)), block_ids)
 
     def parameter_update(self, slot: int, sampling: SamplingState) -> Update:
         """How a slot's tokens are chosen, as the host's ``SamplingState`` has it."""
@@ -153,13 +165,13 @@ class DeviceState:
         seed = np.array([sampling.seed[slot]], np.uint64).view(np.int32)
         top_k = min(int(sampling.top_k[slot]), 2**31 - 1)
         values = np.concatenate((floats, [top_k], seed)).astype(np.int64)
-        return Update(slot * PARAMETERS + np.arange(PARAMETERS), values)
+        return Update(self._first_parameter + slot * PARAMETERS + np.arange(PARAMETERS), values)
 
 
 def merged(updates: list[Update]) -> Update:
-    """All entries of several updates of one table. Later ones win only if no offset occurs twice, so none may."""
-    if not updates:
-        return Update(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    """All entries of at least one update. Later ones win only if no offset occurs twice, so none may."""
+    if len(updates) == 1:
+        return updates[0]
     return Update(
         np.concatenate([update.offsets for update in updates]), np.concatenate([update.values for update in updates])
     )

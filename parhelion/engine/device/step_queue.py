@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,9 +16,6 @@ ROOM_FOR_UPDATES = 1 << 17
 
 
 _NO_ROWS = StepRows(*np.zeros((5, 0), np.int64))
-
-Updates = tuple[list[Update], list[Update], list[Update]]
-"""Of the tables of tokens, blocks and parameters."""
 
 
 class DeviceQueue:
@@ -38,49 +37,55 @@ class DeviceQueue:
         self._state = state
         self._device = device
         self._host_buffers = [pinned(room, device) for _ in range(num_buffers)]
-        self._copied: list[Event | None] = [None] * num_buffers
+        self._copied: list[Event] = [record_event(device) for _ in range(num_buffers)]
         self._turn = 0
+        self._updates: list[Update] = []
 
-    def send(self, rows: StepRows, bucket: Bucket, updates: Updates = ([], [], [])) -> None:
-        """Copy a step's fields and the entries of changed tables to the device, and write the entries.
+    def write(self, updates: Sequence[Update]) -> None:
+        """Change entries of tables before the step that is sent next."""
+        self._updates += updates
+
+    def send(self, rows: StepRows, bucket: Bucket) -> None:
+        """Copy a step's fields and what changes in tables to the device, and write the latter.
 
         Args:
             rows: the step's.
             bucket: what it is padded to.
-            updates: entries of tables that change before the step.
         """
-        tables = (self._state.tokens, self._state.block_table, self._state.parameters)
-        entries = [merged(each) for each in updates]
         buffer = self._next_buffer()
         host = buffer.numpy()
         end = pack(rows, bucket, host, self._state.spare_slot, self._state.spare_position)
-        behind = np.concatenate([each.flat() for each in entries])
-        fits = end + len(behind) <= len(host)
-        if fits:
-            host[end : end + len(behind)] = behind
-            end += len(behind)
-        self.ints[:end].copy_(buffer[:end], non_blocking=True)
-        self._copied[self._turn] = record_event(self._device)
-        written = self.ints[end - len(behind) : end] if fits else torch.from_numpy(behind).to(self._device)
-        for table, each in zip(tables, entries, strict=True):
-            count = len(each.offsets)
-            if count:
-                table.view(-1)[written[:count].long()] = written[count : 2 * count]
-            written = written[2 * count :]
+        if not self._updates:
+            self._copy(buffer, end)
+            return
+        changes = merged(self._updates).flat()
+        self._updates = []
+        # The first of them have 64 bits.
+        start = end + end % 2
+        end = start + len(changes)
+        if end <= len(host):
+            host[start:end] = changes
+            self._copy(buffer, end)
+            self._change(self.ints[start:end])
+        else:
+            self._copy(buffer, start)
+            self._change(torch.from_numpy(changes).to(self._device))
 
     def send_padding(self, bucket: Bucket) -> None:
         """A step of no rows."""
         self.send(_NO_ROWS, bucket)
 
-    def write(self, updates: Updates) -> None:
-        """Only entries of tables, if there are any."""
-        if any(updates):
-            self.send(_NO_ROWS, Bucket(0, 0), updates)
+    def _copy(self, buffer: torch.Tensor, count: int) -> None:
+        self.ints[:count].copy_(buffer[:count], non_blocking=True)
+        self._copied[self._turn].record()
+
+    def _change(self, changes: torch.Tensor) -> None:
+        """Write what an update's ``flat`` has brought to the device."""
+        count = len(changes) // 3
+        self._state.flat.scatter_(0, changes[: 2 * count].view(torch.int64), changes[2 * count :])
 
     def _next_buffer(self) -> torch.Tensor:
         """The host buffer whose turn it is, once the device has copied the step that was in it."""
         self._turn = (self._turn + 1) % len(self._host_buffers)
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
+        self._copied[self._turn].synchronize()
         return self._host_buffers[self._turn]

@@ -28,7 +28,7 @@ from parhelion.engine.drafts.progress import DraftProgress, HeadProgress
 from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
-from parhelion.engine.sampling_state import SamplingState
+from parhelion.engine.sampling_state import CHOOSES_ON_HOST, DRAWS, TELLS_PROMPT, SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
     Ints,
@@ -203,27 +203,28 @@ class DeviceWorker:
         return self._look_ahead(self._drafter, plan, rows, pending.wait())
 
     def _hand_to_device(self, plan: StepPlan, admitted: Sequence[AddRequest], rows: StepRows) -> _Pending | StepResult:
-        tokens, blocks, parameters = self._take_admissions(plan, admitted)
-        stage, num_tokens = self._model.stage, int(rows.counts.sum())
-        mode = self._mode(rows) if stage.is_last else Mode.GREEDY
+        self._queue.write(self._take_admissions(plan, admitted))
+        stage = self._model.stage
+        asked = self._sampling.asked(rows.slots) if stage.is_last else 0
+        mode = self._mode(rows, asked)
         if self._between is not None and stage.is_first:
-            tokens.append(self._state.told_update(plan.rows))
+            self._queue.write([self._state.told_update(plan.rows)])
         draft, step = None, self._followed_step if plan.follows else self._step
-        verifies = bool((rows.samples > 1).any())
+        most_samples = int(rows.samples.max())
+        verifies = most_samples > 1
         if verifies:
-            self._check_num_guesses(rows)
+            self._check_num_guesses(most_samples - 1)
         if self._drafter is not None and plan.follows and not plan.num_ahead:
-            self._queue.write((tokens, blocks, parameters))
-            tokens, blocks, parameters = [], [], []
             draft = self._drafter.draft(rows, mode)
         elif verifies:
-            tokens.append(self._state.guess_update(plan.rows))
+            self._queue.write([self._state.guess_update(plan.rows)])
         if verifies:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step)
-        self._queue.send(rows, bucket, (tokens, blocks, parameters))
-        wants_prompts = stage.is_last and self._sampling.wants_prompt(rows.slots, rows.starts).any()
+        self._queue.send(rows, bucket)
+        wants_prompts = asked & TELLS_PROMPT and self._sampling.wants_prompt(rows.slots, rows.starts).any()
         if self._between is not None:
+            num_tokens = int(rows.counts.sum())
             self._between.receive(num_tokens, step is not self._step)
         # Of what a graph computes, the hidden states are gone.
         outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
@@ -235,18 +236,21 @@ class DeviceWorker:
         ids = pinned(bucket.num_rows, self._device)
         ids.copy_(outputs.token_ids, non_blocking=True)
         done = record_event(self._device)
-        stays = self._host_sampler.stays(rows)
-        while self._pending and self._pending[0].is_over:
-            self._pending.popleft()
-        self._pending.append(_Pending(ids, samples_of(rows), done, stays, self._host_sampler, draft))
+        self._take_notes()
+        self._pending.append(_Pending(ids, samples_of(rows), done, self._host_sampler.stays(rows), draft))
         return self._pending[-1]
+
+    def _take_notes(self) -> None:
+        """Remember what steps have sampled that somebody has waited for: while the device works, not while it waits."""
+        while self._pending and self._pending[0].is_over:
+            self._pending.popleft().note(self._host_sampler)
 
     def _look_ahead(self, drafter: DeviceDrafter, plan: StepPlan, rows: StepRows, result: StepResult) -> StepResult:
         """Guess for the next step of the same rows, behind what this one has sampled. Waits for the device twice."""
         accepted = drafter.progress.settle(rows, guesses_of(plan.rows), np.array(result.token_ids, np.int64))
         sizes = self._options.block_size, self._max_model_len
         behind = rows_behind(rows, accepted, self._num_blocks[rows.slots], sizes, plan.num_ahead)
-        draft = drafter.draft(behind, self._mode(rows))
+        draft = drafter.draft(behind, self._mode(rows, self._sampling.asked(rows.slots)))
         record_event(self._device).synchronize()
         drafted = draft.read()
         proposed = proposals(plan.rows, behind, drafted.token_ids)
@@ -264,6 +268,7 @@ class DeviceWorker:
         """The rare step that needs the host: penalties, biases, log-probabilities. Waits for everything before it."""
         for pending in self._pending:
             pending.wait()
+        self._take_notes()
         counts = np.array([row.num_tokens for row in plan.rows])
         first_tokens = np.cumsum(counts) - counts
         prompt: list[PromptLogprobs] = self._host_sampler.prompt_logprobs(plan.rows, first_tokens, outputs.hidden)
@@ -288,21 +293,18 @@ class DeviceWorker:
         self._host_sampler.note(samples, chosen, stays)
         return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
 
-    def _take_admissions(
-        self, plan: StepPlan, admitted: Sequence[AddRequest]
-    ) -> tuple[list[Update], list[Update], list[Update]]:
+    def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> list[Update]:
         """What changes in the tables of tokens, blocks and parameters."""
-        tokens, blocks, parameters = [], [], []
+        updates = []
         for admission, request in zip(plan.admissions, admitted, strict=True):
             ids = np.array(admission.token_ids, np.int64)
             self._sampling.set(admission.slot, request)
             self._host_sampler.admit(admission.slot, ids)
             self._num_blocks[admission.slot] = 0
-            tokens.append(self._state.token_update(admission.slot, ids))
-            parameters.append(self._state.parameter_update(admission.slot, self._sampling))
-            blocks.append(self._append_blocks(admission.slot, admission.block_ids, admission.num_cached_tokens))
-        blocks += [self._append_blocks(new.slot, new.block_ids) for new in plan.new_blocks]
-        return tokens, blocks, parameters
+            updates.append(self._state.token_update(admission.slot, ids))
+            updates.append(self._state.parameter_update(admission.slot, self._sampling))
+            updates.append(self._append_blocks(admission.slot, admission.block_ids, admission.num_cached_tokens))
+        return updates + [self._append_blocks(new.slot, new.block_ids) for new in plan.new_blocks]
 
     def _append_blocks(self, slot: int, block_ids: Sequence[int], num_cached_tokens: int | None = None) -> Update:
         """Blocks of a slot; of a request that has just taken it, so many tokens of them come from the prefix cache."""
@@ -313,39 +315,37 @@ class DeviceWorker:
             self._drafter.progress.append(slot, first, ids, num_cached_tokens)
         return self._state.block_update(slot, first, ids)
 
-    def _check_num_guesses(self, rows: StepRows) -> None:
-        most, allowed = int(rows.samples.max()) - 1, self._options.num_guesses
+    def _check_num_guesses(self, most: int) -> None:
+        allowed = self._options.num_guesses
         if most > allowed:
             raise ValueError(
                 f"a row has {most} guesses and the worker was made for num_guesses = {allowed}: "
                 "give the scheduler's guesser the same limit"
             )
 
-    def _mode(self, rows: StepRows) -> Mode:
-        slots = rows.slots[rows.samples != 0]
-        if self._sampling.needs_host(slots, rows.output_indices[rows.samples != 0]).any():
+    def _mode(self, rows: StepRows, asked: int) -> Mode:
+        """How a step samples, given what any of its rows' requests may ask for."""
+        if not asked & (CHOOSES_ON_HOST | DRAWS):
+            return Mode.GREEDY
+        which = rows.samples != 0
+        slots = rows.slots[which]
+        if asked & CHOOSES_ON_HOST and self._sampling.needs_host(slots, rows.output_indices[which]).any():
             return Mode.HOST
-        return Mode.GREEDY if not self._sampling.temperature[slots].any() else Mode.DRAW
+        return Mode.DRAW if self._sampling.temperature[slots].any() else Mode.GREEDY
 
 
 class _Pending:
     """A step on its way; ``wait`` blocks until the device has got there."""
 
     def __init__(
-        self,
-        ids: torch.Tensor,
-        samples: Samples,
-        done: Event,
-        stays: Ints,
-        host: HostSampler,
-        draft: PendingDraft | None,
+        self, ids: torch.Tensor, samples: Samples, done: Event, stays: Ints, draft: PendingDraft | None
     ) -> None:
         self._ids = ids
         self._samples = samples
         self._done = done
         self._stays = stays
-        self._host = host
         self._draft = draft
+        self._chosen = np.zeros(0, np.int64)
         self._result: StepResult | None = None
 
     @property
@@ -357,11 +357,15 @@ class _Pending:
         """The step's result."""
         if self._result is None:
             self._done.synchronize()
-            chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
-            self._host.note(self._samples, chosen, self._stays)
+            self._chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
             drafted = self._draft.read() if self._draft is not None else None
-            self._result = _settled(StepResult(chosen.tolist(), [None] * len(chosen), [], drafted), self._draft)
+            result = StepResult(self._chosen.tolist(), [None] * len(self._chosen), [], drafted)
+            self._result = _settled(result, self._draft)
         return self._result
+
+    def note(self, host: HostSampler) -> None:
+        """Let the host's sampler know what was sampled, once somebody has waited for it."""
+        host.note(self._samples, self._chosen, self._stays)
 
 
 def _settled(result: StepResult, draft: PendingDraft | None) -> StepResult:

@@ -51,6 +51,8 @@ class DraftProgress:
         self._block_size = block_size
         self._budget = budget
         self._most_lag = most_lag
+        # By slot, how many of its leading blocks are known to be filled.
+        self._full = np.zeros(max_num_seqs, np.int64)
 
     def append(self, slot: int, first: int, block_ids: Ints, num_cached_tokens: int | None = None) -> None:
         """A slot gets blocks. What they held is of no use any more, but for a prefix from the cache.
@@ -69,6 +71,7 @@ class DraftProgress:
             # A head cannot compute what is lacking of a prefix: the target's hidden states there are gone.
             leading = num_cached if filled.all() or self.behind else int(filled.argmin())
             self.computed[slot] = leading * self._block_size
+            self._full[slot] = leading
 
     def passes(self, rows: StepRows) -> Iterator[StepRows]:
         """What to compute before a step, in order: what is lacking of its rows, then guess after guess.
@@ -82,11 +85,13 @@ class DraftProgress:
         # A row that drafts computes its last token, come what may: the first guess is sampled behind it.
         self.computed[rows.slots] = np.minimum(self.computed[rows.slots], ends - drafting)
         lag = ends - self.computed[rows.slots]
-        lacking = np.flatnonzero((lag > 0) & ((drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)))
+        needed = (drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)
+        lacking = ((lag > 0) & needed).nonzero()[0]
         yield from self._catching_up(rows, ends, drafting, lacking)
         for number in range(1, int(guesses.max(initial=0))):
-            of = np.flatnonzero(guesses > number)
-            yield _rows(rows, of, ends[of] + number - 1, np.ones_like(of), np.ones_like(of), number)
+            of = (guesses > number).nonzero()[0]
+            one = np.ones(len(of), np.int64)
+            yield _rows(rows, of, ends[of] + number - 1, one, one, number)
         self.computed[rows.slots[lacking]] = ends[lacking]
 
     def _catching_up(self, rows: StepRows, ends: Ints, drafting: Ints, lacking: Ints) -> Iterator[StepRows]:
@@ -124,8 +129,11 @@ class DraftProgress:
             drafted = counts > 0
             self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
         full = self.computed[rows.slots] // self._block_size
-        for slot, count in zip(rows.slots.tolist(), full.tolist(), strict=True):
-            self._filled[self._block_table[slot, :count]] = True
+        before = self._full[rows.slots]
+        for row in (full > before).nonzero()[0].tolist():
+            slot = rows.slots[row]
+            self._filled[self._block_table[slot, before[row] : full[row]]] = True
+            self._full[slot] = full[row]
         return accepted
 
 
@@ -189,13 +197,13 @@ def num_guesses(rows: StepRows) -> Ints:
 
 def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints:
     """[num_rows] how many of each row's guesses were right before the first that was not."""
-    accepted = np.zeros_like(counts)
-    guess, sample = 0, 0
-    for row, (count, samples) in enumerate(zip(counts.tolist(), rows.samples.tolist(), strict=True)):
-        right = chosen[sample : sample + count] == guessed[guess : guess + count]
-        accepted[row] = count if right.all() else int(right.argmin())
-        guess += count
-        sample += samples
+    starts, first_samples = counts.cumsum() - counts, rows.samples.cumsum() - rows.samples
+    checked = np.arange(len(guessed)) + (first_samples - starts).repeat(counts)
+    # As if behind the last one there were another that was wrong.
+    is_wrong = np.ones(len(guessed) + 1, np.bool_)
+    is_wrong[:-1] = chosen[checked] != guessed
+    wrong = is_wrong.nonzero()[0]
+    accepted: Ints = np.minimum(wrong[wrong.searchsorted(starts)] - starts, counts)
     return accepted
 
 

@@ -57,7 +57,7 @@ class HostSampler:
         self._model = model
         self._sampling = sampling
         self._stays = np.zeros(max_num_seqs, np.int64)
-        # Where a device computes on its own, whoever waits for a step notes its tokens while the next one admits.
+        # Whoever notes the tokens of a step need not be on the thread that admits the next one.
         self._lock = threading.Lock()
 
     def admit(self, slot: int, token_ids: Ints) -> None:

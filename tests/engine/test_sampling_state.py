@@ -1,0 +1,34 @@
+"""What a step is told of its requests all at once is what each of them needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parhelion.engine.sampling_state import CHOOSES_ON_HOST, DRAWS, TELLS_PROMPT, SamplingState
+from tests.engine.requests import add_request
+
+ASKED: list[tuple[dict[str, Any], int]] = [
+    ({"temperature": 0.0}, 0),
+    ({"temperature": 0.7, "top_k": 3}, DRAWS),
+    ({"temperature": 0.0, "logprobs": 2}, CHOOSES_ON_HOST),
+    ({"temperature": 0.0, "repetition_penalty": 1.1}, CHOOSES_ON_HOST),
+    ({"temperature": 1.0, "frequency_penalty": 0.5}, DRAWS | CHOOSES_ON_HOST),
+    ({"temperature": 0.0, "logit_bias": {3: 1.0}}, CHOOSES_ON_HOST),
+    ({"temperature": 0.0, "min_tokens": 2, "stop_token_ids": [4]}, CHOOSES_ON_HOST),
+    ({"temperature": 0.0, "prompt_logprobs": 0}, TELLS_PROMPT),
+]
+
+
+@pytest.mark.parametrize(("params", "asked"), ASKED)
+def test_what_a_request_may_ask_for_is_known_until_another_takes_its_slot(params: dict[str, Any], asked: int):
+    sampling = SamplingState(3)
+    plain = add_request("plain", [1, 2], temperature=0.0)
+    for slot in range(3):
+        sampling.set(slot, plain)
+    sampling.set(1, add_request("asking", [1, 2], **params))
+    assert [sampling.asked(np.array(slots)) for slots in ([1], [0, 1, 2], [0, 2])] == [asked, asked, 0]
+    sampling.set(1, plain)
+    assert sampling.asked(np.array([1])) == 0
