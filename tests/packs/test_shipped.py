@@ -56,6 +56,11 @@ def test_nothing_is_wrong_with_it(stored: StoredPack) -> None:
     assert stored.path.stat().st_size <= MOST_BYTES
 
 
+def test_none_of_its_rows_is_stale(stored: StoredPack) -> None:
+    """Whoever changes an op's sources builds its rows anew, or shows that they are the same, before it ships."""
+    assert stored.pack.source_hashes == {name: source_hash(name) for name in stored.pack.source_hashes}
+
+
 def contracts_of(stored: StoredPack, entry: ModelEntry) -> list[Contract]:
     """What a step of the model calls, or a pass of the draft head."""
     if entry.name in HEADS:
