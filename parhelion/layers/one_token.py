@@ -94,8 +94,8 @@ _VARYING = ("hidden", "kv_cache", *_OF_A_ROW)
 
 
 def for_any_row() -> AbstractContextManager[None]:
-    """While it lasts, blocks compile for rows of any length, anywhere in the cache. Elsewhere Dynamo takes a length for a
-    constant until it meets a second one, and compiles again.
+    """While it lasts, blocks compile for rows of any length, anywhere in the cache. Elsewhere Dynamo takes a length for
+    a constant until it meets a second one, and compiles again.
     """
     from torch.compiler import config
 
