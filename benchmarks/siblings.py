@@ -3,8 +3,8 @@ itself.
 
     PYTHONPATH=. python benchmarks/siblings.py [--models qwen3-1.7b,qwen3-8b] [--pack auto] [--output FILE]
 
-``together_us`` is how the engine launches it; ``apart_us`` the same step as rows of any length, which is how it is
-launched where no program knows of siblings; ``decode_us`` a step of as many requests without guesses, which has more to
+``together_us`` is how the engine launches it, which with few rows is as ``apart_us``: the same step as rows of any
+length; ``decode_us`` a step of as many requests without guesses, which has more to
 read. Each is checked beside the reference, and a graph of launches with different caches is timed, the L2 cache cold.
 """
 
@@ -91,13 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="qwen3-1.7b,qwen3-8b", help="separated by commas")
     parser.add_argument("--pack", default="auto")
-    parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    device = torch.device(options.device)
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here to measure")
+    device = torch.device("cuda")
     pack, notes = pack_kernels(options.pack, device)
-    # On a CPU nobody else takes a step that was not prepared for it: there only what is done here can be tried.
-    resolver = Resolver(device, None if device.type == "cuda" else {"fused_rope_attention": "reference"}, pack=pack)
+    resolver = Resolver(device, pack=pack)
     rows = []
     for model in options.models.split(","):
         for row in measured(model, resolver, device):
