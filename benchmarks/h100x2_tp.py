@@ -1,6 +1,6 @@
-"""Tensor parallelism on two GPUs: parity with one, speed, what collectives take, and what the planner said.
+"""Tensor parallelism on two GPUs: parity with one, speed, what collectives and draws take, and what the planner said.
 
-    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,silent,
+    PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,draws,silent,
                                                  killed,stopped,hung,texts]
                                                 [--pack auto] [--real PATH] [--output FILE]
     PYTHONPATH=. python benchmarks/h100x2_tp.py --device cpu --model tiny         # a rehearsal, in seconds
@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pieces import add_options, run_all
 from tp_collectives import HIDDEN_SIZE, LARGE_BYTES, ROUNDS, SIZES, measure_collectives
+from tp_draws import SIZES as DRAWN_SIZES
+from tp_draws import VOCAB_SIZE, draws_lines, measure_draws
 from tp_faults import STRIKES, struck
 from tp_parity import logits_of_ranks, texts, write_random
 from tp_ranks import on_ranks
@@ -38,6 +40,7 @@ PIECES = {
     "speed2": 150,
     "speed1": 120,
     "collectives": 120,
+    "draws": 90,
     "silent": 120,
     "killed": 60,
     "stopped": 70,
@@ -62,6 +65,9 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
         sizes, hidden = ((1, 3), 64) if on_cpu else (SIZES, HIDDEN_SIZE)
         large, rounds = (1 << 16, 2) if on_cpu else (LARGE_BYTES, ROUNDS)
         return on_ranks(measure_collectives, options.device, TP, sizes, hidden, large, rounds)
+    if piece == "draws":
+        sizes, vocab_size, rounds = ((3,), 1000, 1) if on_cpu else (DRAWN_SIZES, VOCAB_SIZE, ROUNDS)
+        return on_ranks(measure_draws, options.device, TP, sizes, vocab_size, options.pack, rounds)
     asked = speed_options(options)
     if piece == "silent":
         return without_collectives(folder, asked)
@@ -116,7 +122,7 @@ def print_result(content: dict[str, Any]) -> None:
     for piece in ("logits", "texts"):
         for row in content["pieces"].get(piece, {"rows": []})["rows"]:
             print({key: value for key, value in row.items() if key not in ("what", "passed", "kernels")})
-    for lines in (speed_lines(content), sums_lines(content)):
+    for lines in (speed_lines(content), sums_lines(content), draws_lines(content)):
         print("\n".join(["", *lines]))
 
 

@@ -81,9 +81,9 @@ class Apart(BaseProvider):
 def measure_links(group: Group, device: torch.device, large_bytes: int, rounds: int) -> dict[str, Any]:
     """Bytes a second of a large sum (what each rank sends) and of a copy from GPU to GPU; a launch in a graph."""
     large = torch.zeros(large_bytes // 2, dtype=torch.bfloat16, device=device)
-    sum_s = _median_s(lambda: dist.all_reduce(large), 1, group, device, rounds)
+    sum_s = median_s(lambda: dist.all_reduce(large), 1, group, device, rounds)
     small = torch.zeros(1024, device=device)
-    launch_s = _median_s(lambda: small.add_(1), CALLS, group, device, rounds)
+    launch_s = median_s(lambda: small.add_(1), CALLS, group, device, rounds)
     return {
         "what": "links",
         "large_bytes": large_bytes,
@@ -141,13 +141,13 @@ def _measured(
         row["rel_err"] = max(each.relative for each in errors)
         # Zeros stay zeros, however often they are added up.
         timed = (torch.zeros_like(inputs[0]), *inputs[1:])
-        row["time_us"] = 1e6 * _median_s(lambda: launch(*timed), CALLS, group, device, rounds)
+        row["time_us"] = 1e6 * median_s(lambda: launch(*timed), CALLS, group, device, rounds)
     except (RuntimeError, ParhelionError, AssertionError, TypeError) as error:
         problems = [f"{type(error).__name__}: {str(error)[:300]}"]
     return row | {"problem": "; ".join(problems) or None, "passed": not problems}
 
 
-def _median_s(
+def median_s(
     call: Callable[[], object] | Launcher, calls: int, group: Group, device: torch.device, rounds: int
 ) -> float:
     """Seconds of one of ``calls`` calls in a row, all ranks together: the median of the slowest rank's."""

@@ -41,12 +41,20 @@ class Group:
 
     def gather_columns(self, part: torch.Tensor) -> torch.Tensor:
         """[n, k] of every rank, side by side: [n, size * k] on all of them."""
+        if self.is_alone:
+            return part
         rows, columns = part.shape
         parts = part.new_empty(self.size * rows, columns)
         # Its name in newer versions of torch, and in older ones.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(parts, part.contiguous())
         return parts.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, written to ``values`` on all of them."""
+        if not self.is_alone:
+            dist.all_reduce(values)
+        return values
 
     def from_first(self, values: torch.Tensor) -> torch.Tensor:
         """What rank 0 has, written to ``values`` on all ranks."""

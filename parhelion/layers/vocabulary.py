@@ -100,16 +100,20 @@ class VocabularyHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to [num_rows, vocab_size], on every rank."""
-        logits = self._own(hidden)
+        logits = self._product_of(hidden)
         if self.group.is_alone:
             return logits
         return self.group.gather_columns(logits)[:, : self._vocab_size].contiguous()
+
+    def own(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to [num_rows, own tokens]: those that this rank has rows for, without padding."""
+        return self._product_of(hidden)[:, : self._num_real]
 
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to the ids of the largest logits, of equal ones the first: [num_rows] int64 on every
         rank. Ranks tell each other no more than their best.
         """
-        logits = self._own(hidden)
+        logits = self._product_of(hidden)
         if self._best_of_own is None or self._best_of_ranks is None:
             raise ValueError("the rank is alone and has all logits: compute them and compare")
         if self._num_real < logits.shape[1]:
@@ -121,7 +125,7 @@ class VocabularyHead:
         best = self._best_of_ranks(values.to(logits.dtype).contiguous())
         return ids.long().gather(1, best[:, None])[:, 0]
 
-    def _own(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _product_of(self, hidden: torch.Tensor) -> torch.Tensor:
         values: list[Any] = [None] * self._product.num_values
         values[0] = hidden
         self._product(values)

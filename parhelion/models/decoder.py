@@ -358,6 +358,12 @@ class DecoderModel:
         them first, and who only compares them need not. For the last stage, or the only one."""
         return self._head(hidden)
 
+    def compute_own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] to [num_rows, own tokens]: the columns of ``compute_logits`` that this rank
+        computes itself, before ranks tell each other anything.
+        """
+        return self._head.own(hidden)
+
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to the likeliest ids, [num_rows] int64: what ``compute_logits`` is largest for, while
         ranks tell each other no more than their best. For models of several ranks.

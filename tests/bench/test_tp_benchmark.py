@@ -38,7 +38,7 @@ def run_on_cpu(output: Path, *options: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     output = tmp_path_factory.mktemp("tp") / "result.json"
-    status, said = run_on_cpu(output, "--only", "logits,speed2,speed1,collectives,silent", "--batches", "1")
+    status, said = run_on_cpu(output, "--only", "logits,speed2,speed1,collectives,draws,silent", "--batches", "1")
     assert status == 0, said
     assert "TPOT" in said
     return json.loads(output.read_text())
@@ -50,7 +50,7 @@ def rows(content: Any, what: str) -> list[Any]:
 
 def test_every_piece_passes_and_says_what_it_measured(rehearsed: Any) -> None:
     assert {"device", "versions", "command", "measured_at", "environment"} <= rehearsed.keys()
-    assert rehearsed["command"].endswith("--only logits,speed2,speed1,collectives,silent --batches 1")
+    assert rehearsed["command"].endswith("--only logits,speed2,speed1,collectives,draws,silent --batches 1")
     assert all(piece["passed"] and piece["problem"] is None for piece in rehearsed["pieces"].values())
     assert [row["dtype"] for row in rows(rehearsed, "logits")] == ["float32", "bfloat16", "bfloat16"]
     assert [row["tp"] for row in rows(rehearsed, "speed")] == [2, 1]
@@ -63,6 +63,9 @@ def test_every_piece_passes_and_says_what_it_measured(rehearsed: Any) -> None:
         assert {row["m"] for row in timed} == {1, 3}
         assert all(row["provider"] == "torch" and row["rel_err"] < 0.01 for row in timed)
     assert all(row["problem"] for row in rows(rehearsed, "all_reduce_rms_norm") if row["provider"] == "helion")
+    drawn = rows(rehearsed, "draws")
+    assert [(row["way"], row["num_rows"]) for row in drawn] == [("gathered", 3), ("among few", 3), ("search", 3)]
+    assert all(row["drawn_us"] > 0 and row["differing"] == 0 for row in drawn)
 
 
 def test_both_numbers_of_ranks_stand_side_by_side_with_what_was_planned(rehearsed: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 
 from parhelion.distributed.group import Group
 from parhelion.distributed.rendezvous import file_store, join, leave
+from parhelion.distributed.sampling import MOST_CANDIDATES
 from parhelion.engine.messages import AddRequest
 from tests.e2e.tiny_models import TinyModel
 from tests.engine.device_cores import core_of, greedy_and_drawn_requests, prompt_of, run
 from tests.engine.requests import add_request
 
 CPU = torch.device("cpu")
-# Two ranks need padding behind so many tokens.
-MODEL = TinyModel("llama-odd-vocabulary", "Llama", {"vocab_size": 511})
+# Two ranks need padding behind so many tokens, of which they have more than they tell each other about.
+MODEL = TinyModel("llama-odd-vocabulary", "Llama", {"vocab_size": 1511})
 NUM_BLOCKS = 40
 """Few enough for preemptions."""
 
@@ -39,7 +41,25 @@ def requests() -> list[AddRequest]:
     return [*greedy_and_drawn_requests(), *host_requests()]
 
 
+def drawing() -> dict[str, list[AddRequest]]:
+    """Requests that the device draws for."""
+    drawn = greedy_and_drawn_requests()
+    few = [each for each in drawn if each.request_id in ("d0", "d1", "d3")]
+    return {"few": few, "any": [each for each in drawn if each.request_id == "d2"], "all": drawn}
+
+
 OVERLAP = (True, False)
+
+
+@dataclass(frozen=True)
+class NotingGroup(Group):
+    """Notes how many bytes of a row, at most, the ranks tell each other at once."""
+
+    widths: list[int] = field(default_factory=list)
+
+    def gather_columns(self, part: torch.Tensor) -> torch.Tensor:
+        self.widths.append(part.shape[1] * part.itemsize)
+        return super().gather_columns(part)
 
 
 def told(folder: Path, group: Group) -> dict[bool, Outputs]:
@@ -47,10 +67,21 @@ def told(folder: Path, group: Group) -> dict[bool, Outputs]:
     return {each: run(core_of(folder, True, each, NUM_BLOCKS, group=group), requests()) for each in OVERLAP}
 
 
+def told_apart(folder: Path, group: Group) -> tuple[dict[str, Outputs], list[int]]:
+    """What a rank hands out of requests that draw among few tokens, of such that may draw among any, and of both kinds
+    and greedy ones; and how wide the messages were.
+    """
+    noting = NotingGroup(group.rank, group.size)
+    found = {name: run(core_of(folder, True, True, NUM_BLOCKS, group=noting), each) for name, each in drawing().items()}
+    return found, noting.widths
+
+
 def follow(folder: Path, store: str) -> None:
     """Rank 1: the same cores, told the same."""
     torch.set_num_threads(1)
-    told(folder, join(file_store(store, 2), 1, 2, CPU))
+    group = join(file_store(store, 2), 1, 2, CPU)
+    told(folder, group)
+    told_apart(folder, group)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +93,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_two(folder: Path) -> dict[bool, Outputs]:
-    """What the first of two ranks hands out."""
+def of_two(folder: Path) -> tuple[dict[bool, Outputs], dict[str, Outputs], list[int]]:
+    """What the first of two ranks hands out: ``told``, and ``told_apart``."""
     store = str(folder / "store")
     other = multiprocessing.get_context("spawn").Process(target=follow, args=(folder, store))
     other.start()
     try:
-        return told(folder, join(file_store(store, 2), 0, 2, CPU))
+        group = join(file_store(store, 2), 0, 2, CPU)
+        return told(folder, group), *told_apart(folder, group)
     finally:
         leave()
         other.join(20)
@@ -76,9 +108,11 @@ def of_two(folder: Path) -> dict[bool, Outputs]:
 
 
 @pytest.mark.parametrize("overlap", OVERLAP)
-def test_two_ranks_choose_as_one(folder: Path, of_two: dict[bool, Outputs], overlap: bool) -> None:
+def test_two_ranks_choose_as_one(
+    folder: Path, of_two: tuple[dict[bool, Outputs], dict[str, Outputs], list[int]], overlap: bool
+) -> None:
     alone = run(core_of(folder, True, overlap, NUM_BLOCKS), requests())
-    shared = of_two[overlap]
+    shared = of_two[0][overlap]
     assert {name: [token for token, *_ in told] for name, told in shared.items()} == {
         name: [token for token, *_ in told] for name, told in alone.items()
     }
@@ -86,3 +120,13 @@ def test_two_ranks_choose_as_one(folder: Path, of_two: dict[bool, Outputs], over
         assert ours is not None
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
         assert prompt == expected is None
+
+
+def test_ranks_that_draw_tell_each_other_candidates_and_no_logits(
+    folder: Path, of_two: tuple[dict[bool, Outputs], dict[str, Outputs], list[int]]
+) -> None:
+    _, by_kind, widths = of_two
+    for name, requests in drawing().items():
+        assert by_kind[name] == run(core_of(folder, True, True, NUM_BLOCKS), requests)
+    # Candidates and their count, a maximum, masses and ids, a likeliest token and its logit.
+    assert set(widths) == {4 * (MOST_CANDIDATES + 1), 4, 8, 16}

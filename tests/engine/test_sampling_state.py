@@ -10,6 +10,8 @@ import pytest
 from parhelion.engine.sampling_state import CHOOSES_ON_HOST, DRAWS, TELLS_PROMPT, SamplingState
 from tests.engine.requests import add_request
 
+FEW = 50
+
 ASKED: list[tuple[dict[str, Any], int]] = [
     ({"temperature": 0.0}, 0),
     ({"temperature": 0.7, "top_k": 3}, DRAWS),
@@ -32,3 +34,21 @@ def test_what_a_request_may_ask_for_is_known_until_another_takes_its_slot(params
     assert [sampling.asked(np.array(slots)) for slots in ([1], [0, 1, 2], [0, 2])] == [asked, asked, 0]
     sampling.set(1, plain)
     assert sampling.asked(np.array([1])) == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "among_few"),
+    [
+        ({"temperature": 0.0, "top_p": 0.5}, True),
+        ({"temperature": 1.0}, True),
+        ({"temperature": 1.0, "min_p": 0.1}, True),
+        ({"temperature": 1.0, "top_k": FEW, "top_p": 0.9, "min_p": 0.1}, True),
+        ({"temperature": 1.0, "top_k": FEW + 1}, False),
+        ({"temperature": 1.0, "top_p": 0.9}, False),
+    ],
+)
+def test_a_nucleus_of_all_tokens_may_have_any_number_of_them(params: dict[str, Any], among_few: bool):
+    sampling = SamplingState(2)
+    sampling.set(0, add_request("plain", [1, 2], temperature=0.0))
+    sampling.set(1, add_request("asking", [1, 2], **params))
+    assert sampling.draws_among(np.array([0, 1]), FEW).tolist() == [True, among_few]

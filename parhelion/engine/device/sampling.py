@@ -1,11 +1,17 @@
-"""Choosing tokens on the device, inside the step's graph: greedy, and the common set of sampling parameters."""
+"""Choosing tokens on the device, inside the step's graph: greedy, and the common set of sampling parameters; from all
+logits, or by ranks of which each has logits of its part of the vocabulary.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from parhelion.distributed.group import Group
+from parhelion.distributed.sampling import Filters, SamplingOverRanks
+from parhelion.distributed.sampling_model import Crossover, crossover
 from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import StepInts
+from parhelion.layers.vocabulary import rows_per_rank
 from parhelion.ops.argmax import Argmax
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
@@ -25,6 +31,9 @@ class DeviceSampler:
     """
 
     def __init__(self, vocab_size: int, dtype: torch.dtype, resolver: Resolver) -> None:
+        self._vocab_size = vocab_size
+        self._dtype = dtype
+        self._resolver = resolver
         self._argmax = resolver.launcher(Argmax(vocab_size, dtype))
         self._sample = resolver.launcher(TopKTopPSampling(vocab_size))
 
@@ -35,19 +44,63 @@ class DeviceSampler:
 
     def draw(self, logits: torch.Tensor, ints: StepInts, state: DeviceState) -> torch.Tensor:
         """[num_rows, vocab_size] float32 to ids drawn as each row's slot asks, greedily at temperature 0."""
-        parameters = state.parameters[ints.row_slot.long()]
-        floats = parameters[:, :3].contiguous().view(torch.float32)
-        seeds = parameters[:, 4].long() & 0xFFFFFFFF | parameters[:, 5].long() << 32
-        numbers = uniform(seeds, ints.output_index.long())
+        asked = filters_of(ints, state)
         ids: torch.Tensor = self._sample(
-            logits,
-            floats[:, 0].contiguous(),
-            parameters[:, 3].contiguous(),
-            floats[:, 1].contiguous(),
-            floats[:, 2].contiguous(),
-            numbers,
+            logits, asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.uniform
         )
         return ids
+
+    def of_ranks(self, group: Group) -> SamplerOfRanks | None:
+        """The same by ranks that share a model; None if one has it whole."""
+        if group.is_alone:
+            return None
+        return SamplerOfRanks(self._vocab_size, group, crossover(self._vocab_size, group, self._dtype, self._resolver))
+
+
+class SamplerOfRanks:
+    """Draws the tokens that ``DeviceSampler`` draws, by ranks that do not tell each other their logits.
+
+    Args:
+        vocab_size: of the model.
+        group: the ranks that share it.
+        crossover: from how many rows on that is quicker.
+    """
+
+    def __init__(self, vocab_size: int, group: Group, crossover: Crossover) -> None:
+        self._sampling = SamplingOverRanks(vocab_size, rows_per_rank(vocab_size, group), group)
+        self._crossover = crossover
+
+    @property
+    def tells_few_apart(self) -> bool:
+        """Whether it matters that tokens are among few."""
+        return self._crossover.among_few is not None
+
+    def serves(self, num_rows: int, among_few: bool) -> bool:
+        """Whether rows are drawn so, or from all logits.
+
+        Args:
+            among_few: that ``SamplingState.draws_among`` so few as ``MOST_CANDIDATES`` for all of them.
+        """
+        least = self._crossover.among_few if among_few else self._crossover.any_rows
+        return least is not None and num_rows >= least
+
+    def draw(self, own_logits: torch.Tensor, ints: StepInts, state: DeviceState, among_few: bool) -> torch.Tensor:
+        """[num_rows, own tokens] of any dtype to ids [num_rows] int64, the same on all ranks."""
+        return self._sampling.draw(own_logits, filters_of(ints, state), among_few)
+
+
+def filters_of(ints: StepInts, state: DeviceState) -> Filters:
+    """How each row's slot asks for its token to be drawn, and the number that it is drawn by."""
+    parameters = state.parameters[ints.row_slot.long()]
+    floats = parameters[:, :3].contiguous().view(torch.float32)
+    seeds = parameters[:, 4].long() & 0xFFFFFFFF | parameters[:, 5].long() << 32
+    return Filters(
+        temperature=floats[:, 0].contiguous(),
+        top_k=parameters[:, 3].contiguous(),
+        top_p=floats[:, 1].contiguous(),
+        min_p=floats[:, 2].contiguous(),
+        uniform=uniform(seeds, ints.output_index.long()),
+    )
 
 
 def uniform(seeds: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:

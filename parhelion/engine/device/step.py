@@ -20,11 +20,12 @@ from parhelion.models.decoder import DecoderModel, HiddenStates
 
 class Mode(Enum):
     """Who chooses the tokens: the device greedily, the device by drawing, or, for requests that ask for more than that,
-    the host from the logits.
+    the host from the logits. Ranks that share the model may draw among few, where all rows ask for no more than that.
     """
 
     GREEDY = "greedy"
     DRAW = "draw"
+    DRAW_AMONG_FEW = "draw among few"
     HOST = "host"
 
 
@@ -94,9 +95,16 @@ class DeviceStep:
         self._kv_cache = kv_cache
         self._state = state
         self._sampler = sampler
+        self._of_ranks = sampler.of_ranks(model.group)
         self._reader = reader
         self._group = group or model.group
         self._between = between
+
+    @property
+    def draw_modes(self) -> tuple[Mode, ...]:
+        """In which ways it may be asked to draw."""
+        tells_few_apart = self._of_ranks is not None and self._of_ranks.tells_few_apart
+        return (Mode.DRAW, Mode.DRAW_AMONG_FEW) if tells_few_apart else (Mode.DRAW,)
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
@@ -109,8 +117,8 @@ class DeviceStep:
         last = hidden if bucket.decodes else hidden[ints.sample_token.long()]
         if mode is Mode.HOST:
             logits = self._model.compute_logits(last)
-            return StepOutputs(self._drawn(logits, ints), tensors.sample_index, hidden, logits)
-        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(self._model.compute_logits(last), ints)
+            return StepOutputs(self._drawn_from(logits, ints), tensors.sample_index, hidden, logits)
+        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints, mode is Mode.DRAW_AMONG_FEW)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
 
@@ -120,7 +128,13 @@ class DeviceStep:
             return self._model.likeliest(hidden)
         return self._group.from_first(self._sampler.greedy(self._model.compute_logits(hidden)))
 
-    def _drawn(self, logits: torch.Tensor, ints: StepInts) -> torch.Tensor:
+    def _drawn(self, hidden: torch.Tensor, ints: StepInts, among_few: bool) -> torch.Tensor:
+        """Ranks that share the model draw together, or each from all logits, whichever is quicker."""
+        if self._of_ranks is None or not self._of_ranks.serves(len(hidden), among_few):
+            return self._drawn_from(self._model.compute_logits(hidden), ints)
+        return self._of_ranks.draw(self._model.compute_own_logits(hidden), ints, self._state, among_few)
+
+    def _drawn_from(self, logits: torch.Tensor, ints: StepInts) -> torch.Tensor:
         token_ids = self._sampler.draw(logits.float(), ints, self._state)
         return self._group.from_first(token_ids)
 

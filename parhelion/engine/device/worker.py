@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from parhelion.distributed.sampling import MOST_CANDIDATES
 from parhelion.distributed.stages import StageLinks
 from parhelion.engine.device.buckets import Buckets
 from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
@@ -160,7 +161,7 @@ class DeviceWorker:
             for bucket in self._buckets.smallest():
                 self._queue.send_padding(bucket)
                 for step in dict.fromkeys((self._step, self._followed_step)):
-                    for mode in (Mode.GREEDY, Mode.DRAW):
+                    for mode in (Mode.GREEDY, *step.draw_modes):
                         step.run(self._queue.ints, bucket, mode)
             if self._drafter is not None:
                 self._drafter.warm_up()
@@ -331,7 +332,11 @@ class DeviceWorker:
         slots = rows.slots[which]
         if asked & CHOOSES_ON_HOST and self._sampling.needs_host(slots, rows.output_indices[which]).any():
             return Mode.HOST
-        return Mode.DRAW if self._sampling.temperature[slots].any() else Mode.GREEDY
+        if not self._sampling.temperature[slots].any():
+            return Mode.GREEDY
+        if Mode.DRAW_AMONG_FEW in self._step.draw_modes and self._sampling.draws_among(slots, MOST_CANDIDATES).all():
+            return Mode.DRAW_AMONG_FEW
+        return Mode.DRAW
 
 
 class _Pending:

@@ -1,0 +1,102 @@
+"""What it takes ranks to draw tokens from gathered logits, from candidates, and by a search, in a CUDA graph each, and
+whether they are the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tp_collectives import CALLS, median_s
+
+from parhelion.distributed.group import Group
+from parhelion.distributed.sampling import Filters, SamplingOverRanks
+from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, sampling_model
+from parhelion.layers.vocabulary import rows_per_rank
+from parhelion.ops.choose_pack import pack_kernels
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
+
+VOCAB_SIZE = 151936
+"""Two ranks need no padding behind so many tokens, nor behind those of a rehearsal."""
+SIZES = (1, 4, 16, 64, 256)
+
+_WORK = {"gathered": None, "among few": AMONG_FEW, "search": SEARCH}
+
+
+def measure_draws(
+    group: Group, device: torch.device, sizes: tuple[int, ...], vocab_size: int, pack: str, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A row for every way at every M: median microseconds, those that are expected, and tokens that differ from the
+    contract's reference.
+    """
+    resolver = Resolver(device, pack=pack_kernels(pack, device)[0])
+    model = sampling_model(vocab_size, group.size, torch.bfloat16, resolver)
+    contract = TopKTopPSampling(vocab_size)
+    for size in sizes:
+        logits, filters = _inputs(contract, size, device)
+        inputs = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, filters.uniform)
+        expected = contract.reference(logits.float(), *inputs)
+        for way, call in _ways(logits, filters, contract, resolver, group).items():
+            work = _WORK[way]
+            expected_us = None
+            if model is not None:
+                expected_us = model.gathered_us(size) if work is None else model.shared_us(size, work)
+            differing = int((call() != expected).sum())
+            yield {
+                "what": "draws",
+                "way": way,
+                "num_rows": size,
+                "vocab_size": vocab_size,
+                "drawn_us": 1e6 * median_s(call, CALLS, group, device, rounds),
+                "expected_us": expected_us,
+                "differing": differing,
+                # Sums that are rounded may find a neighbour.
+                "passed": differing <= 0.02 * size,
+            }
+
+
+def _inputs(contract: TopKTopPSampling, num_rows: int, device: torch.device) -> tuple[torch.Tensor, Filters]:
+    """The contract's rows, in bfloat16 and the same on all ranks; all of them have a top-k."""
+    logits, temperature, top_k, *others = contract.sample_inputs(num_rows, torch.device("cpu"), torch.Generator())
+    filters = Filters(temperature, torch.where(top_k == 0, 50, top_k).int(), *others)
+    moved = {name: value.to(device) for name, value in vars(filters).items()}
+    return logits.bfloat16().to(device), Filters(**moved)
+
+
+def _ways(
+    logits: torch.Tensor, filters: Filters, contract: TopKTopPSampling, resolver: Resolver, group: Group
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Each begins with this rank's logits, as its output head leaves them."""
+    rows = rows_per_rank(contract.vocab_size, group)
+    own = logits[:, group.rank * rows : (group.rank + 1) * rows].contiguous()
+    together = SamplingOverRanks(contract.vocab_size, rows, group)
+    from_all = resolver.launcher(contract)
+
+    def gathered() -> torch.Tensor:
+        whole = group.gather_columns(own).float()
+        f = filters
+        ids: torch.Tensor = from_all(whole, f.temperature, f.top_k, f.top_p, f.min_p, f.uniform)
+        return group.from_first(ids)
+
+    return {
+        "gathered": gathered,
+        "among few": lambda: together.draw(own, filters, among_few=True),
+        "search": lambda: together.draw(own, filters, among_few=False),
+    }
+
+
+def draws_lines(found: dict[str, Any]) -> list[str]:
+    """A line a number of rows."""
+    rows = [row for piece in found["pieces"].values() for row in piece["rows"] if "way" in row]
+    lines = ["| M | " + " | ".join(f"{way} (us) | expected" for way in _WORK) + " |", "|---:|" + "---:|---:|" * 3]
+    for size in sorted({row["num_rows"] for row in rows}):
+        cells = [str(size)]
+        for way in _WORK:
+            for row in rows:
+                if (row["num_rows"], row["way"]) == (size, way):
+                    expected = row["expected_us"]
+                    cells += [f"{row['drawn_us']:.0f}", "" if expected is None else f"{expected:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines if rows else []

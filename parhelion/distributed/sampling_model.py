@@ -1,0 +1,142 @@
+"""Whether ranks draw tokens quicker by telling each other a few numbers a row, or all logits.
+
+Both are estimates of the planner's kind: the links' model for what is exchanged, so many microseconds a launch, and
+bytes over the device's bandwidth for what is computed. Nothing of it is measured but what the pack says of the draw
+from all logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from parhelion.distributed.collectives import Link, network
+from parhelion.distributed.devices import PRESETS
+from parhelion.distributed.group import Group
+from parhelion.distributed.kernel_times import LEAST_US, REACHED
+from parhelion.distributed.sampling import MOST_CANDIDATES
+from parhelion.ops.collectives.machines import why_not_one_machine
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
+from parhelion.platform.device import device_name
+
+NETWORK_GB_S = 50.0
+"""Of each GPU between machines, as the planner takes it where nobody says."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a draw by ranks takes beside one message of candidates or maxima: counted in ``SamplingOverRanks``.
+
+    Attributes:
+        launches: of operators.
+        bytes_per_logit: that they read and write for each of a rank's logits.
+        sums: messages that add up how many tokens, or what mass, there are at each of 256 digits.
+    """
+
+    launches: int
+    bytes_per_logit: int
+    sums: int
+
+
+AMONG_FEW = Work(launches=110, bytes_per_logit=80, sums=0)
+SEARCH = Work(launches=284, bytes_per_logit=1000, sums=8)
+
+_SUM_BYTES = 256 * 8
+"""Of a row."""
+
+_MOST_ROWS, _NEVER = 1024, -1
+
+_GATHERING_LAUNCHES = 3
+"""Of whoever gathers logits: the ranks' parts are put side by side, and widened."""
+
+
+@dataclass(frozen=True)
+class SamplingModel:
+    """Microseconds of a draw on a device of a group.
+
+    Attributes:
+        vocab_size: of all ranks.
+        num_ranks: of the group.
+        itemsize: bytes of a logit.
+        bandwidth: of the device's memory, bytes a second.
+        link: between the ranks.
+        resolver: knows what the draw from all logits takes.
+    """
+
+    vocab_size: int
+    num_ranks: int
+    itemsize: int
+    bandwidth: float
+    link: Link
+    resolver: Resolver
+
+    def least_rows(self, among_few: bool) -> int:
+        """The least power of two of rows that are drawn quicker by ranks that keep their logits to themselves."""
+        work = AMONG_FEW if among_few else SEARCH
+        sizes = (1 << power for power in range(_MOST_ROWS.bit_length()))
+        return next((size for size in sizes if self.shared_us(size, work) < self.gathered_us(size)), _NEVER)
+
+    def shared_us(self, num_rows: int, work: Work) -> float:
+        """By the ranks together: a message of candidates, or of maxima, those that search, the masses and the ids."""
+        numbers = 1 if work.sums else MOST_CANDIDATES + 1
+        messages = self._told_us(num_rows * 4 * numbers) + 2 * self._told_us(num_rows * 8)
+        messages += work.sums * self.link.all_reduce_us(num_rows * _SUM_BYTES, self.num_ranks)
+        own_logits = num_rows * -(-self.vocab_size // self.num_ranks)
+        return messages + work.launches * LEAST_US + self._memory_us(own_logits * work.bytes_per_logit)
+
+    def gathered_us(self, num_rows: int) -> float:
+        """By each rank from all logits, which it is told, puts side by side and widens."""
+        logits = num_rows * self.vocab_size
+        contract = TopKTopPSampling(self.vocab_size)
+        draw_us = self.resolver.time_us(contract, num_rows)
+        if draw_us is None:
+            draw_us = LEAST_US + self._memory_us(contract.traffic(num_rows).bytes)
+        moved = self._memory_us(logits * (2 * self.itemsize + self.itemsize + 4))
+        exchanged = self.link.all_gather_us(logits * self.itemsize, self.num_ranks)
+        return exchanged + _GATHERING_LAUNCHES * LEAST_US + moved + draw_us
+
+    def _told_us(self, bytes_per_rank: int) -> float:
+        return self.link.all_gather_us(bytes_per_rank * self.num_ranks, self.num_ranks)
+
+    def _memory_us(self, num_bytes: float) -> float:
+        return 1e6 * num_bytes / (REACHED * self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """From how many rows on ranks draw together; None: never.
+
+    Attributes:
+        among_few: where all rows' tokens are among few (``SamplingOverRanks.draw``).
+        any_rows: otherwise.
+    """
+
+    among_few: int | None
+    any_rows: int | None
+
+
+def crossover(vocab_size: int, group: Group, dtype: torch.dtype, resolver: Resolver) -> Crossover:
+    """Of a group on the resolver's device, the same on all ranks: the first one's.
+
+    Processes on a CPU always draw together. On GPUs that no preset is of they never do, as nothing is known of their
+    links.
+    """
+    if resolver.device.type == "cpu":
+        return Crossover(1, 1)
+    model = sampling_model(vocab_size, group.size, dtype, resolver)
+    own = (_NEVER, _NEVER) if model is None else [model.least_rows(among_few) for among_few in (True, False)]
+    agreed = group.from_first(torch.tensor(own, device=resolver.device)).tolist()
+    return Crossover(*(None if each == _NEVER else each for each in agreed))
+
+
+def sampling_model(vocab_size: int, num_ranks: int, dtype: torch.dtype, resolver: Resolver) -> SamplingModel | None:
+    """Of the resolver's device, if a preset is of its kind."""
+    name = device_name(resolver.device)
+    for each in PRESETS:
+        if each.device == name:
+            link = each.link if why_not_one_machine() is None else network(NETWORK_GB_S)
+            bandwidth = each.ceilings.bandwidth
+            return SamplingModel(vocab_size, num_ranks, dtype.itemsize, bandwidth, link, resolver)
+    return None

@@ -1,0 +1,93 @@
+"""From how many rows on ranks draw together rather than from gathered logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from parhelion.distributed import sampling_model
+from parhelion.distributed.collectives import Link, network
+from parhelion.distributed.group import Group
+from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, Crossover, SamplingModel, Work, crossover
+from parhelion.ops.contract import Contract
+from parhelion.ops.resolve import Resolver
+from tests.distributed.sample import H100
+
+GPU = torch.device("meta")
+"""No CPU, and none that must be here."""
+
+SLOW = network(0.1)
+
+
+class Measured(Resolver):
+    """Knows what a draw from all logits takes."""
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        return 100.0
+
+
+class Follower(Group):
+    """The second of two ranks, whose first one says what it is told here."""
+
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([2, -1])
+
+
+def model_of(link: Link, num_ranks: int = 2) -> SamplingModel:
+    return SamplingModel(151936, num_ranks, 2, H100.ceilings.bandwidth, link, Resolver(GPU))
+
+
+@pytest.mark.parametrize(("among_few", "work"), [(True, AMONG_FEW), (False, SEARCH)])
+def test_from_the_crossover_on_it_is_quicker_not_to_gather(among_few: bool, work: Work) -> None:
+    model = model_of(network(2 if among_few else 0.6))
+    least = model.least_rows(among_few)
+    assert least > 1
+    assert model.shared_us(least, work) < model.gathered_us(least)
+    assert model.shared_us(least // 2, work) >= model.gathered_us(least // 2)
+
+
+def test_slower_links_and_more_ranks_are_for_candidates() -> None:
+    by_link = [model_of(link, 4).least_rows(among_few=True) for link in (SLOW, network(50), H100.link)]
+    assert by_link == sorted(by_link)
+    assert 0 < by_link[0] < by_link[-1]
+    gains = [
+        model.gathered_us(256) - model.shared_us(256, AMONG_FEW)
+        for model in (model_of(H100.link, n) for n in (2, 4, 8))
+    ]
+    assert gains == sorted(gains)
+
+
+def test_candidates_cost_less_than_a_search() -> None:
+    for num_rows in (1, 16, 256):
+        assert model_of(SLOW).shared_us(num_rows, AMONG_FEW) < model_of(SLOW).shared_us(num_rows, SEARCH)
+
+
+def test_what_a_pack_says_of_the_draw_takes_the_place_of_its_floor() -> None:
+    by_floor, by_pack = (
+        SamplingModel(1000, 2, 2, 1e12, SLOW, resolver).gathered_us(8) for resolver in (Resolver(GPU), Measured(GPU))
+    )
+    # 8 rows of 4,000 bytes at 1 TB/s take next to nothing but their launch.
+    assert by_pack - by_floor == pytest.approx(100.0 - 1.5, abs=0.1)
+
+
+def test_processes_on_a_cpu_always_draw_together() -> None:
+    assert crossover(1000, Group(1, 2), torch.float32, Resolver(torch.device("cpu"))) == Crossover(1, 1)
+
+
+@pytest.mark.parametrize("device", [H100.device, "a GPU that nobody knows"])
+def test_ranks_do_as_the_first_one_does(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_model, "device_name", lambda _: device)
+    assert crossover(151936, Follower(1, 2), torch.bfloat16, Resolver(GPU)) == Crossover(2, None)
+
+
+def test_nothing_is_said_of_a_gpu_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_model, "device_name", lambda _: "a GPU that nobody knows")
+    assert sampling_model.sampling_model(1000, 2, torch.bfloat16, Resolver(GPU)) is None
+    monkeypatch.setattr(sampling_model, "device_name", lambda _: H100.device)
+    known = sampling_model.sampling_model(1000, 2, torch.bfloat16, Resolver(GPU))
+    assert known is not None
+    assert known.link == H100.link
+    monkeypatch.setattr(sampling_model, "why_not_one_machine", lambda: "its ranks are on 2 machines")
+    apart = sampling_model.sampling_model(1000, 2, torch.bfloat16, Resolver(GPU))
+    assert apart is not None
+    assert apart.link.name == "network"
