@@ -66,7 +66,7 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
         large, rounds = (1 << 16, 2) if on_cpu else (LARGE_BYTES, ROUNDS)
         return on_ranks(measure_collectives, options.device, TP, sizes, hidden, large, rounds)
     if piece == "draws":
-        sizes, vocab_size, rounds = ((3,), 1000, 1) if on_cpu else (DRAWN_SIZES, VOCAB_SIZE, ROUNDS)
+        sizes, vocab_size, rounds = ((2,), 1000, 1) if on_cpu else (DRAWN_SIZES, VOCAB_SIZE, ROUNDS)
         return on_ranks(measure_draws, options.device, TP, sizes, vocab_size, options.pack, rounds)
     asked = speed_options(options)
     if piece == "silent":

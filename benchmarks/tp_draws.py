@@ -1,5 +1,5 @@
-"""What it takes ranks to draw tokens from gathered logits, from candidates, and by a search, in a CUDA graph each, and
-whether they are the same tokens.
+"""What it takes ranks to draw tokens from gathered logits, from candidates, by a search, and, for comparison, each for
+its share of the rows, whose logits it is sent; in a CUDA graph each, and whether they are the same tokens.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tp_collectives import CALLS, median_s
 
 from parhelion.distributed.group import Group
 from parhelion.distributed.sampling import Filters, SamplingOverRanks
-from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, sampling_model
+from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, SamplingModel, sampling_model
 from parhelion.layers.vocabulary import rows_per_rank
 from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
@@ -22,7 +23,7 @@ VOCAB_SIZE = 151936
 """Two ranks need no padding behind so many tokens, nor behind those of a rehearsal."""
 SIZES = (1, 4, 16, 64, 256)
 
-_WORK = {"gathered": None, "among few": AMONG_FEW, "search": SEARCH}
+WAYS = ("gathered", "among few", "search", "rows shared out")
 
 
 def measure_draws(
@@ -39,10 +40,6 @@ def measure_draws(
         inputs = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, filters.uniform)
         expected = contract.reference(logits.float(), *inputs)
         for way, call in _ways(logits, filters, contract, resolver, group).items():
-            work = _WORK[way]
-            expected_us = None
-            if model is not None:
-                expected_us = model.gathered_us(size) if work is None else model.shared_us(size, work)
             differing = int((call() != expected).sum())
             yield {
                 "what": "draws",
@@ -50,11 +47,18 @@ def measure_draws(
                 "num_rows": size,
                 "vocab_size": vocab_size,
                 "drawn_us": 1e6 * median_s(call, CALLS, group, device, rounds),
-                "expected_us": expected_us,
+                "expected_us": None if model is None else _expected_us(model, way, size),
                 "differing": differing,
                 # Sums that are rounded may find a neighbour.
                 "passed": differing <= 0.02 * size,
             }
+
+
+def _expected_us(model: SamplingModel, way: str, num_rows: int) -> float | None:
+    if way == "gathered":
+        return model.gathered_us(num_rows)
+    work = {"among few": AMONG_FEW, "search": SEARCH}.get(way)
+    return None if work is None else model.shared_us(num_rows, work)
 
 
 def _inputs(contract: TopKTopPSampling, num_rows: int, device: torch.device) -> tuple[torch.Tensor, Filters]:
@@ -80,23 +84,38 @@ def _ways(
         ids: torch.Tensor = from_all(whole, f.temperature, f.top_k, f.top_p, f.min_p, f.uniform)
         return group.from_first(ids)
 
+    share = len(logits) // group.size
+    begin = group.rank * share
+    part = Filters(**{name: value[begin : begin + share].contiguous() for name, value in vars(filters).items()})
+
+    def shared_out() -> torch.Tensor:
+        received = torch.empty_like(own)
+        dist.all_to_all_single(received, own)
+        whole = received.view(group.size, share, rows).transpose(0, 1).reshape(share, -1).float()
+        ids = from_all(whole, part.temperature, part.top_k, part.top_p, part.min_p, part.uniform)
+        return group.gather_columns(ids[None])[0]
+
+    ways = {} if len(logits) % group.size else {"rows shared out": shared_out}
     return {
         "gathered": gathered,
         "among few": lambda: together.draw(own, filters, among_few=True),
         "search": lambda: together.draw(own, filters, among_few=False),
+        **ways,
     }
 
 
 def draws_lines(found: dict[str, Any]) -> list[str]:
     """A line a number of rows."""
     rows = [row for piece in found["pieces"].values() for row in piece["rows"] if "way" in row]
-    lines = ["| M | " + " | ".join(f"{way} (us) | expected" for way in _WORK) + " |", "|---:|" + "---:|---:|" * 3]
+    lines = [
+        "| M | " + " | ".join(f"{way} (us) | expected" for way in WAYS) + " |",
+        "|---:|" + "---:|---:|" * len(WAYS),
+    ]
     for size in sorted({row["num_rows"] for row in rows}):
         cells = [str(size)]
-        for way in _WORK:
-            for row in rows:
-                if (row["num_rows"], row["way"]) == (size, way):
-                    expected = row["expected_us"]
-                    cells += [f"{row['drawn_us']:.0f}", "" if expected is None else f"{expected:.0f}"]
+        found_here = {row["way"]: row for row in rows if row["num_rows"] == size}
+        for way in WAYS:
+            times = [found_here.get(way, {}).get(name) for name in ("drawn_us", "expected_us")]
+            cells += ["" if time is None else f"{time:.0f}" for time in times]
         lines.append(f"| {' | '.join(cells)} |")
     return lines if rows else []

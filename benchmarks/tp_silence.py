@@ -35,6 +35,7 @@ def silence() -> None:
 
     Resolver.launcher, Resolver.bind = launcher, bind  # type: ignore[method-assign]
     Group.gather_columns = _repeated  # type: ignore[method-assign]
+    Group.add_up = _kept  # type: ignore[method-assign]
     Group.from_first = _kept  # type: ignore[method-assign]
 
 

@@ -50,9 +50,11 @@ for scheme in (UNQUANTIZED, choose_head_scheme("fp8"), choose_head_scheme("int8"
     weights = weights_of("lm_head", own, scheme, torch.float32)
     head = VocabularyHead(weights, torch.float32, 5, group, resolver)
     torch.testing.assert_close(head(hidden), hidden @ table[:5].t())
+    torch.testing.assert_close(head.own(hidden), hidden @ table[:5].t()[:, 3 * group.rank : 3 * group.rank + 3])
     # Of equal logits the first; and where all real ones are negative, not the padding's 0.
     assert head.likeliest(hidden).tolist() == [1, 2, 0]
     assert head.likeliest(torch.tensor([[-1.0, -1.0]])).tolist() == [2]
+assert group.add_up(torch.tensor([[1, 2 + group.rank]])).tolist() == [[2, 5]]
 values = torch.tensor([7 + group.rank])
 assert group.from_first(values).item() == 7
 

@@ -70,11 +70,6 @@ class SamplerOfRanks:
         self._sampling = SamplingOverRanks(vocab_size, rows_per_rank(vocab_size, group), group)
         self._crossover = crossover
 
-    @property
-    def tells_few_apart(self) -> bool:
-        """Whether it matters that tokens are among few."""
-        return self._crossover.among_few is not None
-
     def serves(self, num_rows: int, among_few: bool) -> bool:
         """Whether rows are drawn so, or from all logits.
 

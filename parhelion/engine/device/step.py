@@ -100,11 +100,9 @@ class DeviceStep:
         self._group = group or model.group
         self._between = between
 
-    @property
-    def draw_modes(self) -> tuple[Mode, ...]:
-        """In which ways it may be asked to draw."""
-        tells_few_apart = self._of_ranks is not None and self._of_ranks.tells_few_apart
-        return (Mode.DRAW, Mode.DRAW_AMONG_FEW) if tells_few_apart else (Mode.DRAW,)
+    def tells_few_apart(self, num_rows: int) -> bool:
+        """Whether it matters, of so many rows that draw, that all of them do so among few tokens."""
+        return self._of_ranks is not None and self._of_ranks.serves(num_rows, among_few=True)
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""

@@ -161,7 +161,7 @@ class DeviceWorker:
             for bucket in self._buckets.smallest():
                 self._queue.send_padding(bucket)
                 for step in dict.fromkeys((self._step, self._followed_step)):
-                    for mode in (Mode.GREEDY, *step.draw_modes):
+                    for mode in (Mode.GREEDY, Mode.DRAW):
                         step.run(self._queue.ints, bucket, mode)
             if self._drafter is not None:
                 self._drafter.warm_up()
@@ -334,7 +334,7 @@ class DeviceWorker:
             return Mode.HOST
         if not self._sampling.temperature[slots].any():
             return Mode.GREEDY
-        if Mode.DRAW_AMONG_FEW in self._step.draw_modes and self._sampling.draws_among(slots, MOST_CANDIDATES).all():
+        if self._step.tells_few_apart(len(slots)) and self._sampling.draws_among(slots, MOST_CANDIDATES).all():
             return Mode.DRAW_AMONG_FEW
         return Mode.DRAW
 
