@@ -98,8 +98,8 @@ def _ways(
     ways = {} if len(logits) % group.size else {"rows shared out": shared_out}
     return {
         "gathered": gathered,
-        "among few": lambda: together.draw(own, filters, among_few=True),
-        "search": lambda: together.draw(own, filters, among_few=False),
+        "among few": lambda: together.draw_among_few(own, filters),
+        "search": lambda: together.draw(own, filters),
         **ways,
     }
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from parhelion.distributed.group import Group
 from parhelion.ops.sampling_search.numbers import keys_of, values_of
@@ -74,61 +75,77 @@ class SamplingOverRanks:
         self._num_units = -(-rows_per_rank // UNIT)
         self._num_candidates = min(most_candidates, self._num_units * UNIT)
 
-    def draw(self, logits: torch.Tensor, filters: Filters, among_few: bool) -> torch.Tensor:
-        """Token ids [M] int64.
+    def draw_among_few(self, logits: torch.Tensor, filters: Filters) -> torch.Tensor:
+        """Token ids [M] int64 of rows that are greedy or have a top-k from 1 to ``most_candidates``.
 
         Args:
             logits: [M, own tokens] of any dtype, this rank's, without padding.
-            among_few: that no row has a top-k above ``most_candidates``, or a top-p without top-k. Rows that are greedy
-                may have anything.
         """
-        is_greedy = (filters.temperature == 0)[:, None]
-        x = self._over_temperature(logits, filters.temperature[:, None].masked_fill(is_greedy, 1.0))
-        top, bound = (self._bound_among_few if among_few else self._searched_bound)(x, filters)
-        bound = torch.maximum(bound, top + filters.min_p[:, None].log())
-        # The first of the likeliest tokens.
-        bound, uniform = torch.where(is_greedy, top, bound), filters.uniform[:, None].masked_fill(is_greedy, 0.0)
-        return self._drawn(x, top, bound, uniform)
+        is_greedy, divisor = _divisor(filters.temperature)
+        # Different logits of 16 bits stay different when they are divided; such of 32 bits need not.
+        own = logits / divisor if logits.dtype == torch.float32 else logits
+        own = self._padded(own)
+        rest = 1.0 if logits.dtype == torch.float32 else divisor
+        candidates, places = own.topk(self._num_candidates)
+        by_unit = (own == candidates[:, -1:]).view(len(own), self._num_units, UNIT).sum(-1)
+        candidates = candidates / rest
+        top, bound = self._bound_among(candidates, by_unit.sum(-1), filters)
+        bound = _above_min_p(top, bound, filters.min_p, is_greedy)
+        masses = _mass(candidates, top).mul_(candidates >= bound).long()
+        # All that equal the last candidate are counted, whether they are candidates or not.
+        by_unit *= masses[:, -1:]
+        masses *= candidates > candidates[:, -1:]
+        by_unit.scatter_add_(1, places // UNIT, masses)
+        return self._drawn(own, rest, top, bound, by_unit, filters.uniform[:, None].masked_fill(is_greedy, 0.0))
 
-    def _over_temperature(self, logits: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-        """x [M, units * UNIT] float32, -inf behind this rank's tokens."""
-        num_real = logits.shape[1]
-        x = torch.empty(len(logits), self._num_units * UNIT, dtype=torch.float32, device=logits.device)
-        x[:, num_real:] = -torch.inf
-        torch.div(logits, divisor, out=x[:, :num_real])
-        return x
+    def draw(self, logits: torch.Tensor, filters: Filters) -> torch.Tensor:
+        """Token ids [M] int64 of any rows; see ``draw_among_few``."""
+        is_greedy, divisor = _divisor(filters.temperature)
+        x = self._padded(logits / divisor)
+        top, bound = self._searched_bound(x, filters)
+        bound = _above_min_p(top, bound, filters.min_p, is_greedy)
+        masses = _mass(x, top).mul_(x >= bound).view(len(x), self._num_units, UNIT)
+        by_unit = masses.sum(-1, dtype=torch.int64)
+        return self._drawn(x, 1.0, top, bound, by_unit, filters.uniform[:, None].masked_fill(is_greedy, 0.0))
 
-    def _bound_among_few(self, x: torch.Tensor, filters: Filters) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest x of all ranks, and what top-k and top-p come to, each [M, 1]: of the ranks' largest, in one
-        message. What equals a rank's last candidate is counted beside them.
+    def _padded(self, own: torch.Tensor) -> torch.Tensor:
+        """[M, units * UNIT], -inf behind this rank's tokens."""
+        missing = self._num_units * UNIT - own.shape[1]
+        return pad(own, (0, missing), value=-torch.inf) if missing else own.contiguous()
+
+    def _bound_among(
+        self, candidates: torch.Tensor, num_last: torch.Tensor, filters: Filters
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest x of all ranks, and what top-k and top-p come to, each [M, 1]: from one message.
+
+        Args:
+            candidates: [M, candidates] float32, this rank's largest x in descending order.
+            num_last: [M] how many of its x equal the last of them.
         """
         size = self._num_candidates
-        own = x.topk(size).values
-        num_others = (x == own[:, -1:]).sum(-1) - (own == own[:, -1:]).sum(-1)
-        told = torch.cat((own.view(torch.int32), num_others[:, None].int()), dim=1)
-        told = self._group.gather_columns(told).view(len(x), self._group.size, size + 1)
+        num_others = num_last - (candidates == candidates[:, -1:]).sum(-1)
+        told = torch.cat((candidates.view(torch.int32), num_others[:, None].int()), dim=1)
+        told = self._group.gather_columns(told).view(len(told), self._group.size, size + 1)
         values = told[..., :size].view(torch.float32)
-        top = values.amax((1, 2))[:, None]
+        top = _finite(values[..., 0].amax(1, keepdim=True))
         masses = _mass(values, top[..., None]).long()
-        masses[..., -1] *= 1 + told[..., -1]
+        masses[..., -1].mul_(1 + told[..., -1])
         ordered, order = values.flatten(1).sort(-1, descending=True)
-        k = filters.top_k[:, None].long()
-        # One that is above the number of tokens meets padding.
-        kth = ordered.gather(1, k.clamp(1, ordered.shape[1]) - 1)
-        masses = torch.where(ordered >= kth, masses.flatten(1).gather(1, order), 0)
+        # A k that is above the number of tokens meets padding.
+        kth = ordered.gather(1, filters.top_k[:, None].long().clamp(1, ordered.shape[1]) - 1)
+        masses = masses.flatten(1).gather(1, order).mul_(ordered >= kth)
         running = masses.cumsum(-1)
         # The first of equal tokens has just the larger ones before it.
-        is_kept = (running - masses).double() < _share(filters.top_p, running[:, -1])
+        is_kept = running - masses < _share(filters.top_p, running[:, -1])
         nucleus = ordered.gather(1, is_kept.sum(-1, keepdim=True) - 1)
-        bound = torch.where(filters.top_p[:, None] < 1, torch.maximum(kth, nucleus), kth)
-        return top, torch.where(k > 0, bound, -torch.inf)
+        return top, torch.where(filters.top_p[:, None] < 1, torch.maximum(kth, nucleus), kth)
 
     def _searched_bound(self, x: torch.Tensor, filters: Filters) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of any rows, in nine messages."""
-        top = self._group.gather_columns(x.amax(-1, keepdim=True)).amax(-1, keepdim=True)
+        """The same of any rows, from nine messages."""
+        top = _finite(self._group.gather_columns(x.amax(-1, keepdim=True)).amax(-1, keepdim=True))
         keys = keys_of(x).long() - _LEAST_KEY
         k = filters.top_k[:, None]
-        kth = self._searched(keys, torch.ones_like(keys), lambda _: k.clamp(min=1).double())
+        kth = self._searched(keys, torch.ones_like(keys), lambda _: k.clamp(min=1))
         kth = torch.where((k > 0) & (k < self._vocab_size), kth, -torch.inf)
         masses = _mass(x, top).mul_(x >= kth).long()
         nucleus = self._searched(keys, masses, lambda total: _share(filters.top_p, total))
@@ -157,42 +174,69 @@ class SamplingOverRanks:
             from_digit = beyond + by_digit.flip(1).cumsum(1).flip(1)
             if goal is None:
                 goal = goal_of(from_digit[:, 0])
-            chosen = (from_digit.double() >= goal).sum(-1, keepdim=True).clamp(min=1) - 1
+            chosen = (from_digit >= goal).sum(-1, keepdim=True).clamp(min=1) - 1
             beyond = from_digit.gather(1, chosen) - by_digit.gather(1, chosen)
             found = found << _DIGIT_BITS | chosen
         return values_of((found + _LEAST_KEY).int())
 
-    def _drawn(self, x: torch.Tensor, top: torch.Tensor, bound: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """Ids [M] int64 of what is drawn from the bound [M, 1] on."""
-        masses = _mass(x, top).mul_(x >= bound).view(len(x), self._num_units, UNIT)
-        by_unit = masses.sum(-1, dtype=torch.int64)
+    def _drawn(
+        self,
+        own: torch.Tensor,
+        divisor: torch.Tensor | float,
+        top: torch.Tensor,
+        bound: torch.Tensor,
+        by_unit: torch.Tensor,
+        uniform: torch.Tensor,
+    ) -> torch.Tensor:
+        """Ids [M] int64 of what is drawn from the bound on.
+
+        Args:
+            own: [M, units * UNIT], over the divisor this rank's x.
+            top, bound, uniform: [M, 1].
+            by_unit: [M, units] int64, what mass each unit keeps.
+        """
         by_rank = self._group.gather_columns(by_unit.sum(-1, keepdim=True))
         ends = by_rank.cumsum(-1)
-        target = uniform.double() * ends[:, -1:].double()
-        owner, _ = _first_above(by_rank, torch.zeros_like(ends[:, :1]), target)
+        target = (uniform.double() * ends[:, -1:]).long()
+        owner = _first_above(ends, target)
         rank = self._group.rank
-        unit, before = _first_above(by_unit, (ends - by_rank)[:, rank : rank + 1], target)
-        in_unit = masses.gather(1, unit[..., None].expand(-1, 1, UNIT))[:, 0].long()
-        lane, _ = _first_above(in_unit, before, target)
+        running = by_unit.cumsum(-1) + (ends - by_rank)[:, rank : rank + 1]
+        unit = _first_above(running, target)
+        before = running.gather(1, unit) - by_unit.gather(1, unit)
+        place = unit[..., None].expand(-1, 1, UNIT)
+        x = own.view(len(own), self._num_units, UNIT).gather(1, place)[:, 0] / divisor
+        lane = _first_above(_mass(x, top).mul_(x >= bound).long().cumsum(-1) + before, target)
         # Of a row without any mass, whose token is arbitrary, it must be one.
-        own = (self._first + unit * UNIT + lane).clamp(max=self._vocab_size - 1)
-        return self._group.gather_columns(own).gather(1, owner)[:, 0]
+        token = (unit * UNIT + lane + self._first).clamp(max=self._vocab_size - 1)
+        return self._group.gather_columns(token).gather(1, owner)[:, 0]
+
+
+def _divisor(temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows are greedy, and what their logits are divided by, each [M, 1]."""
+    is_greedy = (temperature == 0)[:, None]
+    return is_greedy, temperature[:, None].masked_fill(is_greedy, 1.0)
+
+
+def _above_min_p(top: torch.Tensor, bound: torch.Tensor, min_p: torch.Tensor, is_greedy: torch.Tensor) -> torch.Tensor:
+    """The bound of all filters [M, 1]: of greedy rows the likeliest token."""
+    return torch.where(is_greedy, top, torch.maximum(bound, top + min_p[:, None].log()))
 
 
 def _mass(x: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """exp(x - top) in units of 2**-40, float32, whose whole parts count; 0 of hidden tokens even where all are."""
-    return x.sub(top.clamp(min=torch.finfo(torch.float32).min)).exp_().mul_(_ONE)
+    """exp(x - top) in units of 2**-40, float32, whose whole parts count."""
+    return x.sub(top).exp_().mul_(_ONE)
+
+
+def _finite(top: torch.Tensor) -> torch.Tensor:
+    """So that the mass of hidden tokens is 0 even where all are."""
+    return top.clamp(min=torch.finfo(torch.float32).min)
 
 
 def _share(top_p: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """[M, 1] float64 what mass of a total [M] a nucleus must reach; the likeliest token is in any."""
-    return (top_p.double() * total.double()).clamp(min=1.0)[:, None]
+    """[M, 1] int64 what mass of a total [M] a nucleus must reach; the likeliest token is in any."""
+    return (top_p.double() * total).ceil().long().clamp(min=1)[:, None]
 
 
-def _first_above(masses: torch.Tensor, before: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the running sum of masses [M, n] int64, with ``before`` [M, 1] to begin with, exceeds a target [M, 1]: the
-    place, the last one if it does not, and the sum of what is before it, each [M, 1] int64.
-    """
-    running = before + masses.cumsum(-1)
-    place = (running.double() <= target).sum(-1, keepdim=True).clamp(max=masses.shape[1] - 1)
-    return place, running.gather(1, place) - masses.gather(1, place)
+def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where running sums [M, n] first exceed a target [M, 1], the last place if they do not: [M, 1] int64."""
+    return (running <= target).sum(-1, keepdim=True).clamp(max=running.shape[1] - 1)

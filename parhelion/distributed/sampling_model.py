@@ -31,7 +31,7 @@ class Work:
 
     Attributes:
         launches: of operators.
-        bytes_per_logit: that they read and write for each of a rank's logits.
+        bytes_per_logit: that they read and write for each of a rank's logits of 16 bits.
         sums: messages that add up how many tokens, or what mass, there are at each of 256 digits.
     """
 
@@ -40,8 +40,8 @@ class Work:
     sums: int
 
 
-AMONG_FEW = Work(launches=110, bytes_per_logit=80, sums=0)
-SEARCH = Work(launches=284, bytes_per_logit=1000, sums=8)
+AMONG_FEW = Work(launches=100, bytes_per_logit=16, sums=0)
+SEARCH = Work(launches=270, bytes_per_logit=1000, sums=8)
 
 _SUM_BYTES = 256 * 8
 """Of a row."""
@@ -109,7 +109,7 @@ class Crossover:
     """From how many rows on ranks draw together; None: never.
 
     Attributes:
-        among_few: where all rows' tokens are among few (``SamplingOverRanks.draw``).
+        among_few: where no row draws among more than ``MOST_CANDIDATES`` tokens.
         any_rows: otherwise.
     """
 

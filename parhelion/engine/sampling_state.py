@@ -121,12 +121,9 @@ class SamplingState:
         return self.wants_logprobs(slots) | self.changes_logits(slots, output_indices)
 
     def draws_among(self, slots: Ints, most: int) -> npt.NDArray[np.bool_]:
-        """Which of the rows draw among no more than the ``most`` likeliest tokens and what equals the last of those, or
-        leave out none by their rank or mass.
-        """
+        """Which of the rows choose among no more than the ``most`` likeliest tokens and what equals the last."""
         top_k = self.top_k[slots]
-        keeps_all = (top_k == 0) & (self.top_p[slots] >= 1)
-        among: npt.NDArray[np.bool_] = (top_k > 0) & (top_k <= most) | keeps_all | (self.temperature[slots] == 0)
+        among: npt.NDArray[np.bool_] = (top_k > 0) & (top_k <= most) | (self.temperature[slots] == 0)
         return among
 
     def takes_likeliest(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:

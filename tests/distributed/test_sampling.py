@@ -24,14 +24,14 @@ def chosen_from(values: Sequence[float], generator: torch.Generator) -> torch.Te
 
 
 def filters(among_few: bool, seed: int) -> Filters:
-    """Every row another mix, some of them greedy. Among few: no top-k above ``MOST``, and no top-p without one."""
+    """Every row another mix, some of them greedy. Among few: the others have a top-k up to ``MOST``."""
     made = torch.Generator().manual_seed(seed)
-    top_k = chosen_from((0, 1, 3, 20, MOST) if among_few else (-1, 0, 1, 40, 700, VOCAB, 1 << 30), made)
-    top_p = chosen_from((0.0, 0.3, 0.9, 0.999, 1.0), made)
+    temperature = chosen_from((0.0, 0.4, 1.0, 1.7), made)
+    top_k = chosen_from((1, 3, 20, MOST) if among_few else (-1, 0, 1, 40, 700, VOCAB, 1 << 30), made)
     return Filters(
-        temperature=chosen_from((0.0, 0.4, 1.0, 1.7), made),
-        top_k=top_k.int(),
-        top_p=torch.where(top_k == 0, 1.0, top_p) if among_few else top_p,
+        temperature=temperature,
+        top_k=torch.where(temperature == 0, 0, top_k).int(),
+        top_p=chosen_from((0.0, 0.3, 0.9, 0.999, 1.0), made),
         min_p=chosen_from((0.0, 0.0, 0.02, 0.5), made),
         uniform=torch.rand(ROWS, generator=made),
     )
@@ -55,7 +55,8 @@ def drawn(group: ThreadGroup, logits: torch.Tensor, asked: Filters, among_few: b
     vocab_size = logits.shape[1]
     rows = rows_per_rank(vocab_size, group)
     sampling = SamplingOverRanks(vocab_size, rows, group, MOST)
-    return sampling.draw(logits[:, group.rank * rows : (group.rank + 1) * rows], asked, among_few)
+    draw = sampling.draw_among_few if among_few else sampling.draw
+    return draw(logits[:, group.rank * rows : (group.rank + 1) * rows], asked)
 
 
 @pytest.mark.parametrize("among_few", [True, False])
@@ -89,20 +90,16 @@ def test_what_is_told_does_not_grow_with_the_vocabulary(among_few: bool) -> None
 
 def test_the_token_does_not_depend_on_the_number_of_ranks_to_the_last_bit() -> None:
     """Numbers at the very ends of tokens' shares: all masses are integers, so that sums are exact."""
-    asked, logits = filters(False, seed=5), logits_of("usual", torch.float32, has_ties=False)
+    logits = logits_of("usual", torch.float32, has_ties=False)
     masses = (logits[0].double() - logits[0].max()).exp().cumsum(0)
     ends = (masses[:: VOCAB // ROWS] / masses[-1])[:ROWS].float()
     ones = torch.ones(ROWS)
-    plain = Filters(ones, asked.top_k * 0, ones, 0 * ones, ends)
+    plain = Filters(ones, torch.zeros(ROWS).int(), ones, 0 * ones, ends)
     logits = logits[:1].expand(ROWS, -1).contiguous()
-    alone = SamplingOverRanks(VOCAB, VOCAB, ALONE, MOST)
-    for among_few in (True, False):
-        expected = alone.draw(logits, plain, among_few)
-        assert len(set(expected.tolist())) > ROWS // 2
-        for size in (2, 3, 5):
-            assert torch.equal(
-                on_ranks(size, lambda group, few=among_few: drawn(group, logits, plain, few))[0], expected
-            )
+    expected = SamplingOverRanks(VOCAB, VOCAB, ALONE, MOST).draw(logits, plain)
+    assert len(set(expected.tolist())) > ROWS // 2
+    for size in (2, 3, 5):
+        assert torch.equal(on_ranks(size, lambda group: drawn(group, logits, plain, False))[0], expected)
 
 
 @pytest.mark.parametrize("among_few", [True, False])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import parhelion
 from parhelion.distributed import sampling_model
 from parhelion.distributed.collectives import Link, network
+from parhelion.distributed.devices import preset
 from parhelion.distributed.group import Group
 from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, Crossover, SamplingModel, Work, crossover
 from parhelion.ops.contract import Contract
 from parhelion.ops.resolve import Resolver
+from parhelion.packs.store import read_pack
 from tests.distributed.sample import H100
 
+SHIPPED = Path(parhelion.__file__).parent / "packs" / "shipped" / "h200.zip"
 GPU = torch.device("meta")
 """No CPU, and none that must be here."""
 
@@ -24,6 +30,18 @@ class Measured(Resolver):
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
         return 100.0
+
+
+class OfPack(Resolver):
+    """Knows what the H200's pack says of one op."""
+
+    def __init__(self) -> None:
+        super().__init__(GPU)
+        rows = read_pack(SHIPPED).pack.rows
+        self._rows = {(row.contract, row.num_tokens): row.best.time_us for row in rows}
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        return self._rows.get((contract.key(), num_tokens))
 
 
 class Follower(Group):
@@ -44,6 +62,19 @@ def test_from_the_crossover_on_it_is_quicker_not_to_gather(among_few: bool, work
     assert least > 1
     assert model.shared_us(least, work) < model.gathered_us(least)
     assert model.shared_us(least // 2, work) >= model.gathered_us(least // 2)
+
+
+def test_the_documents_say_what_the_model_does_for_two_to_eight_h200s() -> None:
+    h200, resolver = preset("h200"), OfPack()
+    found = []
+    for num_ranks in (2, 4, 8):
+        models = [
+            SamplingModel(151936, num_ranks, 2, h200.ceilings.bandwidth, link, resolver)
+            for link in (h200.link, network(50), network(5))
+        ]
+        found.append(f"| {num_ranks} | {' | '.join(str(model.least_rows(among_few=True)) for model in models)} |")
+    documents = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    assert "\n".join(found) in documents
 
 
 def test_slower_links_and_more_ranks_are_for_candidates() -> None:

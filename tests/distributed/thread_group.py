@@ -41,9 +41,9 @@ class ThreadGroup(Group):
     def _exchange(self, part: torch.Tensor) -> list[torch.Tensor]:
         self.told.append(part.numel() * part.itemsize)
         self.table.parts[self.rank] = part
-        self.table.barrier.wait(20)
+        self.table.barrier.wait(60)
         parts = [each for each in self.table.parts if each is not None]
-        self.table.barrier.wait(20)
+        self.table.barrier.wait(60)
         return parts
 
 

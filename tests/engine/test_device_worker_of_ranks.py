@@ -44,8 +44,8 @@ def requests() -> list[AddRequest]:
 def drawing() -> dict[str, list[AddRequest]]:
     """Requests that the device draws for."""
     drawn = greedy_and_drawn_requests()
-    few = [each for each in drawn if each.request_id in ("d0", "d1", "d3")]
-    return {"few": few, "any": [each for each in drawn if each.request_id == "d2"], "all": drawn}
+    few = [each for each in drawn if each.request_id in ("d1", "d3")]
+    return {"few": few, "any": [each for each in drawn if each.request_id in ("d0", "d2")], "all": drawn}
 
 
 OVERLAP = (True, False)

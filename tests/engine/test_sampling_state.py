@@ -40,14 +40,14 @@ def test_what_a_request_may_ask_for_is_known_until_another_takes_its_slot(params
     ("params", "among_few"),
     [
         ({"temperature": 0.0, "top_p": 0.5}, True),
-        ({"temperature": 1.0}, True),
-        ({"temperature": 1.0, "min_p": 0.1}, True),
+        ({"temperature": 1.0}, False),
+        ({"temperature": 1.0, "min_p": 0.1}, False),
         ({"temperature": 1.0, "top_k": FEW, "top_p": 0.9, "min_p": 0.1}, True),
         ({"temperature": 1.0, "top_k": FEW + 1}, False),
         ({"temperature": 1.0, "top_p": 0.9}, False),
     ],
 )
-def test_a_nucleus_of_all_tokens_may_have_any_number_of_them(params: dict[str, Any], among_few: bool):
+def test_only_top_k_bounds_how_many_tokens_a_row_draws_among(params: dict[str, Any], among_few: bool):
     sampling = SamplingState(2)
     sampling.set(0, add_request("plain", [1, 2], temperature=0.0))
     sampling.set(1, add_request("asking", [1, 2], **params))

@@ -81,7 +81,8 @@ class SamplerOfRanks:
 
     def draw(self, own_logits: torch.Tensor, ints: StepInts, state: DeviceState, among_few: bool) -> torch.Tensor:
         """[num_rows, own tokens] of any dtype to ids [num_rows] int64, the same on all ranks."""
-        return self._sampling.draw(own_logits, filters_of(ints, state), among_few)
+        draw = self._sampling.draw_among_few if among_few else self._sampling.draw
+        return draw(own_logits, filters_of(ints, state))
 
 
 def filters_of(ints: StepInts, state: DeviceState) -> Filters:
