@@ -5,6 +5,7 @@ its share of the rows, whose logits it is sent; in a CUDA graph each, and whethe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ import torch.distributed as dist
 from tp_collectives import CALLS, median_s
 
 from parhelion.distributed.group import Group
-from parhelion.distributed.sampling import Filters, SamplingOverRanks
-from parhelion.distributed.sampling_model import AMONG_FEW, SEARCH, SamplingModel, sampling_model
+from parhelion.distributed.sampling import Among, Filters, SamplingOverRanks
+from parhelion.distributed.sampling_model import SamplingModel, sampling_model
 from parhelion.layers.vocabulary import rows_per_rank
 from parhelion.ops.choose_pack import pack_kernels
 from parhelion.ops.resolve import Resolver
@@ -23,7 +24,7 @@ VOCAB_SIZE = 151936
 """Two ranks need no padding behind so many tokens, nor behind those of a rehearsal."""
 SIZES = (1, 4, 16, 64, 256)
 
-WAYS = ("gathered", "among few", "search", "rows shared out")
+WAYS = ("gathered", "among few", "among all", "search", "rows shared out")
 
 
 def measure_draws(
@@ -37,10 +38,9 @@ def measure_draws(
     contract = TopKTopPSampling(vocab_size)
     for size in sizes:
         logits, filters = _inputs(contract, size, device)
-        inputs = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, filters.uniform)
-        expected = contract.reference(logits.float(), *inputs)
+        expected = [contract.reference(logits.float(), *vars(each).values()) for each in (filters, _without(filters))]
         for way, call in _ways(logits, filters, contract, resolver, group).items():
-            differing = int((call() != expected).sum())
+            differing = int((call() != expected[way == "among all"]).sum())
             yield {
                 "what": "draws",
                 "way": way,
@@ -57,8 +57,8 @@ def measure_draws(
 def _expected_us(model: SamplingModel, way: str, num_rows: int) -> float | None:
     if way == "gathered":
         return model.gathered_us(num_rows)
-    work = {"among few": AMONG_FEW, "search": SEARCH}.get(way)
-    return None if work is None else model.shared_us(num_rows, work)
+    among = {"among few": Among.FEW, "among all": Among.ALL, "search": Among.ANY}.get(way)
+    return None if among is None else model.shared_us(num_rows, among)
 
 
 def _inputs(contract: TopKTopPSampling, num_rows: int, device: torch.device) -> tuple[torch.Tensor, Filters]:
@@ -67,6 +67,11 @@ def _inputs(contract: TopKTopPSampling, num_rows: int, device: torch.device) -> 
     filters = Filters(temperature, torch.where(top_k == 0, 50, top_k).int(), *others)
     moved = {name: value.to(device) for name, value in vars(filters).items()}
     return logits.bfloat16().to(device), Filters(**moved)
+
+
+def _without(filters: Filters) -> Filters:
+    """The same rows without top-k and top-p."""
+    return replace(filters, top_k=torch.zeros_like(filters.top_k), top_p=torch.ones_like(filters.top_p))
 
 
 def _ways(
@@ -80,26 +85,26 @@ def _ways(
 
     def gathered() -> torch.Tensor:
         whole = group.gather_columns(own).float()
-        f = filters
-        ids: torch.Tensor = from_all(whole, f.temperature, f.top_k, f.top_p, f.min_p, f.uniform)
+        ids: torch.Tensor = from_all(whole, *vars(filters).values())
         return group.from_first(ids)
 
     share = len(logits) // group.size
     begin = group.rank * share
-    part = Filters(**{name: value[begin : begin + share].contiguous() for name, value in vars(filters).items()})
+    part = [value[begin : begin + share].contiguous() for value in vars(filters).values()]
 
     def shared_out() -> torch.Tensor:
         received = torch.empty_like(own)
         dist.all_to_all_single(received, own)
         whole = received.view(group.size, share, rows).transpose(0, 1).reshape(share, -1).float()
-        ids = from_all(whole, part.temperature, part.top_k, part.top_p, part.min_p, part.uniform)
-        return group.gather_columns(ids[None])[0]
+        return group.gather_columns(from_all(whole, *part)[None])[0]
 
+    plain = _without(filters)
     ways = {} if len(logits) % group.size else {"rows shared out": shared_out}
     return {
         "gathered": gathered,
-        "among few": lambda: together.draw_among_few(own, filters),
-        "search": lambda: together.draw(own, filters),
+        "among few": lambda: together.draw(own, filters, Among.FEW),
+        "among all": lambda: together.draw(own, plain, Among.ALL),
+        "search": lambda: together.draw(own, filters, Among.ANY),
         **ways,
     }
 

@@ -4,9 +4,10 @@ The draw is that of ``TopKTopPSampling``: with x the logits over the temperature
 token is the first by id at which the running mass of what is not below the bound exceeds ``uniform`` of it all. Ranks
 hold ids in their order, so each needs no more than the others' sums:
 
-1. The bound. Of rows whose top-k is small every rank tells its largest x, among which the k-th largest of all are,
-   with all that is above them. Of any other row the bound is searched: digit by digit of float32 numbers' keys, ranks
-   add up how many tokens, or what mass, they have at each value of the digit.
+1. The bound. Of rows whose top-k is small every rank tells its largest x, among which the k-th largest of all is, with
+   all that is above it. Rows without top-k and top-p need no more than the largest. Of any other the bound is searched:
+   digit by digit of float32 numbers' keys, ranks add up how many tokens, or what mass, they have at each value of the
+   digit.
 2. The draw. Every rank tells the mass that it keeps, so that all know who has the token; then it is told.
 
 Masses are integers, in units of 2**-40 of the likeliest token's: their sums are exact, so the token does not depend on
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch.nn.functional import pad
@@ -36,6 +38,17 @@ _LEAST_KEY = -(1 << 31)
 
 _ONE = 2.0**40
 """The likeliest token's mass, as in ``sampling_search.numbers.fixed``."""
+
+
+class Among(Enum):
+    """Among how many tokens all of a step's rows draw, but for those that are greedy: a top-k from 1 to
+    ``MOST_CANDIDATES`` leaves few, without top-k and top-p there are all (but for those of min-p), and there may be any
+    number.
+    """
+
+    FEW = "few"
+    ALL = "all"
+    ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,18 @@ class SamplingOverRanks:
         self._num_units = -(-rows_per_rank // UNIT)
         self._num_candidates = min(most_candidates, self._num_units * UNIT)
 
-    def draw_among_few(self, logits: torch.Tensor, filters: Filters) -> torch.Tensor:
-        """Token ids [M] int64 of rows that are greedy or have a top-k from 1 to ``most_candidates``.
+    def draw(self, logits: torch.Tensor, filters: Filters, among: Among) -> torch.Tensor:
+        """Token ids [M] int64.
 
         Args:
             logits: [M, own tokens] of any dtype, this rank's, without padding.
+            among: how many tokens; few are ``most_candidates``.
         """
+        if among is Among.FEW:
+            return self._drawn_among_few(logits, filters)
+        return self._drawn_among(logits, filters, self._searched_bound if among is Among.ANY else None)
+
+    def _drawn_among_few(self, logits: torch.Tensor, filters: Filters) -> torch.Tensor:
         is_greedy, divisor = _divisor(filters.temperature)
         # Different logits of 16 bits stay different when they are divided; such of 32 bits need not.
         own = logits / divisor if logits.dtype == torch.float32 else logits
@@ -98,11 +117,16 @@ class SamplingOverRanks:
         by_unit.scatter_add_(1, places // UNIT, masses)
         return self._drawn(own, rest, top, bound, by_unit, filters.uniform[:, None].masked_fill(is_greedy, 0.0))
 
-    def draw(self, logits: torch.Tensor, filters: Filters) -> torch.Tensor:
-        """Token ids [M] int64 of any rows; see ``draw_among_few``."""
+    def _drawn_among(
+        self,
+        logits: torch.Tensor,
+        filters: Filters,
+        search: Callable[[torch.Tensor, torch.Tensor, Filters], torch.Tensor] | None,
+    ) -> torch.Tensor:
         is_greedy, divisor = _divisor(filters.temperature)
         x = self._padded(logits / divisor)
-        top, bound = self._searched_bound(x, filters)
+        top = _finite(self._group.gather_columns(x.amax(-1, keepdim=True)).amax(-1, keepdim=True))
+        bound = torch.full_like(top, -torch.inf) if search is None else search(x, top, filters)
         bound = _above_min_p(top, bound, filters.min_p, is_greedy)
         masses = _mass(x, top).mul_(x >= bound).view(len(x), self._num_units, UNIT)
         by_unit = masses.sum(-1, dtype=torch.int64)
@@ -140,16 +164,15 @@ class SamplingOverRanks:
         nucleus = ordered.gather(1, is_kept.sum(-1, keepdim=True) - 1)
         return top, torch.where(filters.top_p[:, None] < 1, torch.maximum(kth, nucleus), kth)
 
-    def _searched_bound(self, x: torch.Tensor, filters: Filters) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of any rows, from nine messages."""
-        top = _finite(self._group.gather_columns(x.amax(-1, keepdim=True)).amax(-1, keepdim=True))
+    def _searched_bound(self, x: torch.Tensor, top: torch.Tensor, filters: Filters) -> torch.Tensor:
+        """What top-k and top-p come to, [M, 1], from eight messages."""
         keys = keys_of(x).long() - _LEAST_KEY
         k = filters.top_k[:, None]
         kth = self._searched(keys, torch.ones_like(keys), lambda _: k.clamp(min=1))
         kth = torch.where((k > 0) & (k < self._vocab_size), kth, -torch.inf)
         masses = _mass(x, top).mul_(x >= kth).long()
         nucleus = self._searched(keys, masses, lambda total: _share(filters.top_p, total))
-        return top, torch.where(filters.top_p[:, None] < 1, torch.maximum(kth, nucleus), kth)
+        return torch.where(filters.top_p[:, None] < 1, torch.maximum(kth, nucleus), kth)
 
     def _searched(
         self, keys: torch.Tensor, weights: torch.Tensor, goal_of: Callable[[torch.Tensor], torch.Tensor]

@@ -8,6 +8,7 @@ from all logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -15,7 +16,7 @@ from parhelion.distributed.collectives import Link, network
 from parhelion.distributed.devices import PRESETS
 from parhelion.distributed.group import Group
 from parhelion.distributed.kernel_times import LEAST_US, REACHED
-from parhelion.distributed.sampling import MOST_CANDIDATES
+from parhelion.distributed.sampling import MOST_CANDIDATES, Among
 from parhelion.ops.collectives.machines import why_not_one_machine
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
@@ -27,21 +28,28 @@ NETWORK_GB_S = 50.0
 
 @dataclass(frozen=True)
 class Work:
-    """What a draw by ranks takes beside one message of candidates or maxima: counted in ``SamplingOverRanks``.
+    """What a draw by ranks takes: counted in ``SamplingOverRanks``.
 
     Attributes:
+        numbers: of 4 bytes that a rank tells of each row at first.
         launches: of operators.
         bytes_per_logit: that they read and write for each of a rank's logits of 16 bits.
         sums: messages that add up how many tokens, or what mass, there are at each of 256 digits.
     """
 
+    numbers: int
     launches: int
     bytes_per_logit: int
     sums: int
 
 
-AMONG_FEW = Work(launches=100, bytes_per_logit=16, sums=0)
-SEARCH = Work(launches=270, bytes_per_logit=1000, sums=8)
+WORK = MappingProxyType(
+    {
+        Among.FEW: Work(numbers=MOST_CANDIDATES + 1, launches=100, bytes_per_logit=16, sums=0),
+        Among.ALL: Work(numbers=1, launches=57, bytes_per_logit=60, sums=0),
+        Among.ANY: Work(numbers=1, launches=270, bytes_per_logit=1000, sums=8),
+    }
+)
 
 _SUM_BYTES = 256 * 8
 """Of a row."""
@@ -72,16 +80,15 @@ class SamplingModel:
     link: Link
     resolver: Resolver
 
-    def least_rows(self, among_few: bool) -> int:
+    def least_rows(self, among: Among) -> int:
         """The least power of two of rows that are drawn quicker by ranks that keep their logits to themselves."""
-        work = AMONG_FEW if among_few else SEARCH
         sizes = (1 << power for power in range(_MOST_ROWS.bit_length()))
-        return next((size for size in sizes if self.shared_us(size, work) < self.gathered_us(size)), _NEVER)
+        return next((size for size in sizes if self.shared_us(size, among) < self.gathered_us(size)), _NEVER)
 
-    def shared_us(self, num_rows: int, work: Work) -> float:
+    def shared_us(self, num_rows: int, among: Among) -> float:
         """By the ranks together: a message of candidates, or of maxima, those that search, the masses and the ids."""
-        numbers = 1 if work.sums else MOST_CANDIDATES + 1
-        messages = self._told_us(num_rows * 4 * numbers) + 2 * self._told_us(num_rows * 8)
+        work = WORK[among]
+        messages = self._told_us(num_rows * 4 * work.numbers) + 2 * self._told_us(num_rows * 8)
         messages += work.sums * self.link.all_reduce_us(num_rows * _SUM_BYTES, self.num_ranks)
         own_logits = num_rows * -(-self.vocab_size // self.num_ranks)
         return messages + work.launches * LEAST_US + self._memory_us(own_logits * work.bytes_per_logit)
@@ -106,15 +113,18 @@ class SamplingModel:
 
 @dataclass(frozen=True)
 class Crossover:
-    """From how many rows on ranks draw together; None: never.
+    """From how many rows on ranks draw together.
 
     Attributes:
-        among_few: where no row draws among more than ``MOST_CANDIDATES`` tokens.
-        any_rows: otherwise.
+        least_rows: by among how many tokens rows draw, in the order of ``Among``; None: never.
     """
 
-    among_few: int | None
-    any_rows: int | None
+    least_rows: tuple[int | None, ...]
+
+    def shares(self, num_rows: int, among: Among) -> bool:
+        """Whether so many rows are drawn by the ranks together."""
+        least = self.least_rows[list(Among).index(among)]
+        return least is not None and num_rows >= least
 
 
 def crossover(vocab_size: int, group: Group, dtype: torch.dtype, resolver: Resolver) -> Crossover:
@@ -124,11 +134,11 @@ def crossover(vocab_size: int, group: Group, dtype: torch.dtype, resolver: Resol
     links.
     """
     if resolver.device.type == "cpu":
-        return Crossover(1, 1)
+        return Crossover((1,) * len(Among))
     model = sampling_model(vocab_size, group.size, dtype, resolver)
-    own = (_NEVER, _NEVER) if model is None else [model.least_rows(among_few) for among_few in (True, False)]
+    own = [_NEVER if model is None else model.least_rows(among) for among in Among]
     agreed = group.from_first(torch.tensor(own, device=resolver.device)).tolist()
-    return Crossover(*(None if each == _NEVER else each for each in agreed))
+    return Crossover(tuple(None if each == _NEVER else each for each in agreed))
 
 
 def sampling_model(vocab_size: int, num_ranks: int, dtype: torch.dtype, resolver: Resolver) -> SamplingModel | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from parhelion.distributed.sampling import MOST_CANDIDATES, Among
 from parhelion.engine.messages import AddRequest
 
 NO_LOGPROBS = -1
@@ -120,11 +121,13 @@ class SamplingState:
         """Which of the rows need their logits to be looked at, for either of these."""
         return self.wants_logprobs(slots) | self.changes_logits(slots, output_indices)
 
-    def draws_among(self, slots: Ints, most: int) -> npt.NDArray[np.bool_]:
-        """Which of the rows choose among no more than the ``most`` likeliest tokens and what equals the last."""
-        top_k = self.top_k[slots]
-        among: npt.NDArray[np.bool_] = (top_k > 0) & (top_k <= most) | (self.temperature[slots] == 0)
-        return among
+    def draws_among(self, slots: Ints) -> Among:
+        """Among how many tokens the rows draw, of which at least one does."""
+        drawn = slots[self.temperature[slots] != 0]
+        top_k = self.top_k[drawn]
+        if ((top_k > 0) & (top_k <= MOST_CANDIDATES)).all():
+            return Among.FEW
+        return Among.ALL if ((top_k == 0) & (self.top_p[drawn] >= 1)).all() else Among.ANY
 
     def takes_likeliest(self, slots: Ints, output_indices: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows ask for nothing but the likeliest token."""

@@ -64,7 +64,7 @@ def test_every_piece_passes_and_says_what_it_measured(rehearsed: Any) -> None:
         assert all(row["provider"] == "torch" and row["rel_err"] < 0.01 for row in timed)
     assert all(row["problem"] for row in rows(rehearsed, "all_reduce_rms_norm") if row["provider"] == "helion")
     drawn = rows(rehearsed, "draws")
-    assert [row["way"] for row in drawn] == ["gathered", "among few", "search", "rows shared out"]
+    assert [row["way"] for row in drawn] == ["gathered", "among few", "among all", "search", "rows shared out"]
     assert all(row["drawn_us"] > 0 and row["differing"] == 0 for row in drawn)
 
 

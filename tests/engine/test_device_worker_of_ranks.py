@@ -44,8 +44,9 @@ def requests() -> list[AddRequest]:
 def drawing() -> dict[str, list[AddRequest]]:
     """Requests that the device draws for."""
     drawn = greedy_and_drawn_requests()
-    few = [each for each in drawn if each.request_id in ("d1", "d3")]
-    return {"few": few, "any": [each for each in drawn if each.request_id in ("d0", "d2")], "all": drawn}
+    kinds = {"few": ("d1", "d3"), "all": ("d0",), "any": ("d2",)}
+    found = {kind: [each for each in drawn if each.request_id in names] for kind, names in kinds.items()}
+    return found | {"each": drawn}
 
 
 OVERLAP = (True, False)
@@ -68,8 +69,8 @@ def told(folder: Path, group: Group) -> dict[bool, Outputs]:
 
 
 def told_apart(folder: Path, group: Group) -> tuple[dict[str, Outputs], list[int]]:
-    """What a rank hands out of requests that draw among few tokens, of such that may draw among any, and of both kinds
-    and greedy ones; and how wide the messages were.
+    """What a rank hands out of requests that draw among few tokens, among all, and among any number, and of each kind
+    beside greedy ones; and how wide the messages were.
     """
     noting = NotingGroup(group.rank, group.size)
     found = {name: run(core_of(folder, True, True, NUM_BLOCKS, group=noting), each) for name, each in drawing().items()}

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parhelion.distributed.sampling import MOST_CANDIDATES, Among
 from parhelion.engine.sampling_state import CHOOSES_ON_HOST, DRAWS, TELLS_PROMPT, SamplingState
 from tests.engine.requests import add_request
-
-FEW = 50
 
 ASKED: list[tuple[dict[str, Any], int]] = [
     ({"temperature": 0.0}, 0),
@@ -37,18 +36,21 @@ def test_what_a_request_may_ask_for_is_known_until_another_takes_its_slot(params
 
 
 @pytest.mark.parametrize(
-    ("params", "among_few"),
+    ("params", "among"),
     [
-        ({"temperature": 0.0, "top_p": 0.5}, True),
-        ({"temperature": 1.0}, False),
-        ({"temperature": 1.0, "min_p": 0.1}, False),
-        ({"temperature": 1.0, "top_k": FEW, "top_p": 0.9, "min_p": 0.1}, True),
-        ({"temperature": 1.0, "top_k": FEW + 1}, False),
-        ({"temperature": 1.0, "top_p": 0.9}, False),
+        ({"temperature": 1.0}, Among.ALL),
+        ({"temperature": 1.0, "min_p": 0.1}, Among.ALL),
+        ({"temperature": 1.0, "top_k": MOST_CANDIDATES, "top_p": 0.9, "min_p": 0.1}, Among.FEW),
+        ({"temperature": 1.0, "top_k": MOST_CANDIDATES + 1}, Among.ANY),
+        ({"temperature": 1.0, "top_p": 0.9}, Among.ANY),
     ],
 )
-def test_only_top_k_bounds_how_many_tokens_a_row_draws_among(params: dict[str, Any], among_few: bool):
-    sampling = SamplingState(2)
-    sampling.set(0, add_request("plain", [1, 2], temperature=0.0))
+def test_rows_draw_among_few_tokens_or_all_if_each_of_them_does(params: dict[str, Any], among: Among):
+    sampling = SamplingState(4)
+    sampling.set(0, add_request("greedy", [1, 2], temperature=0.0, top_p=0.5))
     sampling.set(1, add_request("asking", [1, 2], **params))
-    assert sampling.draws_among(np.array([0, 1]), FEW).tolist() == [True, among_few]
+    sampling.set(2, add_request("few", [1, 2], temperature=0.5, top_k=1))
+    sampling.set(3, add_request("all", [1, 2], temperature=0.5))
+    assert sampling.draws_among(np.array([0, 1])) is among
+    assert sampling.draws_among(np.array([1, 2])) is (Among.FEW if among is Among.FEW else Among.ANY)
+    assert sampling.draws_among(np.array([1, 3])) is (Among.ALL if among is Among.ALL else Among.ANY)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.distributed.sampling import Filters, SamplingOverRanks
+from parhelion.distributed.sampling import Among, Filters, SamplingOverRanks
 from parhelion.distributed.sampling_model import Crossover, crossover
 from parhelion.engine.device.state import DeviceState
 from parhelion.engine.step_layout import StepInts
@@ -70,19 +70,13 @@ class SamplerOfRanks:
         self._sampling = SamplingOverRanks(vocab_size, rows_per_rank(vocab_size, group), group)
         self._crossover = crossover
 
-    def serves(self, num_rows: int, among_few: bool) -> bool:
-        """Whether rows are drawn so, or from all logits.
+    def serves(self, num_rows: int, among: Among) -> bool:
+        """Whether rows are drawn so, or from all logits."""
+        return self._crossover.shares(num_rows, among)
 
-        Args:
-            among_few: that ``SamplingState.draws_among`` so few as ``MOST_CANDIDATES`` for all of them.
-        """
-        least = self._crossover.among_few if among_few else self._crossover.any_rows
-        return least is not None and num_rows >= least
-
-    def draw(self, own_logits: torch.Tensor, ints: StepInts, state: DeviceState, among_few: bool) -> torch.Tensor:
+    def draw(self, own_logits: torch.Tensor, ints: StepInts, state: DeviceState, among: Among) -> torch.Tensor:
         """[num_rows, own tokens] of any dtype to ids [num_rows] int64, the same on all ranks."""
-        draw = self._sampling.draw_among_few if among_few else self._sampling.draw
-        return draw(own_logits, filters_of(ints, state))
+        return self._sampling.draw(own_logits, filters_of(ints, state), among)
 
 
 def filters_of(ints: StepInts, state: DeviceState) -> Filters:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from parhelion.distributed.group import Group
+from parhelion.distributed.sampling import Among
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.stage import StageBuffers
 from parhelion.engine.device.state import DeviceState
@@ -20,13 +21,17 @@ from parhelion.models.decoder import DecoderModel, HiddenStates
 
 class Mode(Enum):
     """Who chooses the tokens: the device greedily, the device by drawing, or, for requests that ask for more than that,
-    the host from the logits. Ranks that share the model may draw among few, where all rows ask for no more than that.
+    the host from the logits. Ranks that share the model may draw in other ways among few tokens, and among all.
     """
 
     GREEDY = "greedy"
     DRAW = "draw"
     DRAW_AMONG_FEW = "draw among few"
+    DRAW_AMONG_ALL = "draw among all"
     HOST = "host"
+
+
+_AMONG = {Mode.DRAW: Among.ANY, Mode.DRAW_AMONG_FEW: Among.FEW, Mode.DRAW_AMONG_ALL: Among.ALL}
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,11 @@ class DeviceStep:
         self._group = group or model.group
         self._between = between
 
-    def tells_few_apart(self, num_rows: int) -> bool:
-        """Whether it matters, of so many rows that draw, that all of them do so among few tokens."""
-        return self._of_ranks is not None and self._of_ranks.serves(num_rows, among_few=True)
+    def draw_mode(self, num_rows: int, among: Among) -> Mode:
+        """How so many rows are drawn: ranks need not know among how many tokens where each draws from all logits."""
+        if self._of_ranks is None or not self._of_ranks.serves(num_rows, among):
+            return Mode.DRAW
+        return next(mode for mode, each in _AMONG.items() if each is among)
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
@@ -116,7 +123,7 @@ class DeviceStep:
         if mode is Mode.HOST:
             logits = self._model.compute_logits(last)
             return StepOutputs(self._drawn_from(logits, ints), tensors.sample_index, hidden, logits)
-        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints, mode is Mode.DRAW_AMONG_FEW)
+        token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints, _AMONG[mode])
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
 
@@ -126,11 +133,11 @@ class DeviceStep:
             return self._model.likeliest(hidden)
         return self._group.from_first(self._sampler.greedy(self._model.compute_logits(hidden)))
 
-    def _drawn(self, hidden: torch.Tensor, ints: StepInts, among_few: bool) -> torch.Tensor:
+    def _drawn(self, hidden: torch.Tensor, ints: StepInts, among: Among) -> torch.Tensor:
         """Ranks that share the model draw together, or each from all logits, whichever is quicker."""
-        if self._of_ranks is None or not self._of_ranks.serves(len(hidden), among_few):
+        if self._of_ranks is None or not self._of_ranks.serves(len(hidden), among):
             return self._drawn_from(self._model.compute_logits(hidden), ints)
-        return self._of_ranks.draw(self._model.compute_own_logits(hidden), ints, self._state, among_few)
+        return self._of_ranks.draw(self._model.compute_own_logits(hidden), ints, self._state, among)
 
     def _drawn_from(self, logits: torch.Tensor, ints: StepInts) -> torch.Tensor:
         token_ids = self._sampler.draw(logits.float(), ints, self._state)

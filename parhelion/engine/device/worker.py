@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from parhelion.distributed.sampling import MOST_CANDIDATES
 from parhelion.distributed.stages import StageLinks
 from parhelion.engine.device.buckets import Buckets
 from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
@@ -334,9 +333,9 @@ class DeviceWorker:
             return Mode.HOST
         if not self._sampling.temperature[slots].any():
             return Mode.GREEDY
-        if self._step.tells_few_apart(len(slots)) and self._sampling.draws_among(slots, MOST_CANDIDATES).all():
-            return Mode.DRAW_AMONG_FEW
-        return Mode.DRAW
+        if self._model.group.is_alone:
+            return Mode.DRAW
+        return self._step.draw_mode(len(slots), self._sampling.draws_among(slots))
 
 
 class _Pending:
