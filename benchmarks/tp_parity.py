@@ -149,21 +149,15 @@ def float32_texts(folder: Path, device: str, several: dict[str, int], output_len
 
 
 def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iterator[dict[str, Any]]:
-    """Greedy tokens of one rank with graphs, and of two with graphs and without: of random weights, of dummies with
-    shapes that packs have, and of a model of the caller's.
+    """Greedy tokens of one rank with graphs, and of two with graphs and without: of dummies with shapes that packs
+    have, and of a model of the caller's.
 
     Args:
-        folder: holds ``write_random``'s checkpoint, and gets others.
+        folder: gets the dummies' config.
     """
-    random = write_random(folder / "random")
-    write_tokenizer(random, TINY.vocab_size)
     shape = TINY if device == "cpu" else TWO_LAYERS
     dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
-    for path, kind, load_format in (
-        (dummies, Kind("auto", kernels=()), "dummy"),
-        (random, FLOAT32, "auto"),
-    ):
-        yield _guarded(Generated(path, device, kind, output_len, load_format))
+    yield _guarded(Generated(dummies, device, Kind("auto", kernels=()), output_len, "dummy"))
     if real is not None:
         told = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a lighthouse keeper")
         for kind in (FLOAT32, Kind("bfloat16")):
@@ -221,7 +215,11 @@ def _guarded(case: Generated) -> dict[str, Any]:
 def _texts(case: Generated) -> dict[str, Any]:
     several = case.several
     ways: tuple[tuple[Mapping[str, int], str], ...] = (({}, "lazy"), (several, "lazy"), (several, "off"))
-    one, two, eager = (_apart(case, *way) for way in ways)
+    # Each in a process of its own: only the first engine of several ranks in a process exchanges rows inside kernels.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        one, two, eager = pool.map(
+            _generated, *zip(*((case, dict(ranks), graphs) for ranks, graphs in ways), strict=True)
+        )
     same_as_eager = two.token_ids == eager.token_ids
     pairs = list(zip(two.token_ids, one.token_ids, strict=True))
     return {
@@ -250,12 +248,6 @@ class Texts:
     token_ids: list[list[int]]
     num_graphs: int
     about: dict[str, Any]
-
-
-def _apart(case: Generated, ranks: Mapping[str, int], graphs: str) -> Texts:
-    """In a process of its own: only the first engine of several ranks in a process exchanges rows inside kernels."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_generated, case, dict(ranks), graphs).result()
 
 
 def _generated(case: Generated, ranks: dict[str, int], graphs: str) -> Texts:
