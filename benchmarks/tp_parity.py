@@ -164,6 +164,33 @@ def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iter
             yield _guarded(Generated(real, device, kind, output_len, prompts=told))
 
 
+def replicas(folder: Path, device: str, output_len: int) -> Iterator[dict[str, Any]]:
+    """Greedy tokens of dummies, request by request, by one engine and by two that take turns.
+
+    Args:
+        folder: gets the dummies' config.
+    """
+    shape = TINY if device == "cpu" else TWO_LAYERS
+    dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
+    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+    found: list[list[list[int]]] = []
+    served: list[int] = []
+    for number in (1, 2):
+        options: dict[str, Any] = {"dp": number, "load_format": "dummy", **engine_limits(device)}
+        with LLM(str(dummies), device=device, **options) as llm:
+            # One at a time: with others beside it a request is rounded otherwise, and nobody knows whom it is beside.
+            found.append([ids_of(llm.generate([prompt], params))[0] for prompt in random_prompts()])
+            served = [each.stats.generation_tokens_total for each in llm.stats().replicas]
+    pairs = list(zip(*found, strict=True))
+    yield {
+        "what": "replicas",
+        "same_texts": sum(a == b for a, b in pairs),
+        "of": len(pairs),
+        "tokens_of_each": served,
+        "passed": all(a == b for a, b in pairs) and len(served) == 2 and all(served),
+    }
+
+
 def random_prompts() -> list[Any]:
     """Of several lengths."""
     generator = torch.Generator().manual_seed(6)
