@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,11 +96,17 @@ def among_others(folder: Path, device: str) -> list[dict[str, Any]]:
     ]
 
 
-def guesses_against_plain(folder: Path, device: str) -> list[dict[str, Any]]:
+def guesses_against_plain(
+    folder: Path, device: str, ranks: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[dict[str, Any]]:
     """Greedy tokens in float32 with guesses, most of them right or most of them wrong, beside those without.
 
     The prompts repeat themselves, and so do random models; the draft model is the model itself, a random head, or a
     model that was never told of it.
+
+    Args:
+        folder: gets the models' configs.
+        ranks: as of the engine: ``{"tp": 2}``.
     """
     # A head reads the states of three layers.
     deep = replace(TINY, num_hidden_layers=8)
@@ -112,6 +120,7 @@ def guesses_against_plain(folder: Path, device: str) -> list[dict[str, Any]]:
         prompts.append(TokensPrompt(prompt_token_ids=ids + ids))
     greedy = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
     options: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 512, "kv_cache_memory": 1 << 28, "dtype": "float32"}
+    options |= ranks
     ways: dict[str, dict[str, Any]] = {
         "off": {},
         "ngram": {"speculate": "ngram", "num_speculative_tokens": 3},
@@ -120,23 +129,19 @@ def guesses_against_plain(folder: Path, device: str) -> list[dict[str, Any]]:
         "another": {"speculate": "draft", "draft_model": str(other), "num_speculative_tokens": 7},
     }
     found: dict[str, list[list[int]]] = {}
-    rows = []
     for way, more in ways.items():
         with LLM(str(where), device=device, load_format="dummy", **options, **more) as llm:
             found[way] = ids_of(llm.generate(prompts, greedy))
             stats = llm.stats()
         if way != "off":
-            rows.append(
-                {
-                    "guesses": way,
-                    "guessed": stats.guessed_tokens_total,
-                    "accepted": stats.accepted_tokens_total,
-                    "same_text": sum(a == b for a, b in zip(found[way], found["off"], strict=True)),
-                    "of": len(prompts),
-                    "passed": found[way] == found["off"] and stats.guessed_tokens_total > 0,
-                }
-            )
-    return rows
+            yield {
+                "guesses": way,
+                "guessed": stats.guessed_tokens_total,
+                "accepted": stats.accepted_tokens_total,
+                "same_text": sum(a == b for a, b in zip(found[way], found["off"], strict=True)),
+                "of": len(prompts),
+                "passed": found[way] == found["off"] and stats.guessed_tokens_total > 0,
+            }
 
 
 def ids_of(outputs: list[RequestOutput]) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """Tensor parallelism on two GPUs: parity with one, speed, what collectives and draws take, and what the planner said.
 
     PYTHONPATH=. python benchmarks/h100x2_tp.py [--only logits,speed2,speed1,collectives,draws,silent,
-                                                 killed,stopped,hung,texts]
+                                                 killed,stopped,hung,texts,float32,
+                                                 replicas,guesses]
                                                 [--pack auto] [--real PATH] [--output FILE]
     PYTHONPATH=. python benchmarks/h100x2_tp.py --device cpu --model tiny         # a rehearsal, in seconds
 
@@ -22,12 +23,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gpu_texts import guesses_against_plain
 from pieces import add_options, run_all
 from tp_collectives import HIDDEN_SIZE, LARGE_BYTES, ROUNDS, SIZES, measure_collectives
 from tp_draws import SIZES as DRAWN_SIZES
 from tp_draws import VOCAB_SIZE, draws_lines, measure_draws
 from tp_faults import STRIKES, struck
-from tp_parity import logits_of_ranks, texts, write_random
+from tp_parity import float32_texts, logits_of_ranks, replicas, texts, write_random
 from tp_ranks import on_ranks
 from tp_speed import SpeedOptions, beside, speed, without_collectives
 from tp_tables import speed_lines, sums_lines
@@ -45,7 +47,10 @@ PIECES = {
     "killed": 60,
     "stopped": 70,
     "hung": 70,
-    "texts": 240,
+    "texts": 100,
+    "float32": 240,
+    "replicas": 60,
+    "guesses": 240,
 }
 """In the order in which they run, with the seconds that each may take."""
 
@@ -59,6 +64,12 @@ def work(piece: str, options: argparse.Namespace, folder: Path) -> Iterable[dict
         return on_ranks(logits_of_ranks, options.device, TP, str(write_random(folder)), 30 if on_cpu else 300)
     if piece == "texts":
         return texts(folder, options.device, options.real, 8 if on_cpu else 40)
+    if piece == "float32":
+        return float32_texts(folder, options.device, {"tp": TP}, 8 if on_cpu else 40)
+    if piece == "replicas":
+        return replicas(folder, options.device, 8 if on_cpu else 40)
+    if piece == "guesses":
+        return ({"what": piece} | row for row in guesses_against_plain(folder, options.device, {"tp": TP}))
     if piece in STRIKES:
         return struck(folder, options.device, piece)
     if piece == "collectives":
@@ -119,7 +130,7 @@ def print_result(content: dict[str, Any]) -> None:
         print(f"{name}: {'passed' if piece['passed'] else 'FAILED'} in {piece['seconds']} s {piece['problem'] or ''}")
         for row in failed:
             print(f"  {json.dumps({key: value for key, value in row.items() if key != 'logprobs'})[:400]}")
-    for piece in ("logits", "texts"):
+    for piece in ("logits", "texts", "float32", "replicas", "guesses"):
         for row in content["pieces"].get(piece, {"rows": []})["rows"]:
             print({key: value for key, value in row.items() if key not in ("what", "passed", "kernels")})
     for lines in (speed_lines(content), sums_lines(content), draws_lines(content)):

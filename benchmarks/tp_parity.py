@@ -8,9 +8,11 @@ texts must be the same.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,25 +149,46 @@ def float32_texts(folder: Path, device: str, several: dict[str, int], output_len
 
 
 def texts(folder: Path, device: str, real: Path | None, output_len: int) -> Iterator[dict[str, Any]]:
-    """Greedy tokens of one rank with graphs, and of two with graphs and without: of random weights, of dummies with
-    shapes that packs have, and of a model of the caller's.
+    """Greedy tokens of one rank with graphs, and of two with graphs and without: of dummies with shapes that packs
+    have, and of a model of the caller's.
 
     Args:
-        folder: holds ``write_random``'s checkpoint, and gets others.
+        folder: gets the dummies' config.
     """
-    random = write_random(folder / "random")
-    write_tokenizer(random, TINY.vocab_size)
     shape = TINY if device == "cpu" else TWO_LAYERS
     dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
-    for path, kind, load_format in (
-        (dummies, Kind("auto", kernels=()), "dummy"),
-        (random, FLOAT32, "auto"),
-    ):
-        yield _guarded(Generated(path, device, kind, output_len, load_format))
+    yield _guarded(Generated(dummies, device, Kind("auto", kernels=()), output_len, "dummy"))
     if real is not None:
         told = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a lighthouse keeper")
         for kind in (FLOAT32, Kind("bfloat16")):
             yield _guarded(Generated(real, device, kind, output_len, prompts=told))
+
+
+def replicas(folder: Path, device: str, output_len: int) -> Iterator[dict[str, Any]]:
+    """Greedy tokens of dummies, request by request, by one engine and by two that take turns.
+
+    Args:
+        folder: gets the dummies' config.
+    """
+    shape = TINY if device == "cpu" else TWO_LAYERS
+    dummies = write_config(shape, folder / "dummies", FP8_PER_TOKEN_CONFIG)
+    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+    found: list[list[list[int]]] = []
+    served: list[int] = []
+    for number in (1, 2):
+        options: dict[str, Any] = {"dp": number, "load_format": "dummy", **engine_limits(device)}
+        with LLM(str(dummies), device=device, **options) as llm:
+            # One at a time: with others beside it a request is rounded otherwise, and nobody knows whom it is beside.
+            found.append([ids_of(llm.generate([prompt], params))[0] for prompt in random_prompts()])
+            served = [each.stats.generation_tokens_total for each in llm.stats().replicas]
+    pairs = list(zip(*found, strict=True))
+    yield {
+        "what": "replicas",
+        "same_texts": sum(a == b for a, b in pairs),
+        "of": len(pairs),
+        "tokens_of_each": served,
+        "passed": all(a == b for a, b in pairs) and len(served) == 2 and all(served),
+    }
 
 
 def random_prompts() -> list[Any]:
@@ -217,30 +240,55 @@ def _guarded(case: Generated) -> dict[str, Any]:
 
 
 def _texts(case: Generated) -> dict[str, Any]:
-    kind, several = case.kind, case.several
+    several = case.several
+    ways: tuple[tuple[Mapping[str, int], str], ...] = (({}, "lazy"), (several, "lazy"), (several, "off"))
+    # Each in a process of its own: only the first engine of several ranks in a process exchanges rows inside kernels.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        one, two, eager = pool.map(
+            _generated, *zip(*((case, dict(ranks), graphs) for ranks, graphs in ways), strict=True)
+        )
+    same_as_eager = two.token_ids == eager.token_ids
+    pairs = list(zip(two.token_ids, one.token_ids, strict=True))
+    return {
+        "same_texts": sum(a == b for a, b in pairs),
+        "of": len(pairs),
+        "common_prefix": [common_prefix(a, b) for a, b in pairs],
+        "output_len": case.output_len,
+        "graphs_captured": two.num_graphs,
+        "graphs_as_eager": same_as_eager,
+        **two.about,
+        "kernels_as_eager": two.about == eager.about,
+        "passed": same_as_eager and (two.token_ids == one.token_ids or case.kind is not FLOAT32),
+    }
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What an engine said, and what it was.
+
+    Attributes:
+        token_ids: of each prompt.
+        num_graphs: captured by then.
+        about: for the result.
+    """
+
+    token_ids: list[list[int]]
+    num_graphs: int
+    about: dict[str, Any]
+
+
+def _generated(case: Generated, ranks: dict[str, int], graphs: str) -> Texts:
+    started = time.monotonic()
+    kind = case.kind
     prompts = random_prompts() if case.prompts is None else list(case.prompts)
     params = SamplingParams(temperature=0.0, max_tokens=case.output_len, ignore_eos=True)
     options: dict[str, Any] = {"dtype": kind.dtype, "quantization": kind.quantization, "kernels": kind.kernels}
-    found, captured, about = {}, {}, {}
-    runs = (("one", {}, "lazy"), ("two", several, "lazy"), ("eager", several, "off"))
-    for way, ranks, graphs in runs:
-        started = time.monotonic()
-        options |= {"load_format": case.load_format, "graphs": graphs}
-        with LLM(str(case.path), device=case.device, **options, **ranks, **engine_limits(case.device)) as llm:
-            found[way] = ids_of(llm.generate(prompts, params))
-            captured[way] = llm.stats().num_graphs
-            about = {"quantization": llm.info.quantization, "pack": llm.info.pack, "kernels": llm.info.kernels}
-        print(
-            f"{case.path.name}, {ranks or 'one rank'}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True
-        )
-    one, two, eager = found["one"], found["two"], found["eager"]
-    return {
-        "same_texts": sum(a == b for a, b in zip(two, one, strict=True)),
-        "of": len(one),
-        "common_prefix": [common_prefix(a, b) for a, b in zip(two, one, strict=True)],
-        "output_len": case.output_len,
-        "graphs_captured": captured["two"],
-        "graphs_as_eager": two == eager,
-        **about,
-        "passed": two == eager and (two == one or kind is not FLOAT32),
-    }
+    options |= {"load_format": case.load_format, "graphs": graphs, **ranks, **engine_limits(case.device)}
+    with LLM(str(case.path), device=case.device, **options) as llm:
+        token_ids = ids_of(llm.generate(prompts, params))
+        info = llm.info
+        about = {"quantization": info.quantization, "pack": info.pack, "kernels": info.kernels}
+        about["notes"] = info.kernel_notes
+        found = Texts(token_ids, llm.stats().num_graphs, about)
+    print(f"{case.path.name}, {ranks or 'one rank'}, graphs {graphs}: {time.monotonic() - started:.1f} s", flush=True)
+    return found

@@ -38,6 +38,7 @@ from parhelion.models.eagle3_config import Eagle3Config
 from parhelion.models.registry import model_class
 from parhelion.models.weights import CheckpointWeights, DummyWeights, Weights
 from parhelion.ops.choose_pack import OFF, pack_kernels
+from parhelion.ops.collectives.machines import why_no_exchange
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.cpu import release_freed_memory, resident_memory
@@ -409,7 +410,7 @@ def _build_options(
         storage_dtype=arithmetic.storage_dtype,
         scheme=scheme,
         head_scheme=choose_head_scheme(config.lm_head_quantization),
-        plans=plans(arithmetic.fusion, resolver.device),
+        plans=plans(arithmetic.fusion, resolver.device, _can_exchange(found, arithmetic, resolver, group)),
         resolver=resolver,
         block_size=config.block_size,
         max_model_len=config.max_model_len or found.max_position,
@@ -417,6 +418,16 @@ def _build_options(
         group=group,
         keep_tables=keep_tables,
     )
+
+
+def _can_exchange(found: ModelConfig, arithmetic: Arithmetic, resolver: Resolver, group: Group) -> bool:
+    """Whether ranks can hand each other rows inside kernels, which is prepared then: never in the middle of a step."""
+    if group.is_alone or resolver.device.type == "cpu" or arithmetic.dtype.itemsize != 2:
+        return True
+    why_not = why_no_exchange(resolver.device, group.size, found.hidden_size)
+    if why_not is not None:
+        resolver.notes.append(f"sums over ranks are launches of their own: {why_not}")
+    return why_not is None
 
 
 def _scheduler_config(config: EngineConfig, size: KVCacheSize, on_gpu: bool) -> SchedulerConfig:

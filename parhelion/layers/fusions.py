@@ -160,8 +160,18 @@ ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES, SINGLE_TOKEN)
 """Sets of fusions that a GPU may serve with."""
 
 
-def plans(name: str, device: torch.device) -> tuple[Plan, ...]:
-    """``plain``: one op a launch. ``fused``: everything that can be fused on the device; of several sets of fusions the
-    first serves unless a pack knows that another is quicker.
+def plans(name: str, device: torch.device, exchanges: bool = True) -> tuple[Plan, ...]:
+    """Sets of fusions that may serve, of which the first does unless a pack knows that another is quicker.
+
+    Args:
+        name: ``plain``: one op a launch. ``fused``: everything that can be fused on the device.
+        device: where.
+        exchanges: ranks that share the layers can hand each other rows inside kernels. Else their sums stay apart from
+            the norms behind them, which are tile programs all the same.
     """
-    return {"plain": (PLAIN,), "fused": (FUSED,) if device.type == "cpu" else ON_GPU}[name]
+    found = {"plain": (PLAIN,), "fused": (FUSED,) if device.type == "cpu" else ON_GPU}[name]
+    return found if exchanges else tuple(map(_without_sums, found))
+
+
+def _without_sums(plan: Plan) -> Plan:
+    return tuple(each for each in plan if not (isinstance(each, Fusion) and each.first is AllReduce))

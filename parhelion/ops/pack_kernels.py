@@ -159,14 +159,16 @@ class PackKernels:
         return otherwise.name, otherwise.launcher(contract)
 
     def _candidate(self, contract: Contract, row: Row, candidate: Candidate, otherwise: Provider) -> Launcher:
-        if candidate.provider == "helion":
-            programs = self._tile_programs(contract, row, candidate)
-            return functools.partial(self._launch, programs, functools.cache(lambda: otherwise.launcher(contract)))
         provider = op(contract.name).provider(candidate.provider)
-        why_not = provider.why_not(self._device) or provider.refuses(contract)
+        # A pack's tile programs need nothing that the device lacks, but they may be of no use to these ranks.
+        needs_nothing = candidate.provider == "helion"
+        why_not = (None if needs_nothing else provider.why_not(self._device)) or provider.refuses(contract)
         if why_not is not None:
             raise PackError(why_not)
-        return provider.launcher(contract)
+        if not needs_nothing:
+            return provider.launcher(contract)
+        programs = self._tile_programs(contract, row, candidate)
+        return functools.partial(self._launch, programs, functools.cache(lambda: otherwise.launcher(contract)))
 
     def _launch(self, programs: Launcher, otherwise: Callable[[], Launcher], *inputs: Any) -> Any:
         """With the pack's programs; should one be missing, as where a pack leaves sizes of M out and another size's row

@@ -12,12 +12,18 @@ from parhelion.layers.decoder_layer import add_norm
 from parhelion.layers.fusions import FEWER_LAUNCHES, FUSED, FUSED_ON_GPU, plans
 from parhelion.layers.linear import linear_calls
 from parhelion.layers.program import PLAIN, Call, Chain, Fusion, Plan, Program, cover
+from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
+from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract, Output, Tensors, Traffic
+from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
+from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.fused_qk_norm_rope import FusedQkNormRope
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.paged_attention import PagedAttention
+from parhelion.ops.quantize import FP8
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.rms_norm import RmsNorm
+from parhelion.ops.rms_norm_dynamic_per_token_quant import RmsNormDynamicPerTokenQuant
 from parhelion.ops.rope_and_cache import RopeAndCache
 from parhelion.ops.scaled_mm_of_activations import ScaledMmOfActivations
 from parhelion.ops.scaled_mm_silu_and_mul import ScaledMmSiluAndMul
@@ -215,6 +221,22 @@ def test_on_a_gpu_rotation_and_attention_are_one_call_and_on_a_cpu_two(epsilon: 
     assert fused.inputs == ("qkv", "positions", "slot_mapping", "kv_cache", "attention")
     assert (fused.outputs, fused.weights) == (("attended", "kv_cache"), weights)
     assert [cover(calls, each) for each in plans("fused", CPU)] == [calls]
+
+
+@pytest.mark.parametrize("scheme", [None, FP8_PER_TOKEN])
+def test_sums_over_ranks_stay_apart_where_rows_cannot_be_exchanged_inside_kernels(scheme: QuantScheme | None):
+    norm = FusedAddRmsNorm(64, 1e-6, torch.bfloat16)
+    calls = add_norm(64, 1e-6, torch.bfloat16, torch.ones(64), num_ranks=2)
+    fused_norm: Contract = norm
+    if scheme is not None:
+        calls.append(Call(DynamicPerTokenScaledFp8Quant(64, torch.bfloat16), ("normed",), ("codes", "scales")))
+        fused_norm = RmsNormDynamicPerTokenQuant(64, 1e-6, torch.bfloat16, FP8, add_residual=True)
+    for fused, apart in zip(
+        plans("fused", torch.device("cuda")), plans("fused", torch.device("cuda"), exchanges=False), strict=True
+    ):
+        together = AllReduceRmsNorm(64, 2, 1e-6, torch.bfloat16, None if scheme is None else FP8)
+        assert [call.contract for call in cover(calls, fused)] == [together]
+        assert [call.contract for call in cover(calls, apart)] == [AllReduce(64, 2, torch.bfloat16), fused_norm]
 
 
 def test_on_a_gpu_a_quantized_feed_forward_may_be_two_launches_and_computes_the_same():

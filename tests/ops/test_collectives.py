@@ -20,7 +20,7 @@ from parhelion.distributed.rendezvous import file_store, join, leave
 from parhelion.layers.vocabulary import VocabularyEmbedding, VocabularyHead
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
-from parhelion.ops.collectives.machines import tell_group, tell_machine
+from parhelion.ops.collectives.machines import tell_group, tell_machine, why_no_exchange
 from parhelion.ops.registry import op
 from parhelion.ops.resolve import Resolver
 from parhelion.quantization import UNQUANTIZED, choose_head_scheme, weights_of
@@ -62,6 +62,7 @@ assert group.from_first(values).item() == 7
 norm = AllReduceRmsNorm(64, 2, 1e-6, torch.bfloat16, None)
 kernel = op("all_reduce_rms_norm").provider("helion")
 assert kernel.refuses(norm) is None
+assert why_no_exchange(torch.device("cpu"), 2, 64) is None
 torch.distributed.barrier()
 # Nor with the peers of a second group.
 if group.rank == 0:
@@ -73,6 +74,7 @@ if group.rank == 0:
     tell_group(1)
 torch.distributed.barrier()
 assert "an engine of several ranks before" in kernel.refuses(norm)
+assert why_no_exchange(torch.device("cpu"), 2, 64) == kernel.refuses(norm)
 torch.distributed.barrier()
 if group.rank == 0:
     tell_group(0)
@@ -83,6 +85,7 @@ torch.distributed.barrier()
 tell_machine(group.rank, f"10.0.0.{group.rank}")
 torch.distributed.barrier()
 assert kernel.refuses(norm) == "its ranks are on 2 machines, and share no memory"
+assert why_no_exchange(torch.device("cpu"), 2, 64) == kernel.refuses(norm)
 leave()
 """
 

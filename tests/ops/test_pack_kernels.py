@@ -105,6 +105,23 @@ def test_a_provider_that_is_not_here_is_passed_over(
     assert kernels.notes == ["rms_norm: torch cannot serve from pack h100-sxm: it is not installed"]
 
 
+def test_tile_programs_that_these_ranks_have_no_use_for_are_passed_over(
+    tmp_path: Path, library: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helion = op("rms_norm").provider("helion")
+    monkeypatch.setattr(helion, "why_not", lambda device: "no Helion is installed, which a pack does not need")
+    kernels = opened(tmp_path / "a", pack(row(8, tiles(FILE), other("torch"))), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("helion",)
+    monkeypatch.setattr(helion, "refuses", lambda contract: "its ranks are on 2 machines")
+    kernels = opened(tmp_path / "b", pack(row(8, tiles(FILE), other("torch"))), library)
+    launch = kernels.launcher(NORM, op("rms_norm").provider("reference"))
+    assert launch is not None
+    assert launch.providers == ("torch",)
+    assert kernels.notes == ["rms_norm: helion cannot serve from pack h100-sxm: its ranks are on 2 machines"]
+
+
 def test_stale_rows_are_not_used(tmp_path: Path, library: FakeCuda) -> None:
     kernels = opened(tmp_path, pack(row(8, tiles(FILE))), library, hashes={"rms_norm": "1" * 16})
     assert not kernels.holds(NORM)

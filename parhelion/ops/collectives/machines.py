@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
+
+from parhelion.ops.inboxes import Inboxes, inboxes
 
 _GROUP_KEY = "groups of rank 0 before"
 
@@ -52,6 +55,23 @@ def why_not_first_group() -> str | None:
         "rank 0's process had an engine of several ranks before, and torch shares memory with the first one's alone: "
         "start this one in a process of its own"
     )
+
+
+def why_no_exchange(device: torch.device, num_ranks: int, hidden_size: int) -> str | None:
+    """None if the ranks can hand each other rows inside kernels, for which all is prepared then; else why not.
+
+    Every rank must call it, with the same sizes.
+
+    Args:
+        device: of this rank.
+        num_ranks: that share the layers.
+        hidden_size: elements of a row, of 16 bits each.
+    """
+    why_not = why_not_one_machine() or why_not_first_group()
+    if why_not is not None:
+        return why_not
+    found = inboxes(device, num_ranks, hidden_size // 2)
+    return None if isinstance(found, Inboxes) else found
 
 
 def _key(rank: int) -> str:
