@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from parhelion.engine.drafts.progress import DraftProgress
+from parhelion.engine.drafts.progress import DraftProgress, accepted_of
 from parhelion.engine.step_layout import StepRows
 
 BLOCK = 4
@@ -40,7 +40,8 @@ def step(progress: DraftProgress, rows: StepRows, accepted: Sequence[int]) -> li
     for samples, right in zip(rows.samples.tolist(), accepted, strict=True):
         guessed += [7] * (samples - 1)
         chosen += [7 if sample < right else 8 for sample in range(samples)]
-    progress.settle(rows, guessed, np.array(chosen))
+    progress.follow(rows)
+    progress.settle(rows, accepted_of(rows, guessed, np.array(chosen)))
     return passes
 
 
