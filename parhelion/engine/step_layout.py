@@ -252,7 +252,7 @@ def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_sl
         num_tokens = int(query_start_loc[-1])
         row_of_token = indices[:-1].repeat(rows.counts)
         positions = np.arange(num_tokens) - (query_start_loc[:-1] - rows.starts).repeat(rows.counts)
-    fields = [
+    fields = (
         (rows.slots, bucket.num_rows, spare_slot),
         (query_start_loc, bucket.num_rows + 1, num_tokens),
         (query_start_loc[1:] - 1, bucket.num_rows, 0),
@@ -261,11 +261,7 @@ def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_sl
         (rows.output_indices, bucket.num_rows, 0),
         (positions, bucket.num_tokens, 0),
         (row_of_token, bucket.num_tokens, -1),
-    ]
-    if bucket.at_bounds:
-        fields += [(values, bucket.num_rows, 0) for values in _bounds(rows)]
-    else:
-        assert rows.unchecked is None, "only steps of other buckets have bounds"
+    )
     offset = 0
     for values, size, padding in fields:
         count = len(values)
@@ -273,18 +269,26 @@ def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_sl
         if count < size:
             buffer[offset + count : offset + size] = padding
         offset += size
+    if bucket.at_bounds:
+        end = offset + 3 * bucket.num_rows
+        _pack_bounds(rows, bucket, buffer[offset:end].reshape(3, -1))
+        return end
+    assert rows.unchecked is None, "only steps of other buckets have bounds"
     return offset
 
 
-def _bounds(rows: StepRows) -> tuple[Ints, Ints, Ints]:
-    """``StepInts.bounded``, ``guesses_left`` and ``samples_if`` of a step's rows."""
-    unchecked = np.zeros_like(rows.slots) if rows.unchecked is None else rows.unchecked
-    is_first = np.ones(len(rows.slots), np.bool_)
-    is_first[1:] = rows.slots[1:] != rows.slots[:-1]
-    firsts = is_first.nonzero()[0]
-    sizes = np.diff(firsts, append=len(is_first))
-    left = np.where(is_first, 0, sizes.repeat(sizes) - numbers(sizes))
-    return -(unchecked > 0).astype(np.int64), left, np.maximum(-unchecked, 0)
+def _pack_bounds(rows: StepRows, bucket: Bucket, fields: npt.NDArray[np.int32]) -> None:
+    """Write ``StepInts.bounded``, ``guesses_left`` and ``samples_if`` of a step's rows: [3, num_rows]."""
+    count = len(rows.slots)
+    fields[:] = 0
+    if rows.unchecked is not None:
+        fields[0, :count] = -(rows.unchecked > 0).astype(np.int32)
+        fields[2, :count] = np.maximum(-rows.unchecked, 0)
+    if count and (bucket.verifies or not bucket.decodes):
+        firsts = np.concatenate(([0], (rows.slots[1:] != rows.slots[:-1]).nonzero()[0] + 1))
+        ends = np.concatenate((firsts[1:], [count]))
+        fields[1, :count] = ends.repeat(ends - firsts) - np.arange(count)
+        fields[1, firsts] = 0
 
 
 def buckets_up_to(limit: int) -> tuple[int, ...]:
