@@ -10,7 +10,7 @@ import torch
 
 from parhelion.engine.device.drafter import PendingDraft
 from parhelion.engine.host.sampling import HostSampler
-from parhelion.engine.step_layout import Ints, StepRows, samples_of
+from parhelion.engine.step_layout import Ints, Samples, StepRows, samples_of
 from parhelion.engine.step_result import Drafted, StepResult
 from parhelion.platform.streams import Event
 
@@ -99,12 +99,8 @@ class Pending:
         return self._result
 
     def _read(self) -> StepResult:
-        off = self._wrong.off(self._rows)[self._samples.rows]
-        self._samples = msgspec.structs.replace(
-            self._samples,
-            positions=self._samples.positions - off,
-            output_indices=self._samples.output_indices - off,
-        )
+        if self._rows.unchecked is not None:
+            self._samples = _moved(self._samples, self._wrong.off(self._rows))
         self._chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
         drafted = None
         if self._draft is not None:
@@ -115,3 +111,11 @@ class Pending:
     def note(self, host: HostSampler) -> None:
         """Let the host's sampler know what was sampled, once somebody has waited for it."""
         host.note(self._samples, self._chosen, self._stays)
+
+
+def _moved(samples: Samples, off: Ints) -> Samples:
+    """What a step samples whose rows begin so far before the places that they were planned for."""
+    less = off[samples.rows]
+    return msgspec.structs.replace(
+        samples, positions=samples.positions - less, output_indices=samples.output_indices - less
+    )
