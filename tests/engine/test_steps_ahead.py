@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import threading
+import random
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import accumulate, count, pairwise, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from parhelion.config import EngineConfig
+from parhelion.engine import core as core_module
+from parhelion.engine.device import drafter as drafter_module
 from parhelion.engine.load import load_model
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.scheduler import StepPlan
+from parhelion.speculative import Drafting, Pace
 from tests.e2e.draft_models import leave_out_layers
 from tests.e2e.eagle3_scratch import write_fitted_head, write_random_head
 from tests.e2e.tiny_models import TINY_MODELS
@@ -38,33 +42,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched:
-    """A worker of which is noted what it is told to do, when, and what it guesses.
+    """A worker of which is noted what it is told to do and what it guesses.
 
     Attributes:
         plans: all of them.
-        under_way: steps that nobody had waited for when each was begun.
         guesses: of each step.
     """
 
     def __init__(self, worker: Any) -> None:
         self.plans: list[StepPlan] = []
-        self.under_way: list[int] = []
         self.guesses: list[list[int]] = []
         self._worker = worker
-        self._num_over = 0
-        self._lock = threading.Lock()
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
-        with self._lock:
-            self.under_way.append(len(self.plans) - self._num_over)
-            self.plans.append(plan)
+        self.plans.append(plan)
         return _WatchedStep(self._worker.execute(plan, admitted), self)
-
-    def over(self, result: StepResult) -> None:
-        with self._lock:
-            self._num_over += 1
-        if result.drafted is not None:
-            self.guesses.append(result.drafted.token_ids)
 
     @property
     def rows_ahead(self) -> int:
@@ -78,7 +70,8 @@ class _WatchedStep:
 
     def wait(self) -> StepResult:
         result = self._step.wait()
-        self._watched.over(result)
+        if result.drafted is not None:
+            self._watched.guesses.append(result.drafted.token_ids)
         return result
 
 
@@ -114,8 +107,8 @@ def test_two_steps_with_guesses_are_under_way_at_once(folder: Path, draft: str, 
     assert outputs == {name: expected[name] for name in outputs}
     both = [
         plan.step
-        for before, plan, under_way in zip(watched.plans, watched.plans[1:], watched.under_way[1:], strict=False)
-        if under_way == plan.num_in_flight == 1
+        for before, plan in pairwise(watched.plans)
+        if plan.num_in_flight == 1
         and all(any(row.guesses for row in each.rows) for each in (before, plan))
         and all(row.unchecked == len(last.guesses) for row, last in zip(plan.rows, before.rows, strict=False))
     ]
@@ -267,3 +260,27 @@ def test_what_is_guessed_does_not_depend_on_when_steps_are_waited_for(folder: Pa
         outputs = run(core, some_requests())
         found.append((outputs, watched.guesses, [plan.rows for plan in watched.plans]))
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_auto_rests_and_returns_while_steps_are_planned_ahead(
+    folder: Path, draft: str, expected: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Steps take long or short, so that guesses pay now and then.
+    times = accumulate(random.Random(each).random() ** 4 for each in count())
+    monkeypatch.setattr(core_module, "time", SimpleNamespace(perf_counter=times.__next__))
+    moment = SimpleNamespace(seconds_until=lambda later: 0.01)
+    monkeypatch.setattr(drafter_module, "mark", lambda device: moment)
+    guesser = Drafting(MOST_GUESSES, 0.05, Pace(), needs_states=draft == "head", on_device=True)
+    core, watched = watched_core(folder, draft, max_num_seqs=2, speculation=guesser)
+    assert run(core, some_requests()) == expected
+    assert watched.rows_ahead > 0
+    begins, ends = (
+        [(before, plan) for before, plan in pairwise(watched.plans) if (before.follows, plan.follows) == change]
+        for change in ((True, False), (False, True))
+    )
+    assert len(begins) >= 2
+    assert len(ends) >= 2
+    # A rest begins behind guesses that are not checked, and ends behind a step without any.
+    assert any(row.unchecked for _, plan in begins for row in plan.rows)
+    assert any(plan.num_in_flight == 1 for _, plan in ends)

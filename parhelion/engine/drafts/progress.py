@@ -173,7 +173,7 @@ class DraftProgress:
         """A step is done.
 
         Args:
-            rows: the step's, or in the order of these.
+            rows: the step's; where they begin does not matter.
             accepted: [num_rows] how many of each row's guesses were right; see ``accepted_of``.
             stays: [num_rows] of their slots when it began; None: nobody has taken any since.
         """
