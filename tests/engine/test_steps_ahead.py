@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from itertools import accumulate, count, pairwise, takewhile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from parhelion.config import EngineConfig
 from parhelion.engine import core as core_module
 from parhelion.engine.device import drafter as drafter_module
+from parhelion.engine.drafts.choice import read_draft, speculator
 from parhelion.engine.load import load_model
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.step_result import PendingStep, StepResult
@@ -284,3 +285,16 @@ def test_auto_rests_and_returns_while_steps_are_planned_ahead(
     # A rest begins behind guesses that are not checked, and ends behind a step without any.
     assert any(row.unchecked for _, plan in begins for row in plan.rows)
     assert any(plan.num_in_flight == 1 for _, plan in ends)
+
+
+@pytest.mark.parametrize(("on_gpu", "pp"), [(True, 1), (False, 1), (True, 2)])
+def test_it_is_for_guesses_of_a_gpus_model_that_is_not_in_stages(folder: Path, on_gpu: bool, pp: int) -> None:
+    for draft, way in (("same-model", "draft"), ("head", "eagle3"), ("head", "auto")):
+        config = EngineConfig(
+            model=str(folder / "target"), draft_model=str(folder / draft), speculate=cast(Any, way), pp=pp
+        )
+        guesser = speculator(config, read_draft(folder / draft), on_gpu=on_gpu)
+        assert guesser is not None
+        assert guesser.needs_tokens == (not on_gpu or pp > 1)
+        guesser.begin_step(1, 1)
+        assert guesser.plans_ahead == (guesser.is_resting or not guesser.needs_tokens)
