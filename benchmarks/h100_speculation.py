@@ -3,8 +3,8 @@
 The weights are dummies, so which guesses are right is imposed: behind each one, the token that was sampled is replaced
 by the guess, or by another one, as often as is asked for. Everything else is the engine's: scheduler, steps, graphs,
 ``auto``. Guesses are free with ``given``; with ``draft`` a dummy model makes them, with ``head`` an EAGLE-3 head, and
-what that takes counts. It is not told what was imposed, so it catches up on tokens that it would have computed: it
-seems a little dearer than it is.
+what that takes counts. There the device does the replacing, in the step's graph, since it must know by itself how many
+guesses are right: steps are planned ahead. ``--not-ahead`` plans those that check guesses once these are read.
 
 With ``--peer-path`` or ``--peer-python`` vLLM is measured behind that in the same way, with as many of its guesses
 right (see ``parhelion/bench/compare/speculation.py``).
@@ -45,15 +45,18 @@ from parhelion.bench.machine import describe_circumstances
 from parhelion.config import EngineConfig
 from parhelion.engine.build_worker import kv_cache_size
 from parhelion.engine.core import EngineCore
+from parhelion.engine.device import bounds
+from parhelion.engine.device import step as device_step
 from parhelion.engine.device.worker import DeviceWorker, DeviceWorkerOptions
 from parhelion.engine.drafts.choice import read_draft
 from parhelion.engine.kv_storage import KVCacheSize
 from parhelion.engine.load import load_draft, load_model, needs_tables
 from parhelion.engine.messages import AddRequest
+from parhelion.engine.step_layout import StepInts
 from parhelion.engine.step_result import PendingStep, StepResult
 from parhelion.platform.ceilings import measure_ceilings
 from parhelion.platform.device import device_name
-from parhelion.scheduler import DRAFTED, SchedulerConfig, StepPlan
+from parhelion.scheduler import SchedulerConfig, StepPlan
 from parhelion.speculative import Drafting, Pace, Speculation, Speculator
 from parhelion.types import SamplingParams
 
@@ -73,6 +76,7 @@ class Settings:
         draft: makes the guesses: a model's name, or that of a head.
         counts: guesses a request.
         rates: shares of guesses that are right, of those whose turn comes.
+        ahead: plan steps before a draft's guesses are read.
     """
 
     model: str = "qwen3-8b"
@@ -85,6 +89,7 @@ class Settings:
     counts: tuple[int, ...] = (1, 3, 5)
     rates: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     rounds: int = 3
+    ahead: bool = True
     peer_timeout_s: float = 500.0
 
     @property
@@ -108,15 +113,64 @@ class Anything:
         return
 
 
-class Imposed:
-    """A worker under which a share of all guesses is right; see the module."""
+class Coins:
+    """Decides on the device which of a worker's guesses are right.
 
-    def __init__(self, worker: DeviceWorker, rate: float) -> None:
+    Args:
+        worker: with a draft model or head; none of its graphs may have been captured.
+    """
+
+    def __init__(self, worker: DeviceWorker) -> None:
+        device = worker._device
+        self._stream = worker._stream
+        self._draws = torch.zeros(worker._buckets.largest.num_rows, device=device)
+        self._rate = torch.zeros((), device=device)
+        self._random = torch.Generator(device)
+
+    def set(self, rate: float) -> None:
+        """From now on so many are right."""
+        with self._stream.activate():
+            self._rate.fill_(rate)
+        self._random.manual_seed(SEED)
+
+    def toss(self) -> None:
+        """Before every step."""
+        with self._stream.activate():
+            self._draws.uniform_(generator=self._random)
+
+    def count_wrong(
+        self, num_wrong: torch.Tensor, ints: StepInts, checked: torch.Tensor, sampled: torch.Tensor
+    ) -> None:
+        """In place of the step's own: what is sampled before a guess is the guess, or a token beside it."""
+        assert ints.guesses_left is not None
+        guesses, before = checked[1:], sampled[:-1]
+        is_right = self._draws[1 : len(checked)] < self._rate
+        imposed = torch.where(is_right, guesses, torch.where(guesses > 0, guesses - 1, guesses + 1))
+        before.copy_(torch.where(ints.guesses_left[1:] > 0, imposed, before))
+        bounds.count_wrong(num_wrong, ints, checked, sampled)
+
+
+class Imposed:
+    """A worker under which a share of all guesses is right; see the module.
+
+    Args:
+        worker: the engine's.
+        rate: how many.
+        coins: of a worker with a draft model or head.
+    """
+
+    def __init__(self, worker: DeviceWorker, rate: float, coins: Coins | None = None) -> None:
         self._worker = worker
         self._rate = rate
+        self._coins = coins
         self._random = np.random.default_rng(SEED)
+        if coins is not None:
+            coins.set(rate)
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        if self._coins is not None:
+            self._coins.toss()
+            return self._worker.execute(plan, admitted)
         return _Imposing(self._worker.execute(plan, admitted), plan, self._rate, self._random)
 
 
@@ -127,11 +181,9 @@ class _Imposing:
     def wait(self) -> StepResult:
         result = self._step.wait()
         ids = list(result.token_ids)
-        drafted = iter(result.drafted.token_ids if result.drafted is not None else ())
         sample = 0
         for row in self._plan.rows:
-            for place, each in enumerate(row.guesses):
-                guess = next(drafted) if each == DRAFTED else each
+            for place, guess in enumerate(row.guesses):
                 ids[sample + place] = guess if self._random.random() < self._rate else guess + 1
             sample += row.num_samples
         return replace(result, token_ids=ids)
@@ -156,6 +208,7 @@ class Bench:
         self.cost = draft_bytes / self._model.weight_bytes
         self.needs_states = settings.draft == HEAD
         self._size = kv_cache_size(config, self._model.model, self._draft)
+        self._coins: Coins | None = None
 
     def _config(self) -> EngineConfig:
         s = self.settings
@@ -179,6 +232,9 @@ class Bench:
         )
         draft = self._draft if drafts else None
         worker = DeviceWorker(self._model.model, self._size, options, self._model.resolver, draft)
+        if drafts:
+            self._coins = Coins(worker)
+            device_step.count_wrong = self._coins.count_wrong  # type: ignore[assignment]
         worker.warm_up()
         # As the peer does when it starts: no round then waits for a graph that the rounds before did not need.
         worker.capture_all()
@@ -193,7 +249,8 @@ class Bench:
             max_model_len=self.size.max_model_len,
             enable_prefix_caching=False,
         )
-        return EngineCore(limits, Imposed(worker, rate), speculation=speculator)
+        coins = self._coins if worker._drafter is not None else None
+        return EngineCore(limits, Imposed(worker, rate, coins), speculation=speculator)
 
     @property
     def size(self) -> KVCacheSize:
@@ -247,7 +304,7 @@ def cases(bench: Bench) -> Iterator[tuple[str, int, float | None, Speculator | N
 def _speculator(bench: Bench, way: str, count: int, pace: Pace | None) -> Speculator:
     if way == "given":
         return Speculation(Anything(), count, pace)
-    return Drafting(count, bench.cost, pace, bench.needs_states)
+    return Drafting(count, bench.cost, pace, bench.needs_states, bench.settings.ahead)
 
 
 def measure(settings: Settings, folder: Path, vllm: Engine | None, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -324,6 +381,7 @@ def main() -> None:
     parser.add_argument("--input-length", type=int, default=d.input_length)
     parser.add_argument("--output-length", type=int, default=d.output_length)
     parser.add_argument("--rounds", type=int, default=d.rounds)
+    parser.add_argument("--not-ahead", action="store_true", help="read a draft's guesses before the next step's plan")
     parser.add_argument("--peer-path", help="folders for the PYTHONPATH of a vLLM to measure as well")
     parser.add_argument("--peer-python", help="its Python; this one if left out")
     parser.add_argument("--peer-timeout", type=float, default=d.peer_timeout_s, help="seconds to start")
@@ -340,6 +398,7 @@ def main() -> None:
         counts=tuple(map(int, o.counts.split(","))),
         rates=tuple(map(float, o.rates.split(","))),
         rounds=o.rounds,
+        ahead=not o.not_ahead,
         peer_timeout_s=o.peer_timeout,
     )
     results: dict[str, Any] = {

@@ -1,9 +1,10 @@
 """What the host does between two steps of a device, with graphs that take no time.
 
-Steps that check guesses cannot be planned ahead: from when one is done until the first graph of the next one is
+Steps that check guesses of the host's cannot be planned ahead: from when one is done until the next one's graph is
 launched, the device has nothing to do. That time is the first figure: tokens are read, the scheduler learns of them and
-plans, and the integers of the step are made and copied. The first graph may be of a draft model or a head; until the
-target's is launched it is the second figure. The third is the processor time of a whole step, of all threads together.
+plans, and the integers of the step are made and copied. The other is the processor time of a whole step, of all threads
+together; where steps are planned ahead, as those with a head's guesses are, the device waits only if that is more than
+its own.
 
 A CPU stands in for the device, so what a GPU's driver takes for copies and launches is not in the figures.
 
@@ -43,8 +44,8 @@ class Settings:
     """What is measured.
 
     Attributes:
-        cases: who guesses (nobody: steps are handed over ahead), requests, and guesses of each. Those of every second
-            step are right.
+        cases: who guesses, requests, and guesses of each. Those of every second step are right. With a head's guesses
+            and without any steps are planned ahead.
         rounds: how often as many requests run from their prompts to their ends, behind one that is not counted.
     """
 
@@ -64,16 +65,14 @@ class NoGraphs:
     """Stands in for the graphs; when they were launched.
 
     Attributes:
-        done: when the device was done with the step before; 0: the next step's first graph was launched since.
-        first_us, own_us: from then to the first launch, and to the target's.
+        done: when the device was done with the step before.
+        own_us: from then to the target's launch.
     """
 
     def __init__(self, worker: DeviceWorker) -> None:
         self.done = 0.0
-        self.first_us: list[float] = []
         self.own_us: list[float] = []
         self._target = worker._step, worker._followed_step
-        self._is_first = True
         self._ids = [torch.full((worker._buckets.largest.num_rows,), TOKEN + wrong) for wrong in (0, 1)]
         worker._runner = worker._eager = self  # type: ignore[assignment]
         if worker._drafter is not None:
@@ -81,13 +80,9 @@ class NoGraphs:
 
     def run(self, step: Step, bucket: Bucket, mode: Mode) -> StepOutputs:
         """Instead of a graph's replay."""
-        since_us = 1e6 * (time.perf_counter() - self.done)
-        if self._is_first:
-            self.first_us.append(since_us)
-        self._is_first = step in self._target
         wrong = 0
-        if self._is_first:
-            self.own_us.append(since_us)
+        if step in self._target:
+            self.own_us.append(1e6 * (time.perf_counter() - self.done))
             wrong = len(self.own_us) % 2
         ids = self._ids[wrong][: bucket.num_rows]
         return StepOutputs(ids, ids, None)
@@ -149,18 +144,16 @@ def measure(settings: Settings, way: str, batch: int, count: int, folder: Path) 
     core.step = timed_step  # type: ignore[assignment,method-assign]
     try:
         tpot_ms(core, run, batch, 0)
-        figures = graphs.first_us, graphs.own_us, processor_us
+        figures = graphs.own_us, processor_us
         for each in figures:
             each.clear()
         for number in range(1, settings.rounds + 1):
             tpot_ms(core, run, batch, number)
     finally:
         core.close()
-    named = dict(zip(("tokens to first launch", "tokens to own launch", "processor time"), figures, strict=True))
-    if way == "off":
-        named = {"processor time": processor_us}
-    elif way != "head":
-        del named["tokens to first launch"]
+    named = {"processor time": processor_us}
+    if way == "given":
+        named = {"tokens to own launch": graphs.own_us} | named
     guesses = {"given": f"guesses given: {count}", "head": f"guesses of a head: {count}", "off": "no guesses"}[way]
     case = f"batch {batch}, {guesses}"
     return [Measurement(case, quantity, "us", summarize(values)) for quantity, values in named.items()]
@@ -169,7 +162,9 @@ def measure(settings: Settings, way: str, batch: int, count: int, folder: Path) 
 def _speculator(way: str, count: int) -> Speculator | None:
     if way == "off":
         return None
-    return Speculation(Guesses(), count) if way == "given" else Drafting(count, cost=0.1, needs_states=True)
+    if way == "given":
+        return Speculation(Guesses(), count)
+    return Drafting(count, cost=0.1, needs_states=True, on_device=True)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ class EngineCore:
     Args:
         scheduler_config: limits. With several groups of requests a step of each is under way.
         worker: runs the steps, on a thread of its own.
-        overlap: plan a step ahead; not while guesses are made, which follow what the last step sampled.
+        overlap: plan a step ahead; not while guesses are made for which the last step's tokens must be known.
         speculation: guesses tokens ahead; None: nobody does.
         thread: where the steps run, one thread; the core ends it. None makes one.
         peers: the other ranks, which the core ends; None: the worker is alone.
@@ -140,7 +140,8 @@ class EngineCore:
         outputs = self._outputs(plan, result)
         if speculation is not None:
             # What a step took: from when the one before it ended, unless there was nothing to do then.
-            ahead = began < self._last_done
+            # A step behind guesses is no sample of those that know their places.
+            ahead = began < self._last_done and not any(row.unchecked for row in plan.rows)
             seconds = done - (self._last_done or began)
             self._last_done = done if self.has_work else 0.0
             if not plan.admissions and all(row.samples for row in plan.rows):
@@ -156,8 +157,7 @@ class EngineCore:
 
     @property
     def _plans_ahead(self) -> bool:
-        guesses = self._speculation is not None and not self._speculation.is_resting
-        return self._overlap and not guesses
+        return self._overlap and (self._speculation is None or self._speculation.plans_ahead)
 
     def _next_plan(self) -> StepPlan | None:
         """Of several groups one step more than there are may be planned, whose tokens the oldest step is sampling.

@@ -212,7 +212,7 @@ def _load_engine(
         _with_others(worker, others, config.pp),
         # Where the first stage computes in this process, threads would hinder each other.
         overlap=config.overlap and (config.pp == 1 or on_gpu),
-        speculation=speculator(config, chosen, cost),
+        speculation=speculator(config, chosen, cost, on_gpu),
         thread=thread,
         peers=others,
         watch=watch,

@@ -27,22 +27,25 @@ class Bucket(msgspec.Struct, frozen=True):
         num_rows, num_tokens: what rows and tokens are padded to.
         decodes: every row has one token. Equal sizes alone do not say so: both are padded.
         siblings: and up to so many of them, next to each other, may be of one slot, as guesses are; a power of two.
+        at_bounds: rows may be planned before it is known how many of their slots' last guesses are wrong, which the
+            device takes off.
     """
 
     num_rows: int
     num_tokens: int
     decodes: bool = False
     siblings: int = 1
+    at_bounds: bool = False
 
     @classmethod
-    def decoding(cls, num_rows: int) -> Bucket:
+    def decoding(cls, num_rows: int, at_bounds: bool = False) -> Bucket:
         """Of steps in which every row has one token, and a slot of its own."""
-        return cls(num_rows, num_rows, decodes=True)
+        return cls(num_rows, num_rows, decodes=True, at_bounds=at_bounds)
 
     @classmethod
-    def verifying(cls, num_rows: int, siblings: int) -> Bucket:
+    def verifying(cls, num_rows: int, siblings: int, at_bounds: bool = False) -> Bucket:
         """Of steps in which every row has one token, and slots may have several rows."""
-        return cls(num_rows, num_rows, decodes=True, siblings=siblings)
+        return cls(num_rows, num_rows, decodes=True, siblings=siblings, at_bounds=at_bounds)
 
     @property
     def verifies(self) -> bool:
@@ -66,35 +69,56 @@ class StepInts:
 
     Attributes:
         row_slot: [num_rows] the row's slot.
-        seq_lens: [num_rows] tokens in the cache after the step; 0 for padding.
         query_start_loc: [num_rows + 1] offsets into the tokens.
         sample_token: [num_rows] the row's last token, whose hidden state predicts the next.
+        seq_lens: [num_rows] tokens in the cache after the step; 0 for padding.
         sample_position: [num_rows] where the sampled id goes; the spare column for rows that do not sample.
         output_index: [num_rows] index of the sampled token among the request's outputs.
-        token_row: [num_tokens] the token's row; -1 for padding.
         token_position: [num_tokens] the token's position.
+        token_row: [num_tokens] the token's row; -1 for padding.
+        bounded: [num_rows] of a bucket that is ``at_bounds``: -1 where the row's places are upper bounds, else 0.
+        guesses_left: [num_rows] of such a bucket: guesses of the slot from this row on; 0 if it is no guess.
+        samples_if: [num_rows] of such a bucket: the row samples only if one fewer of its slot's last guesses are wrong;
+            0: it does in any case.
     """
 
     row_slot: torch.Tensor
-    seq_lens: torch.Tensor
     query_start_loc: torch.Tensor
     sample_token: torch.Tensor
+    seq_lens: torch.Tensor
     sample_position: torch.Tensor
     output_index: torch.Tensor
-    token_row: torch.Tensor
     token_position: torch.Tensor
+    token_row: torch.Tensor
+    bounded: torch.Tensor | None = None
+    guesses_left: torch.Tensor | None = None
+    samples_if: torch.Tensor | None = None
 
 
 def view_ints(buffer: torch.Tensor, bucket: Bucket) -> StepInts:
     """The fields of a bucket as views of the front of an int32 buffer."""
-    rows, tokens = bucket.num_rows, bucket.num_tokens
-    sizes = (rows, rows, rows + 1, rows, rows, rows, tokens, tokens)
+    sizes = _sizes(bucket)
     return StepInts(*torch.split(buffer[: sum(sizes)], sizes))
+
+
+def view_places(buffer: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """[3, num_rows] what says where rows are, as a view: ``seq_lens``, ``sample_position`` and ``output_index``; where
+    every row has one token, [4, num_rows], with ``token_position``.
+    """
+    rows, count = bucket.num_rows, 4 if bucket.decodes else 3
+    first = 3 * rows + 1
+    return buffer[first : first + count * rows].view(count, rows)
 
 
 def num_ints(bucket: Bucket) -> int:
     """Integers that a bucket's fields take."""
-    return 6 * bucket.num_rows + 1 + 2 * bucket.num_tokens
+    return sum(_sizes(bucket))
+
+
+def _sizes(bucket: Bucket) -> tuple[int, ...]:
+    rows, tokens = bucket.num_rows, bucket.num_tokens
+    more = (rows,) * 3 if bucket.at_bounds else ()
+    return (rows, rows + 1, rows, rows, rows, rows, tokens, tokens, *more)
 
 
 class StepRows(msgspec.Struct, frozen=True):
@@ -108,6 +132,9 @@ class StepRows(msgspec.Struct, frozen=True):
         counts: new tokens.
         samples: how many tokens the row samples, one behind each of its last ones.
         output_indices: of the first of them among its request's outputs.
+        unchecked: None: all these are known. Above 0 where they are upper bounds: so many guesses of the slot's last
+            step are not checked yet, and those that are wrong are to be taken off. Below 0, -1 - n: they are known, but
+            whether the row samples is not; it does if n of these guesses are wrong.
     """
 
     slots: Ints
@@ -115,14 +142,18 @@ class StepRows(msgspec.Struct, frozen=True):
     counts: Ints
     samples: Ints
     output_indices: Ints
+    unchecked: Ints | None = None
 
 
 def rows_of(plan: StepPlan) -> StepRows:
     """A plan's rows as arrays."""
     fields: list[int] = []
     for row in plan.rows:
-        fields += (row.slot, row.start, row.num_tokens, row.samples + len(row.guesses), row.output_index)
-    return StepRows(*np.array(fields, np.int64).reshape(-1, 5).T.copy())
+        num_samples = row.samples + len(row.guesses)
+        fields += (row.slot, row.start, row.num_tokens, num_samples, row.output_index, row.unchecked)
+    table = np.array(fields, np.int64).reshape(-1, 6).T.copy()
+    rows = StepRows(*table)
+    return rows if table[5].any() else msgspec.structs.replace(rows, unchecked=None)
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -152,7 +183,7 @@ class Samples(msgspec.Struct, frozen=True):
 def samples_of(rows: StepRows) -> Samples:
     """What the rows sample."""
     counts = rows.samples
-    of, number = np.arange(len(counts)).repeat(counts), _numbers(counts)
+    of, number = np.arange(len(counts)).repeat(counts), numbers(counts)
     # How many of its row's samples come behind it.
     behind = (counts - 1)[of] - number
     return Samples(
@@ -171,13 +202,14 @@ def guesses_apart(rows: StepRows) -> StepRows:
     """
     guesses = np.maximum(rows.samples - 1, 0)
     parts = guesses + 1
-    number = _numbers(parts)
+    number = numbers(parts)
     return StepRows(
         rows.slots.repeat(parts),
         rows.starts.repeat(parts) + number,
         (rows.counts - guesses).repeat(parts),
         (rows.samples - guesses).repeat(parts),
         rows.output_indices.repeat(parts) + number,
+        _repeated(rows.unchecked, parts),
     )
 
 
@@ -185,7 +217,7 @@ def tokens_apart(rows: StepRows) -> StepRows:
     """The same tokens in the same order, each in a row of its own, of which the last of a row samples if that does; of
     rows that sample one token at most.
     """
-    number = _numbers(rows.counts)
+    number = numbers(rows.counts)
     samples = np.zeros(len(number), np.int64)
     samples[rows.counts.cumsum() - 1] = rows.samples
     return StepRows(
@@ -194,36 +226,41 @@ def tokens_apart(rows: StepRows) -> StepRows:
         np.ones(len(number), np.int64),
         samples,
         rows.output_indices.repeat(rows.counts),
+        _repeated(rows.unchecked, rows.counts),
     )
 
 
-def _numbers(counts: Ints) -> Ints:
+def numbers(counts: Ints) -> Ints:
     """Of things that each have ``counts`` parts: of every part its number among those of the same thing."""
     ends = counts.cumsum()
     return np.arange(int(ends[-1]) if len(ends) else 0) - (ends - counts).repeat(counts)
 
 
+def _repeated(values: Ints | None, counts: Ints) -> Ints | None:
+    return None if values is None else values.repeat(counts)
+
+
 def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_slot: int, spare_position: int) -> int:
     """Write a step's fields, padded to the bucket, to the front of a buffer. Returns how many integers that took."""
     num_rows, seq_lens = len(rows.slots), rows.starts + rows.counts
-    numbers = np.arange(num_rows + 1)
+    indices = np.arange(num_rows + 1)
     if bucket.decodes:
-        num_tokens, query_start_loc, row_of_token, positions = num_rows, numbers, numbers[:-1], rows.starts
+        num_tokens, query_start_loc, row_of_token, positions = num_rows, indices, indices[:-1], rows.starts
     else:
-        query_start_loc = np.zeros_like(numbers)
+        query_start_loc = np.zeros_like(indices)
         rows.counts.cumsum(out=query_start_loc[1:])
         num_tokens = int(query_start_loc[-1])
-        row_of_token = numbers[:-1].repeat(rows.counts)
+        row_of_token = indices[:-1].repeat(rows.counts)
         positions = np.arange(num_tokens) - (query_start_loc[:-1] - rows.starts).repeat(rows.counts)
     fields = (
         (rows.slots, bucket.num_rows, spare_slot),
-        (seq_lens, bucket.num_rows, 0),
         (query_start_loc, bucket.num_rows + 1, num_tokens),
         (query_start_loc[1:] - 1, bucket.num_rows, 0),
+        (seq_lens, bucket.num_rows, 0),
         (np.where(rows.samples, seq_lens, spare_position), bucket.num_rows, spare_position),
         (rows.output_indices, bucket.num_rows, 0),
-        (row_of_token, bucket.num_tokens, -1),
         (positions, bucket.num_tokens, 0),
+        (row_of_token, bucket.num_tokens, -1),
     )
     offset = 0
     for values, size, padding in fields:
@@ -232,7 +269,26 @@ def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_sl
         if count < size:
             buffer[offset + count : offset + size] = padding
         offset += size
+    if bucket.at_bounds:
+        end = offset + 3 * bucket.num_rows
+        _pack_bounds(rows, bucket, buffer[offset:end].reshape(3, -1))
+        return end
+    assert rows.unchecked is None, "only steps of other buckets have bounds"
     return offset
+
+
+def _pack_bounds(rows: StepRows, bucket: Bucket, fields: npt.NDArray[np.int32]) -> None:
+    """Write ``StepInts.bounded``, ``guesses_left`` and ``samples_if`` of a step's rows: [3, num_rows]."""
+    count = len(rows.slots)
+    fields[:] = 0
+    if rows.unchecked is not None:
+        fields[0, :count] = -(rows.unchecked > 0).astype(np.int32)
+        fields[2, :count] = np.maximum(-rows.unchecked, 0)
+    if count and (bucket.verifies or not bucket.decodes):
+        firsts = np.concatenate(([0], (rows.slots[1:] != rows.slots[:-1]).nonzero()[0] + 1))
+        ends = np.concatenate((firsts[1:], [count]))
+        fields[1, :count] = ends.repeat(ends - firsts) - np.arange(count)
+        fields[1, firsts] = 0
 
 
 def buckets_up_to(limit: int) -> tuple[int, ...]:

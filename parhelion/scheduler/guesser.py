@@ -19,6 +19,13 @@ class Guesser(Protocol):
         """Guesses that the draft model makes at the end of the step, for the next one; 0: it makes a step's own."""
         ...
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Guesses follow a request's known tokens, so none are made while a step samples for it. Else the worker makes
+        them where it has what was sampled, so that rows may be planned before guesses in flight are checked.
+        """
+        ...
+
     def begin_step(self, num_decoding: int, num_running: int) -> None:
         """A step is planned in which so many requests decode, of so many that run: the others' prompts are computed."""
         ...

@@ -35,6 +35,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
             and those are kept that were guessed right, with the one sampled behind them. All ``DRAFTED``, or none.
         first_token: id of the first token if an earlier step has sampled it, for workers that did not see it sampled:
             the first stages of a pipeline. ``AWAITED`` if it is sampled in a step that is under way. Else ``KNOWN``.
+        unchecked: guesses of its last row, in a step that was not back when this one was planned. ``start`` and
+            ``output_index`` count all of them; the worker takes off those that turn out wrong.
     """
 
     request_id: str
@@ -45,6 +47,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     output_index: int
     guesses: tuple[int, ...] = ()
     first_token: int = KNOWN
+    unchecked: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -86,6 +89,7 @@ class StepPlan(msgspec.Struct, frozen=True):
         num_ahead: at the end of the step it makes so many guesses for each row that samples, which a later plan may
             have among its own; 0: it makes those that are ``DRAFTED``, at the beginning.
         awaits: the step under way that samples the first tokens which are ``AWAITED``; None if none are.
+        num_in_flight: so many steps right before this one were not back when it was planned.
     """
 
     step: int
@@ -95,6 +99,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     follows: bool = False
     num_ahead: int = 0
     awaits: int | None = None
+    num_in_flight: int = 0
 
     @property
     def num_tokens(self) -> int:

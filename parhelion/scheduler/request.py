@@ -42,9 +42,9 @@ class Request:
         status: where it stands.
         order: its place in every queue; smaller is served first.
         token_ids: known tokens: the prompt and the outputs read back so far.
-        length: known tokens plus those being sampled by steps in flight.
+        length: known tokens plus those being sampled by steps in flight, as if all guesses in these were right.
         max_length: the length at which it ends.
-        num_computed: tokens whose KV are written once all planned steps have run.
+        num_computed: tokens whose KV are written once all planned steps have run, if all guesses are right.
         slot: its row in the worker's tensors while it runs, else ``NO_SLOT``.
         blocks: its KV blocks in order of position.
         block_hashes: chained hashes of its first full blocks, as far as they were needed.
@@ -52,6 +52,8 @@ class Request:
         next_registration: number of computed tokens at which the next block is full.
         admitted_step: the step that gave it its slot; rows of earlier steps belong to an earlier stay.
         planned_step: the last step that holds a row of it.
+        num_guesses: that this row checks.
+        num_unchecked: guesses that its rows in flight check.
         was_admitted: it has had a slot before.
         num_cached_tokens: prompt tokens found in the prefix cache when it was first admitted.
     """
@@ -78,6 +80,8 @@ class Request:
     next_registration: int = field(default=NEVER, init=False)
     admitted_step: int = field(default=NO_STEP, init=False)
     planned_step: int = field(default=NO_STEP, init=False)
+    num_guesses: int = field(default=0, init=False)
+    num_unchecked: int = field(default=0, init=False)
     was_admitted: bool = field(default=False, init=False)
     num_cached_tokens: int = field(default=0, init=False)
 
@@ -92,5 +96,12 @@ class Request:
 
     @property
     def fully_planned(self) -> bool:
-        """Every token it may generate is known or in flight: it needs no further step."""
-        return self.length >= self.max_length
+        """Every token it may generate is known or in flight, whatever was guessed: it needs no further step."""
+        return self.length - self.num_unchecked >= self.max_length
+
+    @property
+    def is_bounded(self) -> bool:
+        """Its place is known but for the guesses of its last row: another row of it could stand behind these, and be
+        put right by how many are wrong.
+        """
+        return self.num_unchecked == self.num_guesses

@@ -46,13 +46,14 @@ class Scheduler:
 
     Args:
         config: limits.
-        guesser: guesses what requests will say, for rows that check several tokens at once. A request's guesses
-            follow its known tokens, so it is not planned again before they are back. None: no guesses.
+        guesser: guesses what requests will say, for rows that check several tokens at once. Where it needs a request's
+            tokens for that, one with guesses in flight is not planned again before they are back. None: no guesses.
     """
 
     def __init__(self, config: SchedulerConfig, guesser: Guesser | None = None) -> None:
         self.config = config
         self._guesser = guesser
+        self._needs_tokens = guesser is None or guesser.needs_tokens
         self._kv = KVBlocks(config.num_blocks, config.block_size, config.enable_prefix_caching)
         self._unfinished: dict[str, Request] = {}
         self._waiting: list[Request] = []
@@ -152,7 +153,7 @@ class Scheduler:
             self._leave_room(draft, num_ahead)
         awaits = awaited if awaited is not None and any(row.first_token == AWAITED for row in draft.rows) else None
         tables = tuple(draft.admissions), tuple(draft.new_blocks)
-        plan = StepPlan(draft.step, tuple(draft.rows), *tables, follows, num_ahead, awaits)
+        plan = StepPlan(draft.step, tuple(draft.rows), *tables, follows, num_ahead, awaits, len(self._in_flight))
         self._in_flight.append((plan, draft.requests))
         self._num_planned += 1
         return plan
@@ -181,23 +182,31 @@ class Scheduler:
                 if request.slot != NO_SLOT:
                     prefills.append(request)
                 continue
+            # Of guesses in flight it counts all: it may end with them, or turn out to need a row in the next step.
             if length >= request.max_length:
+                continue
+            unchecked = request.num_unchecked
+            if unchecked and (self._needs_tokens or not request.is_bounded):
                 continue
             # Blocks are taken just as they are needed: at a block's end, all that it holds are full.
             if position == len(request.blocks) * block_size:
-                if not self._make_room(draft, request):
+                # Nobody gives up blocks for a place that may turn out to lie before.
+                if (unchecked and not self._kv.pool.num_free) or not self._make_room(draft, request):
                     continue
                 draft.new_blocks.append(NewBlocks(request.slot, self._kv.grow(request, length)))
             output_index = length - request.num_prompt_tokens
             guesses: tuple[int, ...] = ()
-            if self._guesser is not None and not request.num_pending:
+            if self._guesser is not None and not (self._needs_tokens and request.num_pending):
                 guesses = self._guesses(self._guesser, draft, request, spare)
                 length += len(guesses)
                 spare -= len(guesses)
             token = KNOWN if not tells else AWAITED if request.num_pending else request.token_ids[position]
             count = 1 + len(guesses)
-            rows.append(Row(request.request_id, request.slot, position, count, True, output_index, guesses, token))
+            row = Row(request.request_id, request.slot, position, count, True, output_index, guesses, token, unchecked)
+            rows.append(row)
             requests.append(request)
+            request.num_guesses = len(guesses)
+            request.num_unchecked = unchecked + len(guesses)
             request.num_computed = length
             request.length = length + 1
             request.planned_step = step
@@ -254,6 +263,7 @@ class Scheduler:
         draft.budget -= num_tokens
         request.num_computed = start + num_tokens
         request.length += samples
+        request.num_guesses = 0
         request.planned_step = draft.step
 
     # Giving up blocks
@@ -393,6 +403,8 @@ class Scheduler:
             is_same_stay = request.slot != NO_SLOT and request.admitted_step <= plan.step
             rejected = self._rejected(request, guesses, sampled[first:end], is_same_stay) if guesses else 0
             request_id, token_ids, num_cached = request.request_id, request.token_ids, request.num_cached_tokens
+            # A row that samples begins with the last known token, wherever it was planned.
+            num_computed = len(token_ids) + len(guesses) - rejected if row.samples else row.start + row.num_tokens
             reason: FinishReason | None = None
             for sample in range(first, end - rejected):
                 token_id = sampled[sample]
@@ -405,7 +417,7 @@ class Scheduler:
                 updates.append(RequestUpdate(request_id, token_id, reason, stop_token_id, num_cached, sample))
                 if reason is not None:
                     break
-            num_computed = min(row.start + row.num_tokens - rejected, len(token_ids))
+            num_computed = min(num_computed, len(token_ids))
             # A request preempted since then has other blocks now, or none.
             if is_same_stay and num_computed >= request.next_registration:
                 self._kv.register_computed(request, num_computed)
@@ -429,6 +441,7 @@ class Scheduler:
         totals.checked_rows += 1
         if self._guesser is not None:
             self._guesser.learn(request.request_id, count, accepted)
+        request.num_unchecked -= count
         request.length -= rejected
         if is_same_stay:
             request.num_computed -= rejected

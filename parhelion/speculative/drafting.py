@@ -15,7 +15,9 @@ _PLAIN_EVERY = 128
 """Of so many steps a few make no guesses, so that what they gain is measured and not supposed."""
 
 _PLAIN_STEPS = 2
-"""The second of them is handed over while the first one runs, as all would be without guesses."""
+"""The second of them is handed over while the first one runs and knows where its rows begin, as all would without
+guesses.
+"""
 
 _HOPE_WEIGHT = 0.02
 """How far a request that ends while nobody guesses moves the expected share of right guesses back to where it began."""
@@ -31,10 +33,15 @@ class Drafting(Speculator):
         pace: what the target's steps take; with it, only as many guesses are made as pay. None: always ``most``.
         needs_states: it guesses from what the step before left of the target's hidden states, which is nothing unless
             it followed that step.
+        on_device: it guesses where steps sample, so steps with guesses are planned ahead as others are.
     """
 
-    def __init__(self, most: int, cost: float, pace: Pace | None = None, needs_states: bool = False) -> None:
+    def __init__(
+        self, most: int, cost: float, pace: Pace | None = None, needs_states: bool = False, on_device: bool = False
+    ) -> None:
         super().__init__(most, pace)
+        self._on_device = on_device
+        self.pace.guesses_ahead = on_device
         self._cost = cost
         self._draft_pace = Pace()
         self._count = most
@@ -48,6 +55,11 @@ class Drafting(Speculator):
     def follows(self) -> bool:
         """See ``Guesser``: while no guesses pay, the draft model computes nothing at all."""
         return self._count > 0
+
+    @property
+    def needs_tokens(self) -> bool:
+        """See ``Guesser``."""
+        return not self._on_device
 
     @property
     def is_resting(self) -> bool:

@@ -44,11 +44,15 @@ class Pace:
     """Seconds of steps that decode: those of a step without guesses, and what guesses add to it.
 
     The former are measured sizes, and straight lines between them. A step without guesses may be handed over while the
-    one before it runs, and is quicker then; steps with guesses cannot, and are compared with those. What guesses add
-    beyond that is one straight line.
+    one before it runs, and is quicker then; steps with guesses cannot in general, and are compared with those. What
+    guesses add beyond that is one straight line.
+
+    Attributes:
+        guesses_ahead: steps with guesses are handed over like those without.
     """
 
     def __init__(self) -> None:
+        self.guesses_ahead = False
         self._ahead = _Line()
         self._serial = _Line()
         self._added = _Fit()
@@ -95,8 +99,10 @@ class Pace:
         return costs.plain_s + costs.added(num_guesses)
 
     def lost(self, num_rows: int) -> float:
-        """What a step loses that is not handed over while the one before it runs; 0 as long as that is not known."""
-        if not (self._ahead.num_sizes and self._serial.num_sizes):
+        """What a step with guesses loses if it is not handed over while the one before it runs; 0 as long as that is
+        not known.
+        """
+        if self.guesses_ahead or not (self._ahead.num_sizes and self._serial.num_sizes):
             return 0.0
         return max(0.0, self._serial.seconds(num_rows) - self._ahead.seconds(num_rows))
 

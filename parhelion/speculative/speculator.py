@@ -48,9 +48,19 @@ class Speculator(ABC):
         return
 
     @property
+    def needs_tokens(self) -> bool:
+        """See ``Guesser``."""
+        return True
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Steps may be planned before the last one's tokens are known."""
+        return self.is_resting or not self.needs_tokens
+
+    @property
     @abstractmethod
     def is_resting(self) -> bool:
-        """Nobody guesses now, so steps may be planned before the last one's tokens are known."""
+        """Nobody guesses now."""
 
     @abstractmethod
     def begin_step(self, num_decoding: int, num_running: int) -> None:

@@ -113,8 +113,12 @@ def core_of(
     if proposer is not None:
         speculation = Speculation(proposer, MOST_GUESSES)
     elif chosen is not None and speculation is None:
-        kind = Drafting if pp == 1 else DraftingAhead
-        speculation = kind(MOST_GUESSES, cost=0.5, needs_states=chosen.head is not None)
+        needs_states = chosen.head is not None
+        speculation = (
+            Drafting(MOST_GUESSES, 0.5, needs_states=needs_states, on_device=on_device)
+            if pp == 1
+            else DraftingAhead(MOST_GUESSES, 0.5, needs_states=needs_states)
+        )
     worker = workers[0] if pp == 1 else Stages(workers, late=group.is_alone).worker()
     return EngineCore(limits, worker, overlap=overlap, speculation=speculation)
 

@@ -28,18 +28,24 @@ LONGEST = 40
 
 
 class SimulatedWorker:
-    """Runs steps on a ``SimulatedDevice``."""
+    """Runs steps on a ``SimulatedDevice``.
+
+    Attributes:
+        num_behind_guesses: rows that were planned before guesses of theirs were checked.
+    """
 
     graphs = None
 
     def __init__(self, config: SchedulerConfig, chances: random.Random) -> None:
         self._device = SimulatedDevice(config, chances)
         self._done: dict[int, tuple[StepPlan, Computed]] = {}
+        self.num_behind_guesses = 0
 
     def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> StepResult:
         assert [request.request_id for request in admitted] == [each.request_id for each in plan.admissions]
         awaited = only_samples(*self._done[plan.awaits]) if plan.awaits is not None else {}
         computed = self._device.run(plan, awaited)
+        self.num_behind_guesses += sum(row.unchecked > 0 for row in plan.rows)
         self._done[plan.step] = plan, computed
         drafted = Drafted(computed.drafted, len(computed.drafted), 0.1) if plan.follows else None
         proposals = [Proposal(name, *proposal) for name, proposal in computed.proposals.items()]
@@ -51,7 +57,9 @@ def speculator(kind: str, num_groups: int) -> Speculator:
     if kind.startswith("n-grams"):
         return Speculation(NgramProposer(), MOST_GUESSES, pace)
     needs_states = kind.startswith("head")
-    return (Drafting if num_groups == 1 else DraftingAhead)(MOST_GUESSES, 0.2, pace, needs_states)
+    if num_groups > 1:
+        return DraftingAhead(MOST_GUESSES, 0.2, pace, needs_states)
+    return Drafting(MOST_GUESSES, 0.2, pace, needs_states, on_device="on a device" in kind)
 
 
 class Life:
@@ -101,12 +109,18 @@ class Life:
         self._core.check_integrity()
 
 
-@pytest.mark.parametrize("num_groups", [1, 3])
-@pytest.mark.parametrize("kind", ["n-grams", "n-grams, auto", "draft model", "draft model, auto", "head, auto"])
+KINDS = ["n-grams", "n-grams, auto", "draft model", "draft model, auto", "head, auto"]
+ON_DEVICE = ["draft model on a device", "draft model on a device, auto", "head on a device, auto"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_groups"), [*((kind, num) for kind in KINDS for num in (1, 3)), *((kind, 1) for kind in ON_DEVICE)]
+)
+@pytest.mark.parametrize("overlap", [True, False])
 def test_texts_are_those_without_guesses_and_nothing_is_left(
-    kind: str, num_groups: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, num_groups: int, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_guessed = 0
+    num_guessed = num_behind_guesses = 0
     for seed in range(6):
         chances = random.Random(seed)
         config = SchedulerConfig(
@@ -121,7 +135,8 @@ def test_texts_are_those_without_guesses_and_nothing_is_left(
         times = accumulate(random.Random(seed + each).random() ** 4 for each in count())
         monkeypatch.setattr(core_module, "time", SimpleNamespace(perf_counter=times.__next__))
         guesser = speculator(kind, num_groups)
-        core = EngineCore(config, SimulatedWorker(config, chances), speculation=guesser)
+        worker = SimulatedWorker(config, chances)
+        core = EngineCore(config, worker, overlap=overlap, speculation=guesser)
         life = Life(core, random.Random(seed), min(12, config.num_storable_tokens - 1))
         life.run(num_events=150)
         for name, request in life.requests.items():
@@ -132,4 +147,6 @@ def test_texts_are_those_without_guesses_and_nothing_is_left(
         assert_empty(core)
         core.close()
         num_guessed += core.stats().guessed_tokens_total
+        num_behind_guesses += worker.num_behind_guesses
     assert num_guessed > 0
+    assert (num_behind_guesses > 0) == (overlap and kind in ON_DEVICE)

@@ -18,7 +18,7 @@ from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
 from parhelion.engine.device.head import HeadFeatures
 from parhelion.engine.device.state import DeviceState
 from parhelion.engine.device.step import Mode
-from parhelion.engine.drafts.progress import HeadProgress
+from parhelion.engine.drafts.progress import HeadProgress, accepted_of
 from parhelion.engine.load import load_model
 from parhelion.engine.step_layout import Bucket, StepInts, StepRows, pack, view_ints
 from parhelion.models.decoder import HiddenStates
@@ -108,7 +108,7 @@ class Moody(Drafting):
     """Guesses for some steps and rests for some, over and over."""
 
     def __init__(self, needs_states: bool) -> None:
-        super().__init__(MOST_GUESSES, 0.5, Pace(), needs_states)
+        super().__init__(MOST_GUESSES, 0.5, Pace(), needs_states, on_device=True)
 
     def _best(self, num_rows: int) -> int:
         return 3 if self._num_steps % 9 < 5 else 0
@@ -131,8 +131,7 @@ def test_rests_change_no_token(
         return original(self, plan, admitted)
 
     monkeypatch.setattr(device_worker.DeviceWorker, "execute", execute)
-    # Planned ahead, a step right behind a rest has no guesses in any case.
-    core = core_of(target, True, needs_states, 1000, draft=fitted_head, speculation=Moody(needs_states))
+    core = core_of(target, True, True, 1000, draft=fitted_head, speculation=Moody(needs_states))
     assert run(core, greedy_and_drawn_requests()) == expected
     assert core.stats().accepted_tokens_total > 0
     behind_rests = [plan for before, plan in pairwise(plans) if plan.follows and not before.follows]
@@ -140,30 +139,35 @@ def test_rests_change_no_token(
     assert any(row.guesses for plan in behind_rests for row in plan.rows) == (not needs_states)
 
 
-@pytest.mark.parametrize("num_blocks", [1000, 38], ids=["room for all", "preemptions"])
+@pytest.mark.parametrize("num_blocks", [1000, 40], ids=["room for all", "preemptions"])
 def test_its_guesses_are_those_from_scratch(
     target: Path, random_head: tuple[Path, Scratch], num_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, scratch = random_head
     steps: list[tuple[list[int], list[int]]] = []
+    num_ahead: list[int] = []
     original = DeviceDrafter.draft
 
     def draft(self: DeviceDrafter, rows: StepRows, mode: Mode) -> PendingDraft:
-        tokens = self._queue._state.tokens.clone()
+        tokens, wrong = (each.clone() for each in (self._queue._state.tokens, self._queue._state.num_wrong))
         pending = original(self, rows, mode)
-        ids = iter(pending.read().token_ids)
-        for slot, start, samples in zip(rows.slots, rows.starts, rows.samples, strict=True):
+        ids = iter(pending.read(wrong.numpy()).token_ids)
+        unchecked = np.zeros_like(rows.slots) if rows.unchecked is None else rows.unchecked
+        num_ahead.append(int((unchecked > 0).sum()))
+        starts = rows.starts - np.where(unchecked > 0, wrong.numpy()[rows.slots], 0)
+        for slot, start, samples in zip(rows.slots, starts, rows.samples, strict=True):
             if samples > 1:
                 steps.append((tokens[slot, : start + 1].tolist(), [next(ids) for _ in range(samples - 1)]))
         return pending
 
     monkeypatch.setattr(DeviceDrafter, "draft", draft)
-    # No row waits for a block while others go on: what the head has seen of it would be gone. And of a cached prefix's
-    # last token the head knows what followed it elsewhere.
+    # So many that no row waits for one while others go on: what the head has seen of it would be gone. And of a cached
+    # prefix's last token the head knows what followed it elsewhere.
     core = core_of(target, True, True, num_blocks, draft=folder, enable_prefix_caching=False)
     run(core, greedy_requests())
-    assert (core.stats().preemptions_total > 0) == (num_blocks == 38)
+    assert (core.stats().preemptions_total > 0) == (num_blocks == 40)
     assert len(steps) > 80
+    assert sum(num_ahead) > 0.5 * len(steps)
     for known, guesses in steps[::5]:
         assert guesses == scratch.guesses(known, len(guesses))
 
@@ -188,15 +192,16 @@ def test_graphs_of_steps_that_it_follows_are_their_own_and_few(
     worker: Any = core._worker
     recorder: Recorder = worker.graphs
     plain, followed, guessing = worker._step, worker._followed_step, worker._drafter._step
-    decoding = {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)}
-    verifying = {(Bucket.verifying(size, siblings=8), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    decoding, passes = ({(Bucket.decoding(size, at), Mode.GREEDY) for size in (1, 2, 4, 5)} for at in (False, True))
+    verifying = {(Bucket.verifying(size, siblings=8, at_bounds=True), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    passes |= verifying
     assert recorder.captured(plain) == decoding
     assert recorder.captured(followed) == verifying
-    assert recorder.captured(guessing) == decoding | verifying
+    assert recorder.captured(guessing) == passes
     requests = greedy_requests()
     assert run(core, requests) == {request.request_id: expected[request.request_id] for request in requests}
     # Only steps and passes with prompts in them were not captured ahead.
-    for step, ahead in ((plain, decoding), (followed, verifying), (guessing, decoding | verifying)):
+    for step, ahead in ((plain, decoding), (followed, verifying), (guessing, passes)):
         assert not any(bucket.decodes for bucket, _ in recorder.captured(step) - ahead)
 
 
@@ -263,7 +268,8 @@ def _step(progress: HeadProgress, rows: StepRows, accepted: int) -> list[list[tu
     passes = listed(list(progress.passes(rows)))
     guessed = [7] * int(np.maximum(rows.samples - 1, 0).sum())
     chosen = [7 if sample < accepted else 8 for samples in rows.samples.tolist() for sample in range(samples)]
-    progress.settle(rows, guessed, np.array(chosen))
+    progress.follow(rows)
+    progress.settle(rows, accepted_of(rows, guessed, np.array(chosen)))
     return passes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from parhelion.engine.step_layout import (
     Bucket,
     StepRows,
     guesses_apart,
+    num_ints,
     pack,
     rows_of,
     samples_of,
@@ -48,6 +49,29 @@ def test_a_guess_becomes_a_row_behind_the_one_that_it_was_guessed_for():
     assert apart.counts.tolist() == [1, 1, 1, 1, 1, 1, 4, 3]
     assert apart.samples.tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
     assert apart.output_indices.tolist() == [2, 3, 4, 1, 7, 8, 0, 0]
+
+
+def test_rows_at_bounds_stay_so_when_they_are_taken_apart():
+    assert rows_of(PLAN).unchecked is None
+    late = (Row("c", 4, 20, 2, True, 7, (13,), unchecked=3), Row("b", 0, 5, 1, True, 1))
+    rows = rows_of(StepPlan(0, late, (), ()))
+    assert rows.unchecked is not None
+    assert rows.unchecked.tolist() == [3, 0]
+    for apart in (guesses_apart(rows), tokens_apart(rows)):
+        assert apart.unchecked is not None
+        assert apart.unchecked.tolist() == [3, 3, 0]
+        assert apart.slots.tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize("at_bounds", ["none", "checks", "all"])
+def test_which_steps_may_be_at_bounds(at_bounds: Literal["none", "checks", "all"]):
+    """Those that only decode have nothing to put right unless a draft model runs them behind others."""
+    buckets = Buckets(4, 32, 2, at_bounds)
+    assert {bucket.at_bounds for bucket in buckets.decoding()} == {at_bounds == "all"}
+    _, mixed, verifying = buckets.smallest()
+    assert verifying.verifies
+    assert {each.at_bounds for each in (mixed, verifying, buckets.largest)} == {at_bounds != "none"}
+    assert num_ints(buckets.largest) == max(map(num_ints, (buckets.largest, *buckets.one_token_a_row())))
 
 
 def test_samples_are_the_same_with_guesses_apart():

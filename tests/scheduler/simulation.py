@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
+import msgspec
+
 from parhelion.scheduler import (
     AWAITED,
     DRAFTED,
@@ -58,18 +60,22 @@ class Guesses:
     """A ``Guesser`` that rests now and then.
 
     Args:
-        made: by whom: the guesser itself, the worker in the step that checks them, or the worker one step before.
+        made: by whom: the guesser itself, the worker in the step that checks them, before that is planned if the
+            worker is a device that knows by itself what it has sampled, or the worker one step before.
         most: for a request at once.
         chances: when it rests, how many guesses it makes and which are wrong.
 
     Attributes:
-        follows, num_ahead: see ``Guesser``.
+        follows, num_ahead, needs_tokens: see ``Guesser``.
     """
 
-    def __init__(self, made: Literal["here", "drafted", "ahead"], most: int, chances: random.Random) -> None:
+    def __init__(
+        self, made: Literal["here", "drafted", "on device", "ahead"], most: int, chances: random.Random
+    ) -> None:
         self.chances = chances
         self.follows = False
         self.num_ahead = 0
+        self.needs_tokens = made != "on device"
         self._made = made
         self._most = most
         self._rests = False
@@ -93,7 +99,7 @@ class Guesses:
         self._followed.add(request_id)
         if self._made == "here":
             return guesses_behind(token_ids, count, self.chances)
-        if self._made == "drafted":
+        if self._made in ("drafted", "on device"):
             return (DRAFTED,) * count
         num_known, heard = self._heard.get(request_id, (0, []))
         return heard[:count] if num_known == len(token_ids) else ()
@@ -135,6 +141,8 @@ class Slot:
     num_prompt_tokens: int
     blocks: list[int]
     num_told: int
+    num_guessed: int = 0
+    num_wrong: int = 0
 
 
 class SimulatedDevice:
@@ -159,7 +167,7 @@ class SimulatedDevice:
         for added in plan.new_blocks:
             self.slots[added.slot].blocks.extend(added.block_ids)
         computed = Computed()
-        for row in plan.rows:
+        for row in map(self._put_right, plan.rows):
             self._check_first_token(row, awaited)
             slot = self.slots[row.slot]
             guesses = list(row.guesses)
@@ -175,6 +183,15 @@ class SimulatedDevice:
                     computed.proposals[row.request_id] = len(slot.tokens), self._guess_ahead(slot, plan.num_ahead)
             assert row.samples or not guesses
         return computed
+
+    def _put_right(self, row: Row) -> Row:
+        """A row where it belongs, if it was planned before guesses were checked."""
+        slot = self.slots[row.slot]
+        if not row.unchecked:
+            return row
+        assert row.unchecked == slot.num_guessed, "it must be known how far it may be off"
+        off = slot.num_wrong
+        return msgspec.structs.replace(row, start=row.start - off, output_index=row.output_index - off, unchecked=0)
 
     def _check_first_token(self, row: Row, awaited: Mapping[str, int]) -> None:
         """Where requests take turns, a device that does not sample is told what it cannot have from the admission."""
@@ -212,7 +229,9 @@ class SimulatedDevice:
         tokens = [*slot.tokens, *guesses]
         sampled = [next_token(tokens[: len(slot.tokens) + number]) for number in range(row.num_samples)]
         wrong = (number for number, guess in enumerate(guesses) if guess != sampled[number])
-        slot.tokens += sampled[: next(wrong, len(guesses)) + 1]
+        accepted = next(wrong, len(guesses))
+        slot.num_guessed, slot.num_wrong = len(guesses), len(guesses) - accepted
+        slot.tokens += sampled[: accepted + 1]
         return sampled
 
     def _guess_ahead(self, slot: Slot, most: int) -> list[int]:
@@ -257,14 +276,7 @@ class Simulation:
         self.scheduler.check_integrity()
         return ended
 
-    @property
-    def must_wait(self) -> bool:
-        """As the engine does: guesses under way must be back first, unless requests take turns."""
-        return self.config.num_groups == 1 and any(row.guesses for plan, _ in self.in_flight for row in plan.rows)
-
     def schedule(self, ahead: bool = False) -> StepPlan | None:
-        if self.must_wait:
-            return None
         pending = {name for name, each in self.scheduler._unfinished.items() if each.num_pending}
         plan = self.scheduler.schedule(ahead)
         self.scheduler.check_integrity()
@@ -281,6 +293,7 @@ class Simulation:
         if plan is None:
             assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs, nothing is in flight: stuck"
             return None
+        assert plan.num_in_flight == len(self.in_flight)
         self._check_limits(plan)
         self.plans.append(plan)
         self.in_flight.append((plan, self.device.run(plan, awaited)))

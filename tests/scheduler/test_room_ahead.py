@@ -11,6 +11,7 @@ class Ahead:
     """A guesser whose guesses are made ahead, and never checked."""
 
     follows = True
+    needs_tokens = True
     num_ahead = 3
 
     def begin_step(self, num_decoding: int, num_running: int) -> None: ...

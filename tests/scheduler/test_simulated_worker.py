@@ -34,7 +34,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
 
 @st.composite
 def guessers(draw: st.DrawFn, config: SchedulerConfig) -> Guesses | None:
-    made = draw(st.sampled_from([None, "here", "drafted" if config.num_groups == 1 else "ahead"]))
+    made = draw(st.sampled_from([None, "here", *(("drafted", "on device") if config.num_groups == 1 else ("ahead",))]))
     chances = random.Random(draw(st.integers(0, 1 << 16)))
     return None if made is None else Guesses(made, draw(st.integers(1, 4)), chances)
 

@@ -102,3 +102,21 @@ def test_the_gain_compares_steps_with_guesses_with_those_without() -> None:
     drafting.observe(2, 2, 2, 1.0)
     drafting.observe(2, 8, 6, 2.0, (6, 0.5))
     assert drafting.gain == pytest.approx(1.5)
+
+
+def test_guesses_on_a_device_lose_nothing_to_steps_that_are_planned_ahead() -> None:
+    """Others are compared with what steps take that are not, which plain ones are spared."""
+    counts = []
+    for on_device in (False, True):
+        pace = Pace()
+        drafting = Drafting(3, 0.01, pace, on_device=on_device)
+        for _ in range(4):
+            pace.observe(1, 0, 4.0)
+            pace.observe(1, 0, 1.0, ahead=True)
+            pace.observe(1, 3, 1.1 if on_device else 4.1)
+            drafting.learn("a", 3, 2)
+        assert pace.lost(1) == (0 if on_device else pytest.approx(3.0))
+        assert drafting.plans_ahead == on_device
+        counts.append(count(drafting))
+        assert drafting.plans_ahead != drafting.needs_tokens or drafting.is_resting
+    assert counts == [0, 3]

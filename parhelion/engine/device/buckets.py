@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, pad_to
 
 MIXED_ROWS = (1, 4, 16, 64)
@@ -16,15 +18,24 @@ class Buckets:
         max_num_seqs: slots.
         max_num_batched_tokens: tokens of the largest step.
         num_guesses: that a row may check; 0: nobody guesses.
+        at_bounds: which of them are ``Bucket.at_bounds``: those of steps that check guesses or have prompts in them,
+            those of steps that decode too, or none.
 
     Attributes:
         largest: no step needs more.
         most_tokens: of any bucket.
     """
 
-    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int, num_guesses: int) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_guesses: int,
+        at_bounds: Literal["none", "checks", "all"] = "none",
+    ) -> None:
         max_num_rows = max(max_num_seqs, min(max_num_seqs * (1 + num_guesses), max_num_batched_tokens))
-        self.largest = Bucket(max_num_rows, max_num_batched_tokens)
+        self._checks_at_bounds, self._decodes_at_bounds = at_bounds != "none", at_bounds == "all"
+        self.largest = Bucket(max_num_rows, max_num_batched_tokens, at_bounds=self._checks_at_bounds)
         self.most_tokens = max(max_num_rows, max_num_batched_tokens)
         self._decode_sizes = buckets_up_to(max_num_seqs)
         self._num_guesses = num_guesses
@@ -43,14 +54,14 @@ class Buckets:
 
         Args:
             rows: of the step, guesses in rows of their own.
-            verifies: some may be guesses.
+            verifies: some may be guesses, or at bounds.
         """
         num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
         if num_rows == num_tokens:
             if verifies:
-                return Bucket.verifying(pad_to(num_rows, self._verify_sizes), self._siblings)
-            return Bucket.decoding(pad_to(num_rows, self._decode_sizes))
-        return Bucket(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
+                return self._verifying(pad_to(num_rows, self._verify_sizes))
+            return self._decoding(pad_to(num_rows, self._decode_sizes))
+        return self._mixed(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
 
     def takes_apart(self, rows: StepRows) -> bool:
         """Whether a draft model's pass had better have a row for each token: no row has more of them than one that is
@@ -60,11 +71,11 @@ class Buckets:
 
     def decoding(self) -> list[Bucket]:
         """All of steps in which every row has one known token, the smallest first."""
-        return [Bucket.decoding(size) for size in self._decode_sizes]
+        return [self._decoding(size) for size in self._decode_sizes]
 
     def verifying(self) -> list[Bucket]:
         """All of steps that decode and may check guesses, the smallest first."""
-        return [Bucket.verifying(size, self._siblings) for size in self._verify_sizes]
+        return [self._verifying(size) for size in self._verify_sizes]
 
     def one_token_a_row(self) -> list[Bucket]:
         """Both of these, the largest first."""
@@ -72,4 +83,13 @@ class Buckets:
 
     def smallest(self) -> list[Bucket]:
         """One of each kind: of steps that decode, that have prompts in them, and that check guesses if anybody does."""
-        return [self.decoding()[0], Bucket(self._mixed_rows[0], self._token_sizes[0]), *self.verifying()[:1]]
+        return [self.decoding()[0], self._mixed(self._mixed_rows[0], self._token_sizes[0]), *self.verifying()[:1]]
+
+    def _decoding(self, num_rows: int) -> Bucket:
+        return Bucket.decoding(num_rows, self._decodes_at_bounds)
+
+    def _verifying(self, num_rows: int) -> Bucket:
+        return Bucket.verifying(num_rows, self._siblings, self._checks_at_bounds)
+
+    def _mixed(self, num_rows: int, num_tokens: int) -> Bucket:
+        return Bucket(num_rows, num_tokens, at_bounds=self._checks_at_bounds)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from parhelion.distributed.group import Group
+from parhelion.engine.device.bounds import choose_samples, read_ints
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.state import DeviceState
 from parhelion.engine.device.step import Mode, StepOutputs
-from parhelion.engine.step_layout import Bucket, StepInts, view_ints
+from parhelion.engine.step_layout import Bucket, StepInts
 from parhelion.models.decoder import HiddenStates
 from parhelion.models.eagle3 import Eagle3Head
 
@@ -95,7 +96,10 @@ class HeadStep:
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``; the host never chooses."""
-        ints = view_ints(buffer, bucket)
+        state = self._state
+        ints = read_ints(buffer, bucket, state.num_wrong)
+        if bucket.verifies or not bucket.decodes:
+            ints = choose_samples(ints, state.num_wrong, state.spare_position)
         tensors = self._state.tensors(ints, bucket, tokens_ahead=1)
         hidden, features = self._head.forward(tensors.batch, self._features.of(ints), self._kv_cache)
         last = hidden

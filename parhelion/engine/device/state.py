@@ -70,6 +70,7 @@ class DeviceState:
         tokens: [max_num_seqs + 1, max_model_len + 2] int32.
         block_table: [max_num_seqs + 1, max_blocks] int32; the spare slot's blocks are never looked up.
         parameters: [max_num_seqs + 1, PARAMETERS] int32.
+        num_wrong: [max_num_seqs + 1] int32, how many guesses of each slot's last step with any were wrong.
         spare_slot, spare_position: where padding goes.
     """
 
@@ -81,13 +82,14 @@ class DeviceState:
         self.max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
         self._step_inputs = resolver.launcher(StepInputs(block_size))
-        slots, widths = max_num_seqs + 1, (max_model_len + 2, self.max_blocks, PARAMETERS)
+        slots, widths = max_num_seqs + 1, (max_model_len + 2, self.max_blocks, PARAMETERS, 1)
         sizes = [-(-slots * width // _APART) * _APART for width in widths]
         self.flat = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        self.tokens, self.block_table, self.parameters = (
+        self.tokens, self.block_table, self.parameters, num_wrong = (
             part[: slots * width].view(slots, width) for part, width in zip(self.flat.split(sizes), widths, strict=True)
         )
-        self._first_block, self._first_parameter = sizes[0], sizes[0] + sizes[1]
+        self.num_wrong = num_wrong[:, 0]
+        self._first_block, self._first_parameter, self._first_num_wrong = np.cumsum(sizes[:3]).tolist()
 
     def tensors(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepTensors:
         """What a step computes and where its ids go; nothing waits for the device.
@@ -166,6 +168,10 @@ class DeviceState:
         top_k = min(int(sampling.top_k[slot]), 2**31 - 1)
         values = np.concatenate((floats, [top_k], seed)).astype(np.int64)
         return Update(self._first_parameter + slot * PARAMETERS + np.arange(PARAMETERS), values)
+
+    def wrong_update(self, slots: npt.NDArray[np.int64], num_wrong: npt.NDArray[np.int64]) -> Update:
+        """How many guesses of these slots were wrong."""
+        return Update(self._first_num_wrong + slots, num_wrong)
 
 
 def merged(updates: list[Update]) -> Update:

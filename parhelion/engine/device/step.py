@@ -11,10 +11,11 @@ import torch
 
 from parhelion.distributed.group import Group
 from parhelion.distributed.sampling import Among
+from parhelion.engine.device.bounds import count_wrong, read_ints
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.stage import StageBuffers
 from parhelion.engine.device.state import DeviceState
-from parhelion.engine.step_layout import Bucket, StepInts, view_ints
+from parhelion.engine.step_layout import Bucket, StepInts
 from parhelion.layers.step_batch import StepBatch
 from parhelion.models.decoder import DecoderModel, HiddenStates
 
@@ -84,6 +85,7 @@ class DeviceStep:
         reader: reads the hidden states of every step; None: nobody does.
         group: the ranks that must choose alike; None: those that share the model.
         between: what comes from the stage before and goes to the one behind; None: the model is whole.
+        checks: rows may be guesses of the device's, and later steps ask how many were wrong.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class DeviceStep:
         reader: StatesReader | None = None,
         group: Group | None = None,
         between: StageBuffers | None = None,
+        checks: bool = True,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
@@ -104,6 +107,7 @@ class DeviceStep:
         self._reader = reader
         self._group = group or model.group
         self._between = between
+        self._checks = checks
 
     def draw_mode(self, num_rows: int, among: Among) -> Mode:
         """How so many rows are drawn: ranks need not know among how many tokens where each draws from all logits."""
@@ -113,7 +117,7 @@ class DeviceStep:
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
-        ints = view_ints(buffer, bucket)
+        ints = read_ints(buffer, bucket, self._state.num_wrong)
         tensors = self._state.tensors(ints, bucket)
         hidden = self._forward(ints, tensors.batch, bucket)
         if self._between is not None and not self._model.stage.is_last:
@@ -124,6 +128,10 @@ class DeviceStep:
             logits = self._model.compute_logits(last)
             return StepOutputs(self._drawn_from(logits, ints), tensors.sample_index, hidden, logits)
         token_ids = self._greedy(last) if mode is Mode.GREEDY else self._drawn(last, ints, _AMONG[mode])
+        if self._checks and bucket.at_bounds:
+            ids = tensors.batch.token_ids
+            checked = ids if bucket.decodes else ids[ints.sample_token.long()]
+            count_wrong(self._state.num_wrong, ints, checked, token_ids)
         self._state.store(tensors.sample_index, token_ids)
         return StepOutputs(token_ids, tensors.sample_index, hidden)
 

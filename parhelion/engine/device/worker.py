@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 
@@ -18,35 +19,35 @@ from parhelion.engine.device.buckets import Buckets
 from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
 from parhelion.engine.device.graphs import EagerSteps, GraphCache
 from parhelion.engine.device.head import HeadFeatures, HeadStep
+from parhelion.engine.device.pending import Pending, WrongGuesses
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.stage import PassedOn, StageBuffers
 from parhelion.engine.device.state import DeviceState, Update
 from parhelion.engine.device.step import DeviceStep, Mode, Step, StepOutputs
 from parhelion.engine.device.step_queue import DeviceQueue
 from parhelion.engine.drafts.ahead import guesses_of, proposals, rows_behind
-from parhelion.engine.drafts.progress import DraftProgress, HeadProgress
+from parhelion.engine.drafts.progress import DraftProgress, HeadProgress, accepted_of
 from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
 from parhelion.engine.messages import AddRequest, TokenLogprob
 from parhelion.engine.sampling_state import CHOOSES_ON_HOST, DRAWS, TELLS_PROMPT, SamplingState
 from parhelion.engine.step_layout import (
     Bucket,
-    Ints,
-    Samples,
     StepRows,
     guesses_apart,
     rows_of,
     samples_of,
 )
-from parhelion.engine.step_result import NOTHING, PromptLogprobs, StepResult
+from parhelion.engine.step_result import NOTHING, PendingStep, PromptLogprobs, StepResult
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
-from parhelion.platform.streams import Event, pinned, record_event, work_stream
+from parhelion.platform.streams import pinned, record_event, work_stream
 from parhelion.scheduler import StepPlan
 
 BUFFERS_IN_FLIGHT = 3
-"""Host buffers that are used in turn: a step's own is not touched before the step after the next."""
+"""Host buffers for each of a step's passes, used in turn: a step's own are not touched before the step after the next.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,17 @@ class DeviceWorker:
         kv_cache = allocate_kv_cache(size, model.config, options.block_size, model.dtype, self._device)
         self._state = DeviceState(options.max_num_seqs, size.max_model_len, options.block_size, self._device, resolver)
         sampler = DeviceSampler(model.config.vocab_size, model.dtype, resolver)
-        self._buckets = Buckets(options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses)
+        # The first of several stages must know where rows begin.
+        self._at_bounds = draft_model is not None and links is None
+        sizes = options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses
+        self._buckets = Buckets(*sizes, "checks" if self._at_bounds else "none")
+        self._draft_buckets = Buckets(*sizes, "all" if self._at_bounds else "none")
         self._between: StageBuffers | None = None
         if links is not None:
-            sizes = self._buckets.most_tokens, model.config.hidden_size
-            self._between = StageBuffers(model.stage, links, passed_on, *sizes, model.dtype, self._device)
+            most_tokens, hidden_size = self._buckets.most_tokens, model.config.hidden_size
+            self._between = StageBuffers(
+                model.stage, links, passed_on, most_tokens, hidden_size, model.dtype, self._device
+            )
         self._step = self._followed_step = DeviceStep(model, kv_cache, self._state, sampler, between=self._between)
         if passed_on and not model.stage.is_last:
             passing = PassedOn(passed_on)
@@ -115,8 +122,8 @@ class DeviceWorker:
         self._sampling = SamplingState(options.max_num_seqs)
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
-        num_buffers = BUFFERS_IN_FLIGHT + (options.num_guesses if draft_model is not None else 0)
-        self._queue = DeviceQueue(self._state, self._buckets.largest, num_buffers, self._device)
+        num_buffers = BUFFERS_IN_FLIGHT * (1 + options.num_guesses if draft_model is not None else 1)
+        self._queue = DeviceQueue(self._state, self._draft_buckets.largest, num_buffers, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
         self._eager = EagerSteps(self._queue.ints)
         self._runner = self._graphs or self._eager
@@ -128,11 +135,14 @@ class DeviceWorker:
             self._drafter = self._head_drafter(draft_model, features, size, sampler)
         elif draft_model is not None:
             self._drafter = self._model_drafter(draft_model, size, sampler)
-        self._pending: deque[_Pending] = deque()
+        self._wrong = WrongGuesses(options.max_num_seqs)
+        self._pending: deque[Pending] = deque()
+        # Steps with guesses that the draft model has not been told the outcome of.
+        self._checks: deque[tuple[int, PendingStep, PendingDraft]] = deque()
 
     def _model_drafter(self, model: DecoderModel, size: KVCacheSize, sampler: DeviceSampler) -> DeviceDrafter:
         kv_cache = allocate_kv_cache(size, model.config, self._options.block_size, model.dtype, self._device)
-        step = DeviceStep(model, kv_cache, self._state, sampler, group=self._model.group)
+        step = DeviceStep(model, kv_cache, self._state, sampler, group=self._model.group, checks=False)
         return self._drafter_of(step, DraftProgress(*self._draft_limits(size)))
 
     def _head_drafter(
@@ -143,7 +153,7 @@ class DeviceWorker:
         return self._drafter_of(step, HeadProgress(*self._draft_limits(size), forgets=True))
 
     def _drafter_of(self, step: Step, progress: DraftProgress) -> DeviceDrafter:
-        return DeviceDrafter(step, self._runner, self._queue, self._buckets, progress, self._device)
+        return DeviceDrafter(step, self._runner, self._queue, self._draft_buckets, progress, self._device)
 
     def _draft_limits(self, size: KVCacheSize) -> tuple[int, int, int, int, int]:
         o = self._options
@@ -181,7 +191,7 @@ class DeviceWorker:
                 self._drafter.capture_all()
             self._stream.synchronize()
 
-    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Pending | StepResult:
         """Hand a step to the device.
 
         Args:
@@ -195,34 +205,68 @@ class DeviceWorker:
         with torch.inference_mode(), self._stream.activate():
             return self._execute(plan, admitted)
 
-    def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> _Pending | StepResult:
+    def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Pending | StepResult:
+        # Whoever planned it knows the outcome of these steps, on all ranks alike: what is made of it must not depend on
+        # when a rank has waited for others.
+        self._settle(plan.step - plan.num_in_flight)
+        self._queue.write(self._take_admissions(plan, admitted))
         rows = rows_of(plan)
-        pending = self._hand_to_device(plan, admitted, rows)
+        asked = self._sampling.asked(rows.slots) if self._model.stage.is_last else 0
+        wants_prompts = bool(asked & TELLS_PROMPT and self._sampling.wants_prompt(rows.slots, rows.starts).any())
+        if rows.unchecked is not None and (wants_prompts or asked & CHOOSES_ON_HOST):
+            plan, rows = self._put_right(plan, rows)
+        pending, draft = self._hand_to_device(plan, rows, asked, wants_prompts)
+        if draft is not None:
+            self._checks.append((plan.step, pending, draft))
         if self._drafter is None or not plan.num_ahead:
             return pending
         return self._look_ahead(self._drafter, plan, rows, pending.wait())
 
-    def _hand_to_device(self, plan: StepPlan, admitted: Sequence[AddRequest], rows: StepRows) -> _Pending | StepResult:
-        self._queue.write(self._take_admissions(plan, admitted))
+    def _settle(self, before: int) -> None:
+        """Let the draft model know what was right of what it guessed in steps before this one; they are over."""
+        for pending in self._pending:
+            if pending.step < before:
+                pending.wait()
+        while self._checks and self._checks[0][0] < before:
+            _, step, draft = self._checks.popleft()
+            step.wait()
+            draft.settle()
+
+    def _put_right(self, plan: StepPlan, rows: StepRows) -> tuple[StepPlan, StepRows]:
+        """A plan and its rows where they begin indeed. Waits for the steps before it: the host must know as well."""
+        self._settle(plan.step)
+        off = self._wrong.off(rows).tolist()
+        put_right = tuple(
+            msgspec.structs.replace(row, start=row.start - less, output_index=row.output_index - less, unchecked=0)
+            for row, less in zip(plan.rows, off, strict=True)
+        )
+        plan = msgspec.structs.replace(plan, rows=put_right)
+        return plan, rows_of(plan)
+
+    def _hand_to_device(
+        self, plan: StepPlan, rows: StepRows, asked: int, wants_prompts: bool
+    ) -> tuple[Pending | StepResult, PendingDraft | None]:
         stage = self._model.stage
-        asked = self._sampling.asked(rows.slots) if stage.is_last else 0
         mode = self._mode(rows, asked)
         if self._between is not None and stage.is_first:
             self._queue.write([self._state.told_update(plan.rows)])
-        draft, step = None, self._followed_step if plan.follows else self._step
+        # Behind unchecked guesses a step without any takes the graphs of those that have some.
+        draft, step = None, self._followed_step if plan.follows or rows.unchecked is not None else self._step
         most_samples = int(rows.samples.max())
         verifies = most_samples > 1
         if verifies:
             self._check_num_guesses(most_samples - 1)
         if self._drafter is not None and plan.follows and not plan.num_ahead:
             draft = self._drafter.draft(rows, mode)
+            self._drafter.progress.follow(rows)
         elif verifies:
             self._queue.write([self._state.guess_update(plan.rows)])
+        elif self._drafter is not None and step is not self._step and not plan.follows:
+            self._drafter.progress.lose()
         if verifies:
             rows = guesses_apart(rows)
-        bucket = self._buckets.of(rows, verifies or step is not self._step)
+        bucket = self._buckets.of(rows, verifies or step is not self._step or rows.unchecked is not None)
         self._queue.send(rows, bucket)
-        wants_prompts = asked & TELLS_PROMPT and self._sampling.wants_prompt(rows.slots, rows.starts).any()
         if self._between is not None:
             num_tokens = int(rows.counts.sum())
             self._between.receive(num_tokens, step is not self._step)
@@ -230,15 +274,16 @@ class DeviceWorker:
         outputs = (self._eager if wants_prompts else self._runner).run(step, bucket, mode)
         if self._between is not None and not stage.is_last:
             self._between.hand_over(num_tokens, step is not self._step)
-            return NOTHING
+            return NOTHING, None
         if mode is Mode.HOST or wants_prompts:
-            return self._finish_on_host(plan, rows, bucket, outputs, mode, draft)
+            return self._finish_on_host(plan, rows, bucket, outputs, mode, draft), draft
         ids = pinned(bucket.num_rows, self._device)
         ids.copy_(outputs.token_ids, non_blocking=True)
         done = record_event(self._device)
         self._take_notes()
-        self._pending.append(_Pending(ids, samples_of(rows), done, self._host_sampler.stays(rows), draft))
-        return self._pending[-1]
+        stays = self._host_sampler.stays(rows)
+        self._pending.append(Pending(plan.step, rows, ids, done, stays, draft, self._wrong))
+        return self._pending[-1], draft
 
     def _take_notes(self) -> None:
         """Remember what steps have sampled that somebody has waited for: while the device works, not while it waits."""
@@ -247,12 +292,14 @@ class DeviceWorker:
 
     def _look_ahead(self, drafter: DeviceDrafter, plan: StepPlan, rows: StepRows, result: StepResult) -> StepResult:
         """Guess for the next step of the same rows, behind what this one has sampled. Waits for the device twice."""
-        accepted = drafter.progress.settle(rows, guesses_of(plan.rows), np.array(result.token_ids, np.int64))
+        accepted = accepted_of(rows, guesses_of(plan.rows), np.array(result.token_ids, np.int64))
+        drafter.progress.follow(rows)
+        drafter.progress.settle(rows, accepted)
         sizes = self._options.block_size, self._max_model_len
         behind = rows_behind(rows, accepted, self._num_blocks[rows.slots], sizes, plan.num_ahead)
         draft = drafter.draft(behind, self._mode(rows, self._sampling.asked(rows.slots)))
         record_event(self._device).synchronize()
-        drafted = draft.read()
+        drafted = draft.read(self._wrong.by_slot)
         proposed = proposals(plan.rows, behind, drafted.token_ids)
         return replace(result, drafted=replace(drafted, token_ids=[]), proposals=proposed)
 
@@ -275,7 +322,7 @@ class DeviceWorker:
         samples, stays = samples_of(rows), self._host_sampler.stays(rows)
         chosen = outputs.token_ids.cpu().numpy()[samples.rows]
         logprobs: list[TokenLogprob | None] = [None] * len(chosen)
-        drafted = draft.read() if draft is not None else None
+        drafted = draft.read(self._wrong.by_slot) if draft is not None else None
         if mode is Mode.HOST:
             assert outputs.logits is not None, "the host looks at them"
             # Penalties of a row's later samples count its guesses.
@@ -291,7 +338,10 @@ class DeviceWorker:
             ids[torch.from_numpy(samples.rows)] = torch.from_numpy(chosen)
             self._state.store(outputs.sample_index, ids.to(self._device))
         self._host_sampler.note(samples, chosen, stays)
-        return _settled(StepResult(chosen.tolist(), logprobs, prompt, drafted), draft)
+        if draft is not None and drafted is not None:
+            wrong = self._wrong.learn(draft, drafted, chosen)
+            self._queue.write([self._state.wrong_update(draft.rows.slots, wrong)])
+        return StepResult(chosen.tolist(), logprobs, prompt, drafted)
 
     def _take_admissions(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> list[Update]:
         """What changes in the tables of tokens, blocks and parameters."""
@@ -336,44 +386,3 @@ class DeviceWorker:
         if self._model.group.is_alone:
             return Mode.DRAW
         return self._step.draw_mode(len(slots), self._sampling.draws_among(slots))
-
-
-class _Pending:
-    """A step on its way; ``wait`` blocks until the device has got there."""
-
-    def __init__(
-        self, ids: torch.Tensor, samples: Samples, done: Event, stays: Ints, draft: PendingDraft | None
-    ) -> None:
-        self._ids = ids
-        self._samples = samples
-        self._done = done
-        self._stays = stays
-        self._draft = draft
-        self._chosen = np.zeros(0, np.int64)
-        self._result: StepResult | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Somebody has waited for it."""
-        return self._result is not None
-
-    def wait(self) -> StepResult:
-        """The step's result."""
-        if self._result is None:
-            self._done.synchronize()
-            self._chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
-            drafted = self._draft.read() if self._draft is not None else None
-            result = StepResult(self._chosen.tolist(), [None] * len(self._chosen), [], drafted)
-            self._result = _settled(result, self._draft)
-        return self._result
-
-    def note(self, host: HostSampler) -> None:
-        """Let the host's sampler know what was sampled, once somebody has waited for it."""
-        host.note(self._samples, self._chosen, self._stays)
-
-
-def _settled(result: StepResult, draft: PendingDraft | None) -> StepResult:
-    """A step's result, once the draft model knows which of its guesses were right."""
-    if draft is not None and result.drafted is not None:
-        draft.settle(result.drafted, np.array(result.token_ids, np.int64))
-    return result

@@ -96,18 +96,23 @@ def _check_vocabulary(
             )
 
 
-def speculator(config: EngineConfig, chosen: DraftChoice | None = None, cost: float = 1.0) -> Speculator | None:
+def speculator(
+    config: EngineConfig, chosen: DraftChoice | None = None, cost: float = 1.0, on_gpu: bool = False
+) -> Speculator | None:
     """Who guesses on behalf of the scheduler, if anyone does.
 
     Args:
         config: all options.
         chosen: the draft model, if there is one.
         cost: of a token that it computes over one of the target's.
+        on_gpu: where both compute.
     """
     if config.speculate == "off":
         return None
     pace = Pace() if config.speculate == "auto" else None
     if chosen is not None:
-        kind = Drafting if config.pp == 1 else DraftingAhead
-        return kind(config.num_speculative_tokens, cost, pace, needs_states=chosen.head is not None)
+        most, needs_states = config.num_speculative_tokens, chosen.head is not None
+        if config.pp > 1:
+            return DraftingAhead(most, cost, pace, needs_states)
+        return Drafting(most, cost, pace, needs_states, on_device=on_gpu)
     return Speculation(NgramProposer(), config.num_speculative_tokens, pace)

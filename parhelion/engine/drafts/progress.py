@@ -2,6 +2,9 @@
 
 Its keys and values lie in the same blocks as the target's, in tensors of its own. So a cached prefix brings them along,
 if the draft model had computed them; where it had not, it does so when the request is drafted for.
+
+A step may be planned before the guesses of the one before it are checked. Then everything is counted as if all of these
+were right, until ``settle`` says how many were not.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from parhelion.engine.step_layout import Ints, StepRows
+from parhelion.engine.step_layout import Ints, StepRows, numbers
 
 MOST_LAG = 16
 """``most_lag`` of a model that can compute at any time what it lacks."""
@@ -32,6 +35,7 @@ class DraftProgress:
 
     Attributes:
         computed: [max_num_seqs] leading tokens of each slot that are written.
+        stays: [max_num_seqs] how many requests have taken each slot.
     """
 
     def __init__(
@@ -45,9 +49,16 @@ class DraftProgress:
         most_lag: int = MOST_LAG,
     ) -> None:
         self.computed = np.zeros(max_num_seqs, np.int64)
+        self.stays = np.zeros(max_num_seqs, np.int64)
         self.behind = behind
+        # Slots of which ``computed`` counts guesses that a step under way checks.
+        self._at_bound = np.zeros(max_num_seqs, np.bool_)
         self._block_table = np.zeros((max_num_seqs, max_blocks), np.int64)
         self._filled = np.zeros(num_blocks, np.bool_)
+        # How often each block was given out, in all and when a slot got it: what a slot has filled may be another's by
+        # the time that is known.
+        self._times_given = np.zeros(num_blocks, np.int64)
+        self._given = np.zeros((max_num_seqs, max_blocks), np.int64)
         self._block_size = block_size
         self._budget = budget
         self._most_lag = most_lag
@@ -66,7 +77,11 @@ class DraftProgress:
         self._block_table[slot, first : first + len(block_ids)] = block_ids
         num_cached = (num_cached_tokens or 0) // self._block_size
         self._filled[block_ids[num_cached:]] = False
+        self._times_given[block_ids[num_cached:]] += 1
+        self._given[slot, first : first + len(block_ids)] = self._times_given[block_ids]
         if num_cached_tokens is not None:
+            self.stays[slot] += 1
+            self._at_bound[slot] = False
             filled = self._filled[block_ids[:num_cached]]
             # A head cannot compute what is lacking of a prefix: the target's hidden states there are gone.
             leading = num_cached if filled.all() or self.behind else int(filled.argmin())
@@ -76,7 +91,8 @@ class DraftProgress:
     def passes(self, rows: StepRows) -> Iterator[StepRows]:
         """What to compute before a step, in order: what is lacking of its rows, then guess after guess.
 
-        Rows that sample guess a token each, all that the step's rows sample but the last.
+        Rows that sample guess a token each, all that the step's rows sample but the last. Where a row is an upper bound
+        so are those of its passes, or each of its tokens has a row, of which one samples; see ``StepRows.unchecked``.
         """
         guesses = num_guesses(rows)
         drafting = np.minimum(guesses, 1)
@@ -84,10 +100,20 @@ class DraftProgress:
         ends = rows.starts + drafting * (1 - self.behind)
         # A row that drafts computes its last token, come what may: the first guess is sampled behind it.
         self.computed[rows.slots] = np.minimum(self.computed[rows.slots], ends - drafting)
+        bounded = None if rows.unchecked is None else rows.unchecked > 0
+        if bounded is not None and not self.behind:
+            # The last guess was not computed, and may be right; the token before a wrong one is just computed again.
+            drafts = bounded & (drafting > 0)
+            self.computed[rows.slots[drafts]] = ends[drafts] - 2
         lag = ends - self.computed[rows.slots]
         needed = (drafting > 0) | (rows.counts > 1) | (lag >= self._most_lag)
+        if bounded is not None and not self.behind:
+            # What is known of the others need not be computed before their guesses are checked.
+            needed &= ~bounded | (drafting > 0)
         lacking = ((lag > 0) & needed).nonzero()[0]
         yield from self._catching_up(rows, ends, drafting, lacking)
+        if bounded is not None:
+            self._at_bound[rows.slots] = bounded & ((drafting > 0) | (self.behind > 0))
         for number in range(1, int(guesses.max(initial=0))):
             of = (guesses > number).nonzero()[0]
             one = np.ones(len(of), np.int64)
@@ -95,46 +121,82 @@ class DraftProgress:
         self.computed[rows.slots[lacking]] = ends[lacking]
 
     def _catching_up(self, rows: StepRows, ends: Ints, drafting: Ints, lacking: Ints) -> Iterator[StepRows]:
-        """Passes of at most the budget's tokens; all rows that draft sample in the last one."""
+        """Passes of at most the budget's tokens; rows that draft sample in the last of theirs."""
         starts = self.computed[rows.slots].copy()
+        # The last token of a row that drafts waits for the pass that samples, and so do all at bounds.
+        held = drafting[lacking]
+        if rows.unchecked is not None:
+            held = np.where(rows.unchecked[lacking] > 0, ends[lacking] - starts[lacking], held)
         while True:
             counts = ends[lacking] - starts[lacking]
-            if int(counts.sum()) <= self._budget:
+            ready = counts - held
+            if int(counts.sum()) <= self._budget or not ready.any():
                 break
-            # The last token of a row that drafts waits for the pass that samples.
-            ready = counts - drafting[lacking]
             taken = np.clip(self._budget - (np.cumsum(ready) - ready), 0, ready)
             part = lacking[taken > 0]
             yield _rows(rows, part, starts[part], taken[taken > 0], np.zeros_like(part))
             starts[lacking] += taken
-        if len(lacking):
-            left = lacking[counts > 0]
-            yield _rows(rows, left, starts[left], counts[counts > 0], drafting[left])
+        left, counts = lacking[counts > 0], counts[counts > 0]
+        while len(left):
+            size = max(1, int(counts.cumsum().searchsorted(self._budget, "right")))
+            part, left = left[:size], left[size:]
+            yield self._sampling(_rows(rows, part, starts[part], counts[:size], drafting[part]))
+            counts = counts[size:]
 
-    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
+    def _sampling(self, rows: StepRows) -> StepRows:
+        """The last pass that catches up on these rows. A head computes all tokens of a row at bounds, which are where
+        the step before had them, and samples behind the last one that was right.
+        """
+        if rows.unchecked is None or not self.behind:
+            return rows
+        # Where there is less to compute, for lack of features, only the last one is, wherever that is.
+        apart = (rows.unchecked > 0) & (rows.counts > rows.unchecked)
+        parts = np.where(apart, rows.counts, 1)
+        number = np.where(apart.repeat(parts), numbers(parts), 0)
+        num_behind = np.where(apart.repeat(parts), parts.repeat(parts) - 1 - number, 0)
+        return StepRows(
+            rows.slots.repeat(parts),
+            rows.starts.repeat(parts) + number,
+            np.where(apart, 1, rows.counts).repeat(parts),
+            rows.samples.repeat(parts),
+            rows.output_indices.repeat(parts) - num_behind,
+            np.where(apart.repeat(parts), -1 - num_behind, rows.unchecked.repeat(parts)),
+        )
+
+    def follow(self, rows: StepRows) -> None:
+        """The target computes a step of these rows, and leaves what there is to read of it."""
+
+    def lose(self) -> None:
+        """The target computes a step that is not followed."""
+
+    def settle(self, rows: StepRows, accepted: Ints, stays: Ints | None = None) -> None:
         """A step is done.
 
         Args:
-            rows: the step's.
-            guessed: what was guessed for them, row after row.
-            chosen: what they sampled, row after row.
-
-        Returns:
-            [num_rows] how many of each row's guesses were right, up to the first that was not.
+            rows: the step's; where they begin does not matter.
+            accepted: [num_rows] how many of each row's guesses were right; see ``accepted_of``.
+            stays: [num_rows] of their slots when it began; None: nobody has taken any since.
         """
-        counts = num_guesses(rows)
-        accepted = _accepted(rows, counts, np.array(guessed, np.int64), chosen)
-        if not self.behind:
-            # A guess was computed when the one behind it was made: all but the last.
-            drafted = counts > 0
-            self.computed[rows.slots[drafted]] += np.minimum(accepted, counts - 1)[drafted]
-        full = self.computed[rows.slots] // self._block_size
-        before = self._full[rows.slots]
-        for row in (full > before).nonzero()[0].tolist():
-            slot = rows.slots[row]
-            self._filled[self._block_table[slot, before[row] : full[row]]] = True
-            self._full[slot] = full[row]
-        return accepted
+        counts, slots = num_guesses(rows), rows.slots
+        if stays is not None and not (stays == self.stays[slots]).all():
+            there = (stays == self.stays[slots]).nonzero()[0]
+            counts, slots, accepted = counts[there], slots[there], accepted[there]
+        self._settle(slots, counts, accepted)
+        self._at_bound[slots] = False
+        full = self.computed[slots] // self._block_size
+        before = self._full[slots]
+        for index in (full > before).nonzero()[0].tolist():
+            slot, which = slots[index], slice(before[index], full[index])
+            blocks = self._block_table[slot, which]
+            self._filled[blocks[self._times_given[blocks] == self._given[slot, which]]] = True
+            self._full[slot] = full[index]
+
+    def _settle(self, slots: Ints, counts: Ints, accepted: Ints) -> None:
+        """So many of the guesses of these slots were right."""
+        at_bound = self._at_bound[slots]
+        # A guess was computed when the one behind it was made: all but the last. A head computes them again.
+        more = np.minimum(accepted, np.maximum(counts - 1, 0)) if not self.behind else 0
+        self.computed[slots] += np.where(at_bound, accepted - counts, more)
 
 
 class HeadProgress(DraftProgress):
@@ -175,19 +237,28 @@ class HeadProgress(DraftProgress):
         self.computed[rows.slots] = np.maximum(self.computed[rows.slots], least)
         yield from super().passes(rows)
 
+    def follow(self, rows: StepRows) -> None:
+        """See ``DraftProgress.follow``."""
+        if self._forgets:
+            self._ends[:] = -1
+        self.firsts[rows.slots] = np.where(self.has_features(rows), self.firsts[rows.slots], rows.starts)
+        self._ends[rows.slots] = rows.starts + rows.counts
+
+    def lose(self) -> None:
+        """See ``DraftProgress.lose``: what there was to read may be overwritten."""
+        if self._forgets:
+            self._ends[:] = -1
+
     def has_features(self, rows: StepRows) -> npt.NDArray[np.bool_]:
         """[num_rows] whether there are features of the tokens up to a step's rows."""
         has: npt.NDArray[np.bool_] = self._ends[rows.slots] == rows.starts
         return has
 
-    def settle(self, rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
-        """See ``DraftProgress.settle``."""
-        accepted = super().settle(rows, guessed, chosen)
-        if self._forgets:
-            self._ends[:] = -1
-        self.firsts[rows.slots] = np.where(self.has_features(rows), self.firsts[rows.slots], rows.starts)
-        self._ends[rows.slots] = rows.starts + rows.counts - num_guesses(rows) + accepted
-        return accepted
+    def _settle(self, slots: Ints, counts: Ints, accepted: Ints) -> None:
+        wrong = counts - accepted
+        self.firsts[slots] -= np.where(self._at_bound[slots], wrong, 0)
+        self._ends[slots] = np.maximum(self._ends[slots] - wrong, -1)
+        super()._settle(slots, counts, accepted)
 
 
 def num_guesses(rows: StepRows) -> Ints:
@@ -195,8 +266,18 @@ def num_guesses(rows: StepRows) -> Ints:
     return np.maximum(rows.samples - 1, 0)
 
 
+def accepted_of(rows: StepRows, guessed: Sequence[int], chosen: Ints) -> Ints:
+    """[num_rows] how many of each row's guesses were right before the first that was not.
+
+    Args:
+        rows: of a step.
+        guessed: what was guessed for them, row after row.
+        chosen: what they sampled, row after row.
+    """
+    return _accepted(rows, num_guesses(rows), np.array(guessed, np.int64), chosen)
+
+
 def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints:
-    """[num_rows] how many of each row's guesses were right before the first that was not."""
     starts, first_samples = counts.cumsum() - counts, rows.samples.cumsum() - rows.samples
     checked = np.arange(len(guessed)) + (first_samples - starts).repeat(counts)
     # As if behind the last one there were another that was wrong.
@@ -208,4 +289,5 @@ def _accepted(rows: StepRows, counts: Ints, guessed: Ints, chosen: Ints) -> Ints
 
 
 def _rows(rows: StepRows, of: Ints, starts: Ints, counts: Ints, samples: Ints, number: int = 0) -> StepRows:
-    return StepRows(rows.slots[of], starts, counts, samples, rows.output_indices[of] + number)
+    unchecked = None if rows.unchecked is None else rows.unchecked[of]
+    return StepRows(rows.slots[of], starts, counts, samples, rows.output_indices[of] + number, unchecked)

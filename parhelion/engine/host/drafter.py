@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from parhelion.engine.drafts.progress import DraftProgress, num_guesses
+from parhelion.engine.drafts.progress import DraftProgress, accepted_of, num_guesses
 from parhelion.engine.host.batches import HostBatches
 from parhelion.engine.host.sampling import HostSampler, LanguageModel
 from parhelion.engine.kv_storage import KVCacheSize, allocate_kv_cache
@@ -138,8 +138,10 @@ class HostDrafter:
             states: what was wanted of the forward pass.
 
         Returns:
-            See ``DraftProgress.settle``.
+            See ``accepted_of``.
         """
-        accepted = self.progress.settle(rows, guessed, chosen)
+        accepted = accepted_of(rows, guessed, chosen)
+        self.progress.follow(rows)
+        self.progress.settle(rows, accepted)
         self._draft.learn(rows, rows.counts - num_guesses(rows) + accepted, states)
         return accepted

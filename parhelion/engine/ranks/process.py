@@ -145,9 +145,6 @@ def run_steps(road: Road, worker: StepExecutor, answers: bool, awaited: AwaitedT
         if before is not None:
             before.wait()
         before = pending
-        if step.plan.follows:
-            # Before the next one the draft model must know which of its guesses were right, as it does on rank 0.
-            before.wait()
 
 
 def _steps(road: Road, awaited: AwaitedTokens | None) -> Iterator[ExecuteStep]:
