@@ -298,3 +298,17 @@ def test_it_is_for_guesses_of_a_gpus_model_that_is_not_in_stages(folder: Path, o
         assert guesser.needs_tokens == (not on_gpu or pp > 1)
         guesser.begin_step(1, 1)
         assert guesser.plans_ahead == (guesser.is_resting or not guesser.needs_tokens)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_worker_may_go_on_with_another_cores_steps(folder: Path, draft: str, expected: dict[str, list[Any]]) -> None:
+    """These are counted from the first one again."""
+    first, watched = watched_core(folder, draft)
+    assert run(first, some_requests()) == expected
+    second, behind = watched_core(folder, draft)
+    alone = run(second, some_requests())
+    third, again = watched_core(folder, draft)
+    again._worker = watched._worker
+    assert run(third, some_requests()) == alone == expected
+    # What it has in its cache is no longer looked up, and all else is as in a new one.
+    assert again.guesses == behind.guesses

@@ -54,7 +54,7 @@ class Pending:
     """A step on its way; ``wait`` blocks until the device has got there.
 
     Args:
-        step: its number.
+        number: of the steps that were begun before it.
         rows: as they were planned, guesses in rows of their own.
         ids: [num_rows] on the host, that the device is writing.
         done: when it has.
@@ -65,7 +65,7 @@ class Pending:
 
     def __init__(
         self,
-        step: int,
+        number: int,
         rows: StepRows,
         ids: torch.Tensor,
         done: Event,
@@ -73,7 +73,7 @@ class Pending:
         draft: PendingDraft | None,
         wrong: WrongGuesses,
     ) -> None:
-        self.step = step
+        self.number = number
         self._rows = rows
         self._samples = samples_of(rows)
         self._ids = ids

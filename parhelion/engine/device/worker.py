@@ -135,6 +135,7 @@ class DeviceWorker:
             self._drafter = self._head_drafter(draft_model, features, size, sampler)
         elif draft_model is not None:
             self._drafter = self._model_drafter(draft_model, size, sampler)
+        self._num_begun = 0
         self._wrong = WrongGuesses(options.max_num_seqs)
         self._pending: deque[Pending] = deque()
         # Steps with guesses that the draft model has not been told the outcome of.
@@ -208,7 +209,7 @@ class DeviceWorker:
     def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Pending | StepResult:
         # Whoever planned it knows the outcome of these steps, on all ranks alike: what is made of it must not depend on
         # when a rank has waited for others.
-        self._settle(plan.step - plan.num_in_flight)
+        self._settle(self._num_begun - plan.num_in_flight)
         self._queue.write(self._take_admissions(plan, admitted))
         rows = rows_of(plan)
         asked = self._sampling.asked(rows.slots) if self._model.stage.is_last else 0
@@ -217,15 +218,16 @@ class DeviceWorker:
             plan, rows = self._put_right(plan, rows)
         pending, draft = self._hand_to_device(plan, rows, asked, wants_prompts)
         if draft is not None:
-            self._checks.append((plan.step, pending, draft))
+            self._checks.append((self._num_begun, pending, draft))
+        self._num_begun += 1
         if self._drafter is None or not plan.num_ahead:
             return pending
         return self._look_ahead(self._drafter, plan, rows, pending.wait())
 
     def _settle(self, before: int) -> None:
-        """Let the draft model know what was right of what it guessed in steps before this one; they are over."""
+        """Let the draft model know what was right of what it guessed in so many steps; they are over."""
         for pending in self._pending:
-            if pending.step < before:
+            if pending.number < before:
                 pending.wait()
         while self._checks and self._checks[0][0] < before:
             _, step, draft = self._checks.popleft()
@@ -234,7 +236,7 @@ class DeviceWorker:
 
     def _put_right(self, plan: StepPlan, rows: StepRows) -> tuple[StepPlan, StepRows]:
         """A plan and its rows where they begin indeed. Waits for the steps before it: the host must know as well."""
-        self._settle(plan.step)
+        self._settle(self._num_begun)
         off = self._wrong.off(rows).tolist()
         put_right = tuple(
             msgspec.structs.replace(row, start=row.start - less, output_index=row.output_index - less, unchecked=0)
@@ -282,7 +284,7 @@ class DeviceWorker:
         done = record_event(self._device)
         self._take_notes()
         stays = self._host_sampler.stays(rows)
-        self._pending.append(Pending(plan.step, rows, ids, done, stays, draft, self._wrong))
+        self._pending.append(Pending(self._num_begun, rows, ids, done, stays, draft, self._wrong))
         return self._pending[-1], draft
 
     def _take_notes(self) -> None:
