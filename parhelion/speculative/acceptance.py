@@ -18,6 +18,11 @@ _OTHERS = 8
 few wrong ones do not end it, and where they are not, the first one does.
 """
 
+_UNLIKELY = 1e-5
+"""How likely it must have been that so many first guesses in a row are wrong, of all requests together, for what was
+known to be given up: other texts have come. A share that only fades takes hundreds of guesses for that.
+"""
+
 
 @dataclass
 class Shares:
@@ -69,12 +74,28 @@ class Acceptance:
     def __init__(self) -> None:
         self.overall = Shares()
         self._own: dict[str, Shares] = {}
+        # First guesses that were wrong in a row, and the share of right ones that was known before them.
+        self._num_wrong = 0
+        self._share_before = 0.0
 
     def learn(self, request_id: str, guessed: int, accepted: int) -> None:
         """So many of a request's guesses were right, up to the first that was wrong."""
         own = self._own.get(request_id) or self._own.setdefault(request_id, self._expected())
         own.learn(guessed, accepted, _MEMORY)
+        self._doubt(accepted)
         self.overall.learn(guessed, accepted, _LONG_MEMORY)
+
+    def _doubt(self, accepted: int) -> None:
+        """Give up what is known of all requests if so many wrong guesses in a row contradict it."""
+        if accepted:
+            self._num_wrong = 0
+            return
+        if not self._num_wrong:
+            self._share_before = self.overall.first
+        self._num_wrong += 1
+        if (1 - self._share_before) ** self._num_wrong < _UNLIKELY:
+            self.overall.first = min(self.overall.first, 1 / (2 + self._num_wrong))
+            self.overall.later = min(self.overall.later, Shares().later)
 
     def of(self, request_id: str) -> Shares:
         """A request's own; before any guess was checked, between what one may hope for and what others had."""

@@ -120,3 +120,30 @@ def test_guesses_on_a_device_lose_nothing_to_steps_that_are_planned_ahead() -> N
         counts.append(count(drafting))
         assert drafting.plans_ahead != drafting.needs_tokens or drafting.is_resting
     assert counts == [0, 3]
+
+
+@pytest.mark.parametrize(("batch", "most_steps"), [(1, 8), (16, 2)])
+def test_what_is_known_is_given_up_when_wrong_guesses_in_a_row_contradict_it(batch: int, most_steps: int) -> None:
+    drafting = Drafting(3, 0.1, paced({(batch, 0): 1.0, (batch, 3 * batch): 1.05}))
+
+    def check(accepted: int, steps: int) -> None:
+        for _ in range(steps):
+            for number in range(batch):
+                drafting.learn(str(number), 3, accepted)
+
+    check(3, 100)
+    # As may happen by chance.
+    check(0, 2 if batch == 1 else 0)
+    assert count(drafting, batch) == 3
+    check(3, 20)
+    check(0, most_steps)
+    assert count(drafting, batch) == 0
+
+
+def test_guesses_that_are_often_wrong_as_they_were_before_contradict_nothing() -> None:
+    drafting = Drafting(3, 0.05, paced({(1, 0): 1.0, (1, 3): 1.05}))
+    for step in range(400):
+        # Two of three in a row are wrong.
+        drafting.learn("a", 3, 1 if step % 3 == 0 else 0)
+    assert drafting.acceptance.overall.first == pytest.approx(1 / 3, abs=0.05)
+    assert count(drafting) > 0
