@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,10 @@ import torch
 from parhelion import LLM, SamplingParams
 from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config, write_head_config
 from parhelion.types import RequestOutput, TokensPrompt
+
+
+GUESSES = ("ngram", "itself", "head", "another")
+"""Who guesses: n-grams, and draft models as ``guesses_against_plain`` says."""
 
 
 def graphs_against_eager(folder: Path, device: str) -> list[dict[str, Any]]:
@@ -97,7 +101,7 @@ def among_others(folder: Path, device: str) -> list[dict[str, Any]]:
 
 
 def guesses_against_plain(
-    folder: Path, device: str, ranks: Mapping[str, int] = MappingProxyType({})
+    folder: Path, device: str, ranks: Mapping[str, int] = MappingProxyType({}), which: Sequence[str] = GUESSES
 ) -> Iterator[dict[str, Any]]:
     """Greedy tokens in float32 with guesses, most of them right or most of them wrong, beside those without.
 
@@ -107,6 +111,7 @@ def guesses_against_plain(
     Args:
         folder: gets the models' configs.
         ranks: as of the engine: ``{"tp": 2}``.
+        which: of ``GUESSES``, in the order in which they are made.
     """
     # A head reads the states of three layers.
     deep = replace(TINY, num_hidden_layers=8)
@@ -129,8 +134,8 @@ def guesses_against_plain(
         "another": {"speculate": "draft", "draft_model": str(other), "num_speculative_tokens": 7},
     }
     found: dict[str, list[list[int]]] = {}
-    for way, more in ways.items():
-        with LLM(str(where), device=device, load_format="dummy", **options, **more) as llm:
+    for way in ("off", *which):
+        with LLM(str(where), device=device, load_format="dummy", **options, **ways[way]) as llm:
             found[way] = ids_of(llm.generate(prompts, greedy))
             stats = llm.stats()
         if way != "off":
