@@ -14,7 +14,6 @@ from parhelion import LLM, SamplingParams
 from parhelion.bench.compare.checkpoint import FP8_PER_TOKEN_CONFIG, TINY, write_config, write_head_config
 from parhelion.types import RequestOutput, TokensPrompt
 
-
 GUESSES = ("ngram", "itself", "head", "another")
 """Who guesses: n-grams, and draft models as ``guesses_against_plain`` says."""
 
