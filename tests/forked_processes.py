@@ -36,14 +36,19 @@ READ_LATE = frozenset(
         "GLOO_SOCKET_IFNAME",
         "GOMP_SPINCOUNT",
         "HELION_INTERPRET",
+        "KMP_DUPLICATE_LIB_OK",
+        "KMP_INIT_AT_FORK",
         "NCCL_SOCKET_IFNAME",
         "PARHELION_HOME",
         "PYTEST_CURRENT_TEST",
         "TMPDIR",
         "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     }
 )
-"""Variables that are not read while these modules are imported; of GOMP's only how long a thread waits depends."""
+"""Variables that are not read while these modules are imported. On GOMP's depends how long a thread waits; KMP's, which
+scikit-learn leaves behind, and the compilers' concern what is not imported yet, or never is."""
 
 _REPOSITORY = Path(__file__).parents[1]
 _SCRIPTS = tuple(str(_REPOSITORY / folder) + os.sep for folder in ("benchmarks", "parhelion/bench"))
