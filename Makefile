@@ -41,11 +41,12 @@ imports: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	@# Two processes share the cores: threads that wait for work must not keep a core busy meanwhile.
+	@# One process more than two cores have, for many tests wait for what they have started. Threads that wait for work
+	@# must not keep a core busy meanwhile.
 	@# Files are taken in the order of tests/conftest.py, the longest first.
 	@# Processes that tests start read compiled modules, also where the environment keeps Python from writing them.
 	@# Each compiles by itself: TorchInductor's own pool would be one more for each of them.
-	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

@@ -55,8 +55,11 @@ fi
 
 printf 'setup: installing parhelion[%s] into %s (minutes the first time)\n' "$EXTRAS" "$VENV"
 rm -f "$LOG"
-if "$VENV/bin/python" -m pip install --disable-pip-version-check --log "$LOG" -c constraints.txt -e ".[$EXTRAS]"; then
+# pip would compile what it installs on one core.
+if "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile --log "$LOG" -c constraints.txt -e ".[$EXTRAS]"; then
     rm -f "$LOG"
+    # Files that are for another Python do not compile, and need not.
+    "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
     exit 0
 fi
 

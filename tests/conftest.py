@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from parhelion.models.resolve import resolve_model
+from tests.forked_processes import forked_processes
 
 LONGEST = (
     "tuning/test_programs.py",
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     place = {folder / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_processes() -> Iterator[None]:
+    with forked_processes():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from hashlib import sha256
 from types import FunctionType
 from typing import Any
 
@@ -78,7 +79,7 @@ class OneTokenCompiler:
         key = tuple((call.contract, call.inputs, call.outputs) for call in calls)
         if key not in self._functions:
             options = {"guard_filter_fn": _guards_of_what_varies}
-            function = _with_own_code(_block_function(calls))
+            function = _with_own_code(_block_function(calls), sha256(repr(key).encode()).hexdigest()[:16])
             self._functions[key] = torch.compile(function, fullgraph=True, options=options)
         return OneTokenLayer(self._functions[key], tuple(w for call in calls for w in self._kept(call)))
 
@@ -112,9 +113,14 @@ def _guards_of_what_varies(guards: Sequence[Any]) -> list[bool]:
     return [not guard.name or guard.name in _VARYING for guard in guards]
 
 
-def _with_own_code(function: Function) -> Function:
-    """The function with a code object that no other function has: Dynamo keeps what it compiled by code object."""
-    code = function.__code__.replace(co_name="one_token_block")
+def _with_own_code(function: Function, kind: str) -> Function:
+    """The function with a code object that no other function has: Dynamo keeps what it compiled by code object.
+
+    Args:
+        kind: names what it computes. Under one name Dynamo would take the width of a draft model's blocks and that of
+            the model's for one number that varies, and compile for any width.
+    """
+    code = function.__code__.replace(co_name=f"one_token_block_{kind}")
     return FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
 
 

@@ -22,6 +22,7 @@ from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.server.app import create_app
 from parhelion.types import EngineStats, Prompt
 from tests.e2e.mixed_requests import PARAMS, PROMPTS, Tokens, tokens_of
+from tests.processes import wait_for_end
 
 LONG = SamplingParams(temperature=0, max_tokens=800, ignore_eos=True)
 """So long that all of some requests run at the same time, on a machine with other work too."""
@@ -309,4 +310,4 @@ def test_a_server_of_two_drains_and_leaves_nothing(patient_path: Path) -> None:
         answers = asyncio.run(ask_and_stop())
         assert [each.json()["usage"]["completion_tokens"] for each in answers] == [500] * 4
         assert server.process.wait(60) == 0
-    assert not any(child.is_running() for child in children)
+    wait_for_end(children, 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from parhelion import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingPar
 from parhelion.distributed.rendezvous import join, leave
 from parhelion.engine.connection import ProcessConnection
 from parhelion.engine.kv_storage import KVCacheSize
+from parhelion.engine.ranks import start
 from parhelion.engine.ranks.processes import RankProcesses
 from parhelion.errors import CheckpointError, ConfigError, EngineDeadError
 from parhelion.ops.launching import BUCKETS
@@ -248,7 +250,8 @@ def test_a_rank_that_ends_before_it_joins_is_not_waited_for(
     monkeypatch.undo()
 
 
-def test_a_rank_that_says_nothing_is_given_up_and_ended(tiny_path: Path) -> None:
+def test_a_rank_that_says_nothing_is_given_up_and_ended(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "RANK_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
     ranks = RankProcesses(config_of(tiny_path), tiny_path, hello_timeout_s=0.01)
     processes = [psutil.Process(pid) for pid in ranks.pids.values()]
     with pytest.raises(EngineDeadError, match=r"rank 1 on .* said nothing for 0.01 s"):
