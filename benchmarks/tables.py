@@ -26,6 +26,7 @@ from gpu_step_tables import siblings_table, step_trace_table
 from lm_head_table import lm_head_table
 from plan_check import plan_check_table
 from pp_tables import pp_table
+from tp_draws import draws_table
 from tp_tables import tp_speed_table, tp_sums_table
 
 from parhelion.bench.report import format_figure
@@ -342,6 +343,7 @@ TABLES: Mapping[str, Callable[[bytes], str]] = {
     "h200x2_pp": pp_table,
     "h200x2_tp": tp_speed_table,
     "h200x2_sums": tp_sums_table,
+    "h200x2_draws": draws_table,
     "three_corners": lambda content: corners_table(content, RESULTS),
     "ops_and_targets": providers_table,
 }

@@ -1,8 +1,9 @@
 """Whether ranks draw tokens quicker by telling each other a few numbers a row, or all logits.
 
 Both are estimates of the planner's kind: the links' model for what is exchanged, so many microseconds a launch, and
-bytes over the device's bandwidth for what is computed. Nothing of it is measured but what the pack says of the draw
-from all logits.
+bytes over the device's bandwidth for what is computed. The draw from all logits takes what the pack says; the figures
+of the others are fitted to what was measured on two H200s (``benchmarks/h100x2_tp.py --only draws``), from 1 to 64
+rows.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Work:
 
     Attributes:
         numbers: of 4 bytes that a rank tells of each row at first.
-        launches: of operators.
-        bytes_per_logit: that they read and write for each of a rank's logits of 16 bits.
+        launches: of operators, counted.
+        bytes_per_logit: of a rank's, over the device's bandwidth the time that each of them adds.
         sums: messages that add up how many tokens, or what mass, there are at each of 256 digits.
     """
 
@@ -45,11 +46,14 @@ class Work:
 
 WORK = MappingProxyType(
     {
-        Among.FEW: Work(numbers=MOST_CANDIDATES + 1, launches=100, bytes_per_logit=16, sums=0),
-        Among.ALL: Work(numbers=1, launches=57, bytes_per_logit=60, sums=0),
-        Among.ANY: Work(numbers=1, launches=270, bytes_per_logit=1000, sums=8),
+        Among.FEW: Work(numbers=MOST_CANDIDATES + 1, launches=100, bytes_per_logit=130, sums=0),
+        Among.ALL: Work(numbers=1, launches=57, bytes_per_logit=105, sums=0),
+        Among.ANY: Work(numbers=1, launches=270, bytes_per_logit=1400, sums=8),
     }
 )
+
+OPERATOR_US = 2.0
+"""Of each of those launches."""
 
 _SUM_BYTES = 256 * 8
 """Of a row."""
@@ -91,7 +95,7 @@ class SamplingModel:
         messages = self._told_us(num_rows * 4 * work.numbers) + 2 * self._told_us(num_rows * 8)
         messages += work.sums * self.link.all_reduce_us(num_rows * _SUM_BYTES, self.num_ranks)
         own_logits = num_rows * -(-self.vocab_size // self.num_ranks)
-        return messages + work.launches * LEAST_US + self._memory_us(own_logits * work.bytes_per_logit)
+        return messages + work.launches * OPERATOR_US + self._memory_us(own_logits * work.bytes_per_logit)
 
     def gathered_us(self, num_rows: int) -> float:
         """By each rank from all logits, which it is told, puts side by side and widens."""

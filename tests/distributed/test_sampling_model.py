@@ -82,8 +82,9 @@ def test_the_documents_say_what_the_model_does_for_two_to_eight_h200s() -> None:
 
 def test_slower_links_and_more_ranks_are_for_candidates() -> None:
     by_link = [model_of(link, 4).least_rows(Among.FEW) for link in (SLOW, network(50), H100.link)]
-    assert by_link == sorted(by_link)
-    assert 0 < by_link[0] < by_link[-1]
+    # The last of them is never the quicker way.
+    assert 0 < by_link[0] < by_link[1]
+    assert by_link[2] == -1
     gains = [
         model.gathered_us(256) - model.shared_us(256, Among.FEW)
         for model in (model_of(H100.link, n) for n in (2, 4, 8))

@@ -47,6 +47,16 @@ def test_a_block_of_which_the_other_was_not_measured_says_nothing():
         assert quickest([APART, TOGETHER], 1, KnownTimes(alone, known)) == 1
 
 
+def test_sums_must_be_well_below_where_one_of_two_blocks_was_measured():
+    def time_us(contract: Contract, num_tokens: int) -> float | None:
+        return {NORM: 2.0, QUANTIZE: 2.0, BOTH: 3.9 if num_tokens == 1 else 3.8}[contract]
+
+    assert quickest([APART, TOGETHER], 1, KnownTimes(time_us)) == 1
+    for known in ({APART: 6.0}, {TOGETHER: 5.9}):
+        assert quickest([APART, TOGETHER], 1, KnownTimes(time_us, known)) == 0
+        assert quickest([APART, TOGETHER], 2, KnownTimes(time_us, known)) == 1
+
+
 def test_blocks_are_enough_without_any_times_of_launches():
     assert quickest([APART, TOGETHER], 1, KnownTimes(blocks={APART: 4.0, TOGETHER: 3.0})) == 1
 
