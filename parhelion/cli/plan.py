@@ -9,6 +9,7 @@ import typer
 
 from parhelion.cli.output import print_json, print_note, stdout
 from parhelion.config import Quantization
+from parhelion.distributed.collectives import NETWORK_GB_S
 from parhelion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def plan(
     output_len: Annotated[int, typer.Option(help="Tokens of an answer.")] = 128,
     tp: Annotated[int | None, typer.Option(help="Only layouts in which so many ranks share each layer.")] = None,
     pp: Annotated[int | None, typer.Option(help="Only layouts with so many pipeline stages.")] = None,
-    network: Annotated[float, typer.Option(help="GB/s of each GPU between nodes, one direction.")] = 50.0,
+    network: Annotated[float, typer.Option(help="GB/s of each GPU between nodes, one direction.")] = NETWORK_GB_S,
     pack: Annotated[str, typer.Option(help="Kernel times: a pack's name or path, auto, or off for floors.")] = "auto",
     untuned: Annotated[bool, typer.Option("--untuned", help="The pack's times of what serves without a pack.")] = False,
     max_num_seqs: Annotated[int, typer.Option(help="Requests of a replica at once, at most.")] = 256,

@@ -16,6 +16,9 @@ from parhelion.errors import ConfigError
 LINK_FRACTION = 0.63
 """Of a link's datasheet bandwidth that large messages get: NCCL's sum of 256 MiB between two H200s, 284 of 450 GB/s."""
 
+NETWORK_GB_S = 50.0
+"""Of each GPU between nodes, where nobody says: 400 Gb/s."""
+
 
 @dataclass(frozen=True)
 class Protocol:

@@ -162,15 +162,20 @@ def preset(name: str) -> DevicePreset:
     raise ConfigError(f"there is no device {name!r}; there are {known}, and the devices of packs by the packs' names")
 
 
+def preset_of(device: str) -> DevicePreset | None:
+    """The preset of a device by the name that its driver gives it, if there is one."""
+    return next((each for each in PRESETS if each.device == device), None)
+
+
 def device_of_pack(mark: Fingerprint) -> DevicePreset:
     """What a pack was measured on: the preset of that device, or one of its target with the pack's own figures.
 
     Raises:
         ConfigError: no preset has its target.
     """
-    for each in PRESETS:
-        if each.device == mark.device:
-            return each
+    known = preset_of(mark.device)
+    if known is not None:
+        return known
     for each in PRESETS:
         if each.target == mark.target:
             bandwidth = mark.bandwidth or each.ceilings.bandwidth

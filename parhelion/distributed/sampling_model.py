@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 import torch
 
-from parhelion.distributed.collectives import Link, network
-from parhelion.distributed.devices import PRESETS
+from parhelion.distributed.collectives import NETWORK_GB_S, Link, network
+from parhelion.distributed.devices import preset_of
 from parhelion.distributed.group import Group
 from parhelion.distributed.kernel_times import LEAST_US, REACHED
 from parhelion.distributed.sampling import MOST_CANDIDATES, Among
@@ -22,9 +22,6 @@ from parhelion.ops.collectives.machines import why_not_one_machine
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.platform.device import device_name
-
-NETWORK_GB_S = 50.0
-"""Of each GPU between machines, as the planner takes it where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +144,8 @@ def crossover(vocab_size: int, group: Group, dtype: torch.dtype, resolver: Resol
 
 def sampling_model(vocab_size: int, num_ranks: int, dtype: torch.dtype, resolver: Resolver) -> SamplingModel | None:
     """Of the resolver's device, if a preset is of its kind."""
-    name = device_name(resolver.device)
-    for each in PRESETS:
-        if each.device == name:
-            link = each.link if why_not_one_machine() is None else network(NETWORK_GB_S)
-            bandwidth = each.ceilings.bandwidth
-            return SamplingModel(vocab_size, num_ranks, dtype.itemsize, bandwidth, link, resolver)
-    return None
+    known = preset_of(device_name(resolver.device))
+    if known is None:
+        return None
+    link = known.link if why_not_one_machine() is None else network(NETWORK_GB_S)
+    return SamplingModel(vocab_size, num_ranks, dtype.itemsize, known.ceilings.bandwidth, link, resolver)

@@ -421,8 +421,11 @@ def _build_options(
 
 
 def _can_exchange(found: ModelConfig, arithmetic: Arithmetic, resolver: Resolver, group: Group) -> bool:
-    """Whether ranks can hand each other rows inside kernels, which is prepared then: never in the middle of a step."""
-    if group.is_alone or resolver.device.type == "cpu" or arithmetic.dtype.itemsize != 2:
+    """Whether ranks can hand each other rows inside kernels, if any does so; it is prepared then, never in the middle
+    of a step.
+    """
+    has_none = group.is_alone or resolver.device.type == "cpu" or arithmetic.fusion == "plain"
+    if has_none or arithmetic.dtype.itemsize != 2:
         return True
     why_not = why_no_exchange(resolver.device, group.size, found.hidden_size)
     if why_not is not None:

@@ -26,7 +26,7 @@ from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.head_calls import tuned_head
 from parhelion.tuning.jobs import Request
 from parhelion.tuning.model_calls import head_ways, layer_ways, tuned_model
-from parhelion.tuning.plan import PlannedRow, make_plan
+from parhelion.tuning.plan import Plan, PlannedRow, make_plan
 from parhelion.tuning.programs import plain
 from parhelion.tuning.step_choices import STEP_S
 from parhelion.tuning.step_tuning import StepJob, StepResult
@@ -108,6 +108,26 @@ def block_times(pack: Pack | None) -> dict[int, float]:
     return {keys.index(each.contracts): each.time_us for each in pack.blocks}
 
 
+def tuned_alone(folder: Path) -> Pack:
+    """The model by itself, its blocks measured."""
+    steps = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
+    pack = World(folder, rows_of(), sums(37.0, 35.0, 31.4)).tune(step_tuner=steps, effort="quick").pack
+    assert pack is not None
+    return pack
+
+
+def tuned_behind(alone: Pack, folder: Path, plan: Plan, blocks: Blocks) -> TuneResult:
+    """A plan into the same folder. What serves would be the slowest of all if it were asked for again."""
+    serving = [row.best.config for row in alone.rows]
+    again = World(
+        folder,
+        plan.rows,
+        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
+        model=plan.model,
+    )
+    return again.tune(step_tuner=blocks, effort="quick")
+
+
 def test_the_way_whose_block_was_quicker_serves_although_its_sum_is_larger(tmp_path: Path):
     blocks = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
     result = tuned(tmp_path, blocks, sums(37.0, 35.0, 31.4))
@@ -121,22 +141,12 @@ def test_the_way_whose_block_was_quicker_serves_although_its_sum_is_larger(tmp_p
 
 
 def test_rows_that_fewer_ranks_share_stay_as_they_are_and_so_do_the_times_of_their_blocks(tmp_path: Path):
-    first = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4))
-    alone = first.tune(step_tuner=Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4}), effort="quick").pack
-    assert alone is not None
+    alone = tuned_alone(tmp_path)
     model = tuned_model("qwen3-0.6b", "fp8_per_token", 2)
     plan = make_plan(model, SM_90, refused, sizes=(1,))
     ways = layer_ways(model, SM_90)
     blocks = Blocks({FUSED: 17.0, FEWER: 19.0, SINGLE: 18.0})
-    # What serves was the slowest of all if it were asked for again.
-    serving = [row.best.config for row in alone.rows]
-    again = World(
-        tmp_path,
-        plan.rows,
-        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
-        model=model,
-    )
-    shared = again.tune(step_tuner=blocks, effort="quick")
+    shared = tuned_behind(alone, tmp_path, plan, blocks)
     assert shared.pack is not None
     own = {row.contract.key() for row in plan.rows}
     before = {row.contract: row for row in alone.rows}
@@ -160,21 +170,11 @@ def test_rows_that_fewer_ranks_share_stay_as_they_are_and_so_do_the_times_of_the
 
 
 def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Path):
-    steps = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
-    alone = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(step_tuner=steps, effort="quick").pack
-    assert alone is not None
+    alone = tuned_alone(tmp_path)
     model = tuned_model("qwen3-0.6b", "fp8_per_token", lm_head_quantization="fp8")
     plan = make_plan(model, SM_90, refused, sizes=(1,))
-    # What serves was the slowest of all if it were asked for again.
-    serving = [row.best.config for row in alone.rows]
-    again = World(
-        tmp_path,
-        plan.rows,
-        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
-        model=model,
-    )
     blocks = Blocks({})
-    both = again.tune(step_tuner=blocks, effort="quick")
+    both = tuned_behind(alone, tmp_path, plan, blocks)
     assert both.pack is not None
     assert blocks.jobs == []
     assert (both.pack.blocks, len(alone.blocks)) == (alone.blocks, 3)
@@ -191,22 +191,12 @@ def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Pat
 
 
 def test_a_draft_heads_rows_are_added_and_what_its_target_calls_stays(tmp_path: Path):
-    steps = Blocks({FUSED: 30.2, FEWER: 33.0, SINGLE: 30.4})
-    alone = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(step_tuner=steps, effort="quick").pack
-    assert alone is not None
+    alone = tuned_alone(tmp_path)
     config = {"hidden_size": 1024, "vocab_size": 151936, "target_hidden_size": 1024, "rms_norm_eps": 1e-6}
     head = tuned_head(str(write_head(tmp_path / "mine", ORIGINAL_JSON | config)))
     plan = make_plan(head, SM_90, refused, sizes=(1,))
-    # What serves was the slowest of all if it were asked for again.
-    serving = [row.best.config for row in alone.rows]
-    again = World(
-        tmp_path,
-        plan.rows,
-        lambda contract, size, provider, config: 9.0 if plain(config) in serving else 2.0,
-        model=head,
-    )
     blocks = Blocks({})
-    both = again.tune(step_tuner=blocks, effort="quick")
+    both = tuned_behind(alone, tmp_path, plan, blocks)
     assert both.pack is not None
     assert blocks.jobs == []
     assert (both.pack.blocks, len(alone.blocks)) == (alone.blocks, 3)
