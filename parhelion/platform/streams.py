@@ -102,6 +102,8 @@ def mark(device: torch.device) -> Mark:
     return _GpuMark() if device.type == "cuda" else _CpuMark()
 
 
-def pinned(size: int, device: torch.device) -> torch.Tensor:
-    """[size] int32 on the host, page-locked if the device is a GPU, so that copies need not wait."""
-    return torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+def pinned(size: int, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """[size] zeros on the host, page-locked if the device is a GPU, so that copies need not wait. A copy between two
+    dtypes is two: the device converts first.
+    """
+    return torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")

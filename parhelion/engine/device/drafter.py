@@ -83,7 +83,7 @@ class DeviceDrafter:
             outputs = self._runner.run(self._step, bucket, Mode.DRAW if mode is Mode.HOST else mode)
             num_tokens += int(each.counts.sum())
             if packed.samples.any():
-                ids = pinned(bucket.num_rows, self._device)
+                ids = pinned(bucket.num_rows, self._device, outputs.token_ids.dtype)
                 ids.copy_(outputs.token_ids, non_blocking=True)
                 guesses.append((packed, ids))
         return PendingDraft(rows, guesses, num_tokens, (began, mark(self._device)), self.progress)

@@ -101,7 +101,7 @@ class Pending:
     def _read(self) -> StepResult:
         if self._rows.unchecked is not None:
             self._samples = _moved(self._samples, self._wrong.off(self._rows))
-        self._chosen = self._ids.numpy()[self._samples.rows].astype(np.int64)
+        self._chosen = self._ids.numpy()[self._samples.rows]
         drafted = None
         if self._draft is not None:
             drafted = self._draft.read(self._wrong.by_slot)

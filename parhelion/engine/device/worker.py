@@ -279,7 +279,7 @@ class DeviceWorker:
             return NOTHING, None
         if mode is Mode.HOST or wants_prompts:
             return self._finish_on_host(plan, rows, bucket, outputs, mode, draft), draft
-        ids = pinned(bucket.num_rows, self._device)
+        ids = pinned(bucket.num_rows, self._device, outputs.token_ids.dtype)
         ids.copy_(outputs.token_ids, non_blocking=True)
         done = record_event(self._device)
         self._take_notes()
