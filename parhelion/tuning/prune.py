@@ -62,7 +62,7 @@ def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
 
 def algorithm(config: Any) -> object:
     """Which of an op's algorithms a config is for: the same for all where it has one. GEMMs are told apart by tiles."""
-    return getattr(config, "on_matrix_unit", False)
+    return getattr(config, "on_matrix_unit", False), getattr(config, "lookup_ahead", True)
 
 
 def kept(candidates: Sequence[Any], count: int, always: Sequence[Any]) -> list[Any]:

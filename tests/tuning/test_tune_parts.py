@@ -34,7 +34,7 @@ from parhelion.tuning.model_calls import NUM_LAYERS, head_ways, layer_contracts,
 from parhelion.tuning.model_contracts import contracts_of
 from parhelion.tuning.model_shapes import MODEL_SHAPES
 from parhelion.tuning.neighbours import neighbours
-from parhelion.tuning.passes import EFFORTS
+from parhelion.tuning.passes import EFFORTS, FIRST_OF_OTHERS
 from parhelion.tuning.plan import COMPILING_SIZES, MOST_SAMPLED, PlannedRow, grouped, make_plan, refuses
 from parhelion.tuning.programs import Program
 from parhelion.tuning.prune import algorithm, gemm_of, kept, predicted_us, ranked, spread, why_dropped
@@ -285,7 +285,24 @@ def test_neighbours_of_other_ops_are_its_candidates_that_differ_in_one_field():
 
 def test_algorithms_take_turns():
     found = ranked(WeightOnlyMv(4096, 6144), 1, SM_90)
-    assert [algorithm(config) for config in found[:6]] == [False, True] * 3
+    assert [config.on_matrix_unit for config in found[:6]] == [False, True] * 3
+
+
+@pytest.mark.parametrize("bucket", [1, 16, 256])
+def test_ways_to_look_block_numbers_up_take_turns_and_the_deepest_pipelines_are_among_the_first(bucket: int):
+    attention = FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6)
+    found = ranked(attention, bucket, SM_90)
+    assert [algorithm(config) for config in found[:6]] == [(False, True), (False, False)] * 3
+    in_iteration = [config for config in found[: 2 * FIRST_OF_OTHERS] if not config.lookup_ahead]
+    assert len(in_iteration) == FIRST_OF_OTHERS
+    assert all(config.programmatic and config.ahead == 64 for config in in_iteration)
+    for name, values in {
+        "decode_stages": {5, 7},
+        "decode_warps": {4, 8},
+        "programs": {64, 128},
+        "prefetched": {0, 64},
+    }.items():
+        assert {getattr(config, name) for config in in_iteration} == values
 
 
 def test_distance_counts_doublings_and_knows_no_way_to_another_dtype():

@@ -62,6 +62,7 @@ def rope_attention_decode(
     programmatic: hl.constexpr,
     ahead: hl.constexpr,
     prefetched: hl.constexpr,
+    lookup_ahead: hl.constexpr,
     kv_tile: hl.constexpr,
 ) -> None:
     """Split s of row r, which is token r.
@@ -79,6 +80,7 @@ def rope_attention_decode(
             two, or 0. What earlier steps left in the cache changes no more.
         prefetched: how many of the keys behind those, with their values, it asks for meanwhile, so that they are in the
             L2 cache by then; a power of two, or 0, which it must be unless ``programmatic``.
+        lookup_ahead: a tile's block numbers are loaded while the tile before it is computed, not when its keys are.
         kv_tile: keys of a tile; None leaves it to the config.
     """
     num_rows, num_splits, num_kv_heads, group = lse.size()
@@ -168,13 +170,16 @@ def rope_attention_decode(
             l = torch.sum(early_p, -1)
             acc = dot(early_p.to(early_value.dtype), early_value)
             later = torch.minimum(begin + ahead, old_end)
-        # The blocks of the next tile are found while this one is computed: Triton gives loads by way of a load that is
-        # made in the same iteration only half of the pipeline.
-        tokens = later + hl.arange(keys)
-        block = hl.load(block_table, [row, block_of(tokens, block_size)], extra_mask=tokens < old_end)
+        # Triton gives loads by way of a load that is made in the same iteration only half of the pipeline. One that is
+        # made in the iteration before and carried to this one is not pipelined: every iteration waits for it.
+        if lookup_ahead:
+            tokens = later + hl.arange(keys)
+            block = hl.load(block_table, [row, block_of(tokens, block_size)], extra_mask=tokens < old_end)
         for tile_t in hl.tile(later, old_end, block_size=keys):
             token = tile_t.begin + hl.arange(keys)
             is_old = token < old_end
+            if not lookup_ahead:
+                block = hl.load(block_table, [row, block_of(token, block_size)], extra_mask=is_old)
             at = block.to(torch.int64) * (block_size * per_token)
             at = at + (place_in_block(token, block_size) * per_token + own_head)
             old = at[:, None] + dim[None, :]
@@ -188,8 +193,9 @@ def rope_attention_decode(
             l = l * alpha + torch.sum(p, -1)
             acc = dot(p.to(old_value.dtype), old_value, acc * alpha[:, None])
             m = new_m
-            after = tile_t.end + hl.arange(keys)
-            block = hl.load(block_table, [row, block_of(after, block_size)], extra_mask=after < old_end)
+            if lookup_ahead:
+                after = tile_t.end + hl.arange(keys)
+                block = hl.load(block_table, [row, block_of(after, block_size)], extra_mask=after < old_end)
         # Behind the loop: before it, Helion would have its loads wait for the store, one after the other.
         if owns & (slot >= 0):
             # Slots are int64, and so is all that follows from them: a cache may have more than 2^31 elements.

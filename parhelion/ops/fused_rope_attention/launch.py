@@ -49,12 +49,16 @@ class RopeAttentionConfig(AttentionConfig):
         ahead: keys and values that a program for single tokens reads before it waits for its predecessor; a power of
             two, or 0.
         prefetched: keys and values behind those that it asks for meanwhile; a power of two, or 0.
+        lookup_ahead: a program for single tokens looks the block numbers of a tile of keys up while it computes the
+            tile before, and waits for them there; else it does so in the iteration that reads the keys, and Triton
+            pipelines both: it takes two stages more for one more tile on its way.
         heads_first: neighbouring programs take neighbouring key heads of a row, not one head of neighbouring rows.
         rope_heads, rope_warps: of the first half where it is launched by itself: heads and warps of a program.
     """
 
     ahead: int = 0
     prefetched: int = 0
+    lookup_ahead: bool = True
     heads_first: bool = False
     rope_heads: int = 8
     rope_warps: int = 2
@@ -98,7 +102,27 @@ def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) ->
         return varied(usual, PROMPT_CHOICES)
     # What is found there is launched among others: where launches overlap, it is sought as it will run.
     sought = replace(usual, programmatic=True, ahead=64) if target.programmatic else usual
-    tokens = usual.decode_tokens
+    return list(dict.fromkeys([usual, *_deep(sought), *_shallow(sought)]))
+
+
+def _deep(sought: RopeAttentionConfig) -> list[RopeAttentionConfig]:
+    """With block numbers looked up when keys are read, and stages for two or three tiles on their way. An even number
+    of stages makes the same code as one less.
+    """
+    prefetched = 64 if sought.programmatic else 0
+    deep = replace(sought, lookup_ahead=False, prefetched=prefetched, programs=128, decode_warps=8, decode_stages=5)
+    choices: dict[str, tuple[Any, ...]] = {
+        "prefetched": (prefetched, 0),
+        "programs": (128, 64),
+        "decode_warps": (8, 4),
+        "decode_stages": (5, 7),
+    }
+    return [each for each in varied(deep, choices) if each.decode_warps == 8 or each.decode_stages == 5]
+
+
+def _shallow(sought: RopeAttentionConfig) -> list[RopeAttentionConfig]:
+    """With a short pipeline, and block numbers that are carried from tile to tile."""
+    tokens = sought.decode_tokens
     choices: dict[str, tuple[Any, ...]] = {
         "programs": (64, 128, 256, 512),
         "decode_warps": (2, 4, 8),
@@ -106,7 +130,7 @@ def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) ->
         "heads_first": (False, True),
         "decode_tokens": (max(16, tokens // 2), tokens),
     }
-    return list(dict.fromkeys([usual, *varied(sought, choices)]))
+    return varied(sought, choices)
 
 
 def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
@@ -153,7 +177,8 @@ def launch(
         query, _ = launch_rope(rope, run, heads, *inputs, cos_sin, *weights)
     if has_siblings(batch):
         slots, out = kv_cache.view(-1, *kv_cache.shape[2:]), torch.empty_like(query)
-        parts, lse = decode_siblings(contract.attention, run, config, query, slots, batch, out)
+        carrying = _carrying_as_many(config)
+        parts, lse = decode_siblings(contract.attention, run, carrying, query, slots, batch, out)
         return *_combined(contract, run, config, parts, lse, batch), kv_cache
     out = launch_attention(contract.attention, run, config, query, kv_cache, batch)
     return *_quantized(contract, run, config, out), kv_cache
@@ -216,6 +241,7 @@ def _decode(
         config.programmatic,
         config.ahead,
         config.prefetched if config.programmatic else 0,
+        config.lookup_ahead,
         None,
     )
     return _combined(c, run, config, parts, lse, batch)
@@ -264,6 +290,11 @@ def _quantized(contract: FusedRopeAttention, run: Runner, config: RopeAttentionC
 
 def _row_config(contract: FusedRopeAttention, num_tokens: int) -> KernelConfig:
     return row_config(contract.num_heads * contract.head_dim, num_tokens)
+
+
+def _carrying_as_many(config: RopeAttentionConfig) -> RopeAttentionConfig:
+    """For the program of rows with siblings, which looks block numbers up ahead: stages for as many tiles."""
+    return config if config.lookup_ahead else replace(config, decode_stages=1 + (config.decode_stages - 1) // 2)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -77,18 +78,22 @@ def test_mixed_rows_agree_with_the_reference(contract: FusedRopeAttention, query
     assert_agrees(contract, poisoned(contract, query_lens, seq_lens))
 
 
-@pytest.mark.parametrize("ahead", [0, 32, 64])
+@pytest.mark.parametrize(
+    ("ahead", "lookup_ahead"), [(0, True), (32, True), (64, True), (0, False), (64, False)], ids=str
+)
 @pytest.mark.parametrize("programs", [1, 64])
 @pytest.mark.parametrize("contract", [SMALL, VARIANTS[2], VARIANTS[4], *QUANTIZED], ids=str)
-def test_tiles_and_splits_add_up_to_all_keys(contract: FusedRopeAttention, programs: int, ahead: int):
+def test_tiles_and_splits_add_up_to_all_keys(
+    contract: FusedRopeAttention, programs: int, ahead: int, lookup_ahead: bool
+):
     usual = launch_module(contract.name).default_config(contract, 4, gemm_target("sm_90"))
-    config = replace(usual, programs=programs, ahead=ahead)
+    config = replace(usual, programs=programs, ahead=ahead, lookup_ahead=lookup_ahead)
 
     def interpret_in_tiles_of_16(kernel: Any, config: Any, *arguments: Any) -> Any:
         tiles = (16,) if kernel.endswith("rope_attention_decode") else arguments[-1:]
         return interpret(kernel, config, *arguments[:-1], *tiles)
 
-    inputs = poisoned(contract, [1, 1, 1, 1], [127, 5, 64, 65])
+    inputs = poisoned(contract, [1] * 5, [127, 0, 1, 64, 65])
     assert_agrees(contract, inputs, lambda *x: launch(contract, interpret_in_tiles_of_16, config, *x))
 
 
@@ -129,6 +134,31 @@ def test_rows_of_another_sequence_are_no_siblings_for_being_a_token_further():
     batch = inputs[4]
     batch.block_table[1, :3] = batch.block_table[0, :3]
     assert_agrees(SMALL, inputs)
+
+
+@pytest.mark.parametrize(("stages", "tiles"), [(3, 1), (4, 1), (5, 2), (7, 3)])
+def test_the_program_for_siblings_has_as_many_tiles_on_their_way_though_it_looks_blocks_up_ahead(
+    stages: int, tiles: int
+):
+    usual = launch_module(SMALL.name).default_config(SMALL, 4, gemm_target("sm_90"))
+    stages_of = {}
+
+    def run(kernel: str, config: Any, *arguments: Any) -> None:
+        stages_of[kernel.rpartition(".")[2]] = config.num_stages
+
+    config = replace(usual, decode_stages=stages, lookup_ahead=False)
+    launch(SMALL, run, config, *with_siblings(SMALL, [(70, 2)] * 5))
+    launch(SMALL, run, config, *poisoned(SMALL, [1, 1], [70, 5]))
+    assert stages_of["paged_attention_siblings"] == 1 + tiles
+    assert stages_of["rope_attention_decode"] == stages
+
+
+def test_a_config_that_was_written_before_there_was_the_choice_looks_block_numbers_up_ahead():
+    module = launch_module(SMALL.name)
+    config = module.default_config(SMALL, 4, gemm_target("sm_90"))
+    written = msgspec.to_builtins(config)
+    del written["lookup_ahead"]
+    assert msgspec.convert(written, module.Config) == config
 
 
 def launched(contract: FusedRopeAttention, query_lens: list[int], programs: int) -> list[str]:
