@@ -30,7 +30,15 @@ from parhelion.tuning.seeds import SeedBank
 from parhelion.tuning.settled import settled, standing
 from parhelion.tuning.step_choices import StepChoices, StepTuner
 from parhelion.tuning.target import Target
-from parhelion.tuning.tuned_pack import PackFacts, read_before, source_hashes_of, tuned_pack, versions, write
+from parhelion.tuning.tuned_pack import (
+    PackFacts,
+    held_back,
+    read_before,
+    source_hashes_of,
+    tuned_pack,
+    versions,
+    write,
+)
 
 REFINE_SHARE = 0.82
 """Of the budget, until when rows are tuned by themselves; the rest is for tuning steps."""
@@ -188,15 +196,15 @@ def tune(
             programs = BuiltPrograms(ahead, journal, target, elapsed)
             facts = facts_of(plan.model, (row.contract for row in plan.rows), fingerprint, options.command)
 
-            def save(choices: StepChoices | None) -> Pack | None:
+            def save(choices: StepChoices | None) -> tuple[Pack | None, int]:
                 served, own = _built_to_serve(open_rows, programs)
                 if not served:
-                    return None
+                    return None, 0
                 ledger = msgspec.structs.replace(_ledger(journal), launch_us=_launch_us(timer, own))
                 # Asked now: building may have shown that something cannot serve.
                 blocks = () if choices is None else choices.blocks()
                 made = tuned_pack(pack_name(options.output), facts, served, own, ledger, blocks, beside)
-                return write(made, before, options.output)
+                return write(made, before, options.output), len(held_back(made.pack, there))
 
             session = _Session(plan, open_rows, beside, programs, journal, options, progress, elapsed, save)
             session.say_what_stays(len(of_others), len(left))
@@ -295,7 +303,7 @@ class _Session:
         options: TuneOptions,
         progress: Callable[[TuneProgress], None],
         elapsed: Callable[[], float],
-        save: Callable[[StepChoices | None], Pack | None],
+        save: Callable[[StepChoices | None], tuple[Pack | None, int]],
     ) -> None:
         self._plan = plan
         self._rows = rows
@@ -329,8 +337,8 @@ class _Session:
             interrupted = True
             self._programs.cancel()
             self._notes.append("it was interrupted; the same command goes on from here")
-        pack = self._save(self._choices)
-        self._say_what_is_missing(pack)
+        pack, num_held_back = self._save(self._choices)
+        self._say_what_is_missing(pack, num_held_back)
         return TuneResult(pack, tuple(self._rows), tuple(self._notes), interrupted)
 
     def _run(self, timer: Timer, step_tuner: StepTuner | None, helion_search: HelionSearch | None) -> None:
@@ -392,9 +400,14 @@ class _Session:
         passes.ask(strategy.configs)
         self._notes += strategy.notes(self._rows)
 
-    def _say_what_is_missing(self, pack: Pack | None) -> None:
+    def _say_what_is_missing(self, pack: Pack | None, num_held_back: int) -> None:
         if pack is None:
             self._notes.append("no pack was written: nobody is known to serve any row")
+        if num_held_back:
+            self._notes.append(
+                f"{num_held_back} rows stay as the pack had them: there was no time to measure steps with what was found "
+                "for them; the same command with a longer --budget goes on from here"
+            )
         unmet = sum(row.is_unmet for row in self._rows)
         if unmet:
             self._notes.append(f"{unmet} of {len(self._rows)} rows were not measured in the time that there was")

@@ -85,21 +85,34 @@ def tuned_pack(
     return TunedPack(pack, files)
 
 
-def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
-    """The new pack with those rows of an older one, of the same device, that it lacks and that are not stale; and with
-    the older one's times of whole blocks all of whose rows these are.
+def held_back(new: Pack, before: Pack | None) -> set[Bucket]:
+    """Rows of a new pack that do not replace those of an older one of the same device: blocks were measured with the
+    older ones and none with these, so that nobody knows what they would do to a step.
     """
-    current = source_hashes_of({row.op for row in before.pack.rows})
-    had = _buckets(new.pack.rows)
-    kept = [
-        row
-        for row in before.pack.rows
-        if (row.contract, row.num_tokens) not in had and before.pack.source_hashes.get(row.op) == current[row.op]
-    ]
-    files = {file for row in kept for each in (row.best, *row.runners_up) for file in each.binaries}
+    if before is None:
+        return set()
+    usable = _buckets(_usable(before))
+    known, again = (
+        {(key, block.num_tokens) for block in blocks for key in block.contracts}
+        for blocks in (with_rows(before.blocks, usable), new.blocks)
+    )
+    return (_buckets(new.rows) & known) - again
+
+
+def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
+    """The new pack with those rows of an older one, of the same device, that it lacks or that it does not replace
+    (``held_back``) and that are not stale; and with the older one's times of whole blocks all of whose rows these are.
+    """
+    usable = _usable(before.pack)
+    current = source_hashes_of({row.op for row in usable})
+    held = held_back(new.pack, before.pack)
+    made = [row for row in new.pack.rows if (row.contract, row.num_tokens) not in held]
+    had = _buckets(made)
+    kept = [row for row in usable if (row.contract, row.num_tokens) not in had]
+    files, own_files = _files(kept), _files(made)
     binaries = {each.file: each for each in before.pack.binaries if each.file in files}
-    binaries |= {each.file: each for each in new.pack.binaries}
-    rows = tuple(sorted((*new.pack.rows, *kept), key=lambda row: (row.contract, row.num_tokens)))
+    binaries |= {each.file: each for each in new.pack.binaries if each.file in own_files}
+    rows = tuple(sorted((*made, *kept), key=lambda row: (row.contract, row.num_tokens)))
     # What a model called once it may call no more: of that there are no rows left.
     still = {row.contract for row in rows}
     called = [
@@ -117,7 +130,8 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
         blocks=with_rows((*new.pack.blocks, *with_rows(old, _buckets(kept))), had | _buckets(kept)),
     )
     # Files are named by what is in them, so those of one name are the same.
-    return TunedPack(pack, {**{file: before.binaries[file] for file in files}, **new.binaries})
+    own = {file: new.binaries[file] for file in own_files}
+    return TunedPack(pack, {**{file: before.binaries[file] for file in files}, **own})
 
 
 def read_before(path: Path, fingerprint: Fingerprint) -> TunedPack | None:
@@ -161,6 +175,17 @@ def versions() -> dict[str, str]:
     """Of what tuned, and of what built: here they are the same."""
     built = built_with()
     return {package.removeprefix(BUILD): found for package, found in built.items()} | built
+
+
+def _usable(pack: Pack) -> list[Row]:
+    """Rows that are not stale."""
+    current = source_hashes_of({row.op for row in pack.rows})
+    return [row for row in pack.rows if pack.source_hashes.get(row.op) == current[row.op]]
+
+
+def _files(rows: Iterable[Row]) -> set[str]:
+    """The files of binaries that rows name."""
+    return {file for row in rows for each in (row.best, *row.runners_up) for file in each.binaries}
 
 
 def _buckets(rows: Iterable[Row]) -> set[Bucket]:

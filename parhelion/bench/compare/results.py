@@ -199,6 +199,7 @@ class Recorder:
     def __init__(self, comparison: Comparison, path: Path | None) -> None:
         self.comparison = comparison
         self._path = path
+        self._loads: set[object] = set()
 
     def put_row(self, row: Row) -> None:
         """Add a row, or replace the one of its model and batch."""
@@ -216,13 +217,14 @@ class Recorder:
         self.write()
 
     def put_online(self, row: OnlineRow) -> None:
-        """Add a row; servers that were measured under the same load before, one after the other, join it."""
+        """Add a row; servers that this run measured under the same load before, one after the other, join it."""
         key = _load_of(row)
         for other in self.comparison.online:
-            if _load_of(other) == key:
+            if _load_of(other) == key and key in self._loads:
                 engines, errors = {**other.engines, **row.engines}, {**other.errors, **row.errors}
                 row = replace(row, engines=engines, errors=errors)
         self._put(self.comparison.online, row, _load_of)
+        self._loads.add(key)
         self.write()
 
     def _put(self, rows: list[AnyRow], row: AnyRow, key: Callable[[AnyRow], object]) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from parhelion.bench.compare.checkpoint import compared_model, write_tokenizer
 from parhelion.bench.compare.device import MemoryMeter, probe
+from parhelion.bench.compare.earlier import Earlier
 from parhelion.bench.compare.engines import OURS, Engine, ours
 from parhelion.bench.compare.offline import Bench, compare_offline
 from parhelion.bench.compare.online import compare_online
@@ -64,12 +65,13 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
     """Measure all of a plan.
 
     Args:
-        output: a JSON file that is written anew after each point; logs go into a folder beside it.
+        output: a JSON file that is written anew after each point; logs go into a folder beside it. What it has of an
+            earlier comparison on the same device with the same settings stays, but for what is measured again.
         say: told what is going on.
         us: how Parhelion is started; None is this installation.
 
     Raises:
-        ConfigError: a model or the device cannot be had.
+        ConfigError: a model or the device cannot be had, or ``output`` is something that this cannot be added to.
     """
     with tempfile.TemporaryDirectory(prefix="parhelion-compare-") as folder:
         models = [compared_model(model, Path(folder)) for model in plan.models]
@@ -97,6 +99,9 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
             memory_source=meter.source,
             notes=notes,
         )
+        earlier = None
+        if output is not None and output.exists():
+            earlier = Earlier(output, comparison, plan.mode != "online", plan.mode != "offline")
         recorder = Recorder(comparison, output)
         logs = _logs_folder(output)
         for model in models:
@@ -110,6 +115,8 @@ def compare(plan: Plan, output: Path | None, say: Callable[[str], None], us: Eng
                 compare_online([engine for engine in engines if engine.kind != "other"], bench, plan.online)
         if weights is not None and not weights.were_taken:
             comparison.notes.append(NOT_TAKEN)
+        if earlier is not None:
+            earlier.finish(comparison)
         recorder.write()
     return comparison
 
