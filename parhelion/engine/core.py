@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
@@ -76,6 +77,8 @@ class EngineCore:
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._in_flight: deque[tuple[StepPlan, Future[PendingStep], float]] = deque()
         self._last_done = 0.0
+        # Tells who guesses what the last step took.
+        self._untold: Callable[[], None] | None = None
         self._num_groups = scheduler_config.num_groups
         self._overlap = overlap
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="worker")
@@ -133,7 +136,10 @@ class EngineCore:
         if not self._in_flight:
             return []
         plan, future, began = self._in_flight[0]
-        result = future.result().wait()
+        pending = future.result()
+        # While the device works: until the next step is handed over it has nothing to do.
+        self._tell_speculation()
+        result = pending.wait()
         # Not before: whoever is interrupted while it waits may go on with another call.
         self._in_flight.popleft()
         done = time.perf_counter()
@@ -147,8 +153,14 @@ class EngineCore:
             if not plan.admissions and all(row.samples for row in plan.rows):
                 made = result.drafted
                 drafted = (made.num_tokens, made.seconds) if made is not None else None
-                speculation.observe(len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted, ahead)
+                about = len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted, ahead
+                self._untold = partial(speculation.observe, *about)
         return outputs
+
+    def _tell_speculation(self) -> None:
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            untold()
 
     @property
     def _most_in_flight(self) -> int:
@@ -209,6 +221,7 @@ class EngineCore:
         """The scheduler's counts, what guesses gain, and the graphs of a worker that has any."""
         stats = self._scheduler.stats()
         if self._speculation is not None:
+            self._tell_speculation()
             stats = replace(stats, speculation_gain=self._speculation.gain)
         graphs = getattr(self._worker, "graphs", None)
         if graphs is None:

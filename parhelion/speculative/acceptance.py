@@ -48,13 +48,24 @@ class Shares:
         """
         self.times += 1
         known = self.times + self.weight
-        memory = min(memory, known / (known + 1))
-        for trial in range(min(guessed, accepted + 1)):
-            right = (1 - memory) * (trial < accepted)
-            if trial == 0:
-                self.first = memory * self.first + right
-            else:
-                self.later = memory * self.later + right
+        if known < memory * (known + 1):
+            memory = known / (known + 1)
+        if not accepted:
+            self.first *= memory
+            return
+        self.first += (1 - memory) * (1 - self.first)
+        if accepted > 1:
+            self.later = 1 - (1 - self.later) * memory ** (accepted - 1)
+        if accepted < guessed:
+            self.later *= memory
+
+    def expect(self, guessed: int) -> float:
+        """How many of so many guesses are right."""
+        right, chance = 0.0, self.first
+        for _ in range(guessed):
+            right += chance
+            chance *= self.later
+        return right
 
     def chances(self) -> Iterator[float]:
         """Of the first guess to count, of the second and so on, without end."""
@@ -65,15 +76,13 @@ class Shares:
 
 
 class Acceptance:
-    """What was right so far.
-
-    Attributes:
-        overall: of all requests.
-    """
+    """What was right so far."""
 
     def __init__(self) -> None:
-        self.overall = Shares()
+        self._overall = Shares()
         self._own: dict[str, Shares] = {}
+        # Guessed and right ones that the shares of all requests do not count yet.
+        self._news: list[tuple[int, int]] = []
         # First guesses that were wrong in a row, and the share of right ones that was known before them.
         self._num_wrong = 0
         self._share_before = 0.0
@@ -82,20 +91,32 @@ class Acceptance:
         """So many of a request's guesses were right, up to the first that was wrong."""
         own = self._own.get(request_id) or self._own.setdefault(request_id, self._expected())
         own.learn(guessed, accepted, _MEMORY)
-        self._doubt(accepted)
-        self.overall.learn(guessed, accepted, _LONG_MEMORY)
+        self._news.append((guessed, accepted))
 
-    def _doubt(self, accepted: int) -> None:
+    @property
+    def overall(self) -> Shares:
+        """Of all requests."""
+        self.settle()
+        return self._overall
+
+    def settle(self) -> None:
+        """Count what was learned of any request for all of them, which need not be done at once."""
+        for guessed, accepted in self._news:
+            self._doubt(self._overall, accepted)
+            self._overall.learn(guessed, accepted, _LONG_MEMORY)
+        self._news.clear()
+
+    def _doubt(self, overall: Shares, accepted: int) -> None:
         """Give up what is known of all requests if so many wrong guesses in a row contradict it."""
         if accepted:
             self._num_wrong = 0
             return
         if not self._num_wrong:
-            self._share_before = self.overall.first
+            self._share_before = overall.first
         self._num_wrong += 1
         if (1 - self._share_before) ** self._num_wrong < _UNLIKELY:
-            self.overall.first = min(self.overall.first, 1 / (2 + self._num_wrong))
-            self.overall.later = min(self.overall.later, Shares().later)
+            overall.first = min(overall.first, 1 / (2 + self._num_wrong))
+            overall.later = min(overall.later, Shares().later)
 
     def of(self, request_id: str) -> Shares:
         """A request's own; before any guess was checked, between what one may hope for and what others had."""
@@ -112,6 +133,6 @@ class Acceptance:
 
     def hope(self, weight: float) -> None:
         """Move those of all requests towards what one may hope for: nobody has guessed for a while."""
-        hope = Shares()
-        self.overall.first += weight * (hope.first - self.overall.first)
-        self.overall.later += weight * (hope.later - self.overall.later)
+        hope, overall = Shares(), self.overall
+        overall.first += weight * (hope.first - overall.first)
+        overall.later += weight * (hope.later - overall.later)

@@ -18,7 +18,9 @@ _HOPE = 0.9988
 """What is left of what guesses are taken to add, behind each step in which none were made since none have paid."""
 
 _GROWTH = 0.02
-"""What a token more is taken to add to a step, as a share, before any was measured: little, so that it is tried."""
+"""What a request more, or a guess for each of them, is taken to add to a step, as a share, before any was measured:
+little, so that it is tried.
+"""
 
 
 class Costs(msgspec.Struct, frozen=True, gc=False):
@@ -49,14 +51,18 @@ class Pace:
 
     Attributes:
         guesses_ahead: steps with guesses are handed over like those without.
+        is_known: a step without guesses has been measured.
     """
 
     def __init__(self) -> None:
         self.guesses_ahead = False
+        self.is_known = False
         self._ahead = _Line()
         self._serial = _Line()
         self._added = _Fit()
         self._warm: set[int] = set()
+        # By the number of requests, as long as nothing new is observed.
+        self._costs: dict[int, Costs] = {}
 
     def observe(self, num_rows: int, num_guesses: int, seconds: float, ahead: bool = False) -> None:
         """A step of so many requests, with so many guesses for them in all, took so long; ``ahead``: it was handed over
@@ -65,6 +71,7 @@ class Pace:
         # A step that was held up says little. It may have taken twice as long as others of its size, and a guess no
         # longer than a step.
         if num_guesses == 0:
+            self.is_known = True
             line = self._ahead if ahead else self._serial
             line.observe(num_rows, min(seconds, 2 * line.seconds(num_rows)) if line.knows(num_rows) else seconds)
         elif _rounded(num_guesses) not in self._warm:
@@ -77,21 +84,21 @@ class Pace:
             most_s = 2 * known_s if self._added.is_known else plain_s * (1 + num_guesses)
             # What was measured long ago of steps without guesses may be above what one with them takes now.
             self._added.observe(num_guesses, max(0.0, min(seconds, most_s) - plain_s))
+        self._costs.clear()
 
     def hope(self, num_steps: int) -> None:
         """No guesses are made for so many steps: what they add may be less by then, which only trying can tell."""
         self._added.scale(_HOPE**num_steps)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether any step without guesses has been measured."""
-        return self._plain.num_sizes > 0
+        self._costs.clear()
 
     def of(self, num_rows: int) -> Costs:
         """What steps of so many requests would take, as far as that is known now."""
-        plain_s = self._plain.seconds(num_rows)
-        line = self._added.line if self._added.is_known else (0.0, plain_s * _GROWTH)
-        return Costs(plain_s, self.lost(num_rows), *line)
+        costs = self._costs.get(num_rows)
+        if costs is None:
+            plain_s = self._plain.seconds(num_rows)
+            line = self._added.line if self._added.is_known else (0.0, plain_s * _GROWTH / num_rows)
+            costs = self._costs[num_rows] = Costs(plain_s, self.lost(num_rows), *line)
+        return costs
 
     def seconds(self, num_rows: int, num_guesses: int = 0) -> float:
         """What such a step would take; any number before the first observation."""
@@ -105,6 +112,11 @@ class Pace:
         if self.guesses_ahead or not (self._ahead.num_sizes and self._serial.num_sizes):
             return 0.0
         return max(0.0, self._serial.seconds(num_rows) - self._ahead.seconds(num_rows))
+
+    @property
+    def knows_guesses(self) -> bool:
+        """What guesses add has been measured."""
+        return self._added.is_known
 
     @property
     def _plain(self) -> _Line:

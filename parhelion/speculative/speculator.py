@@ -88,7 +88,7 @@ class Speculator(ABC):
         drafted: tuple[int, float] | None = None,
         ahead: bool = False,
     ) -> None:
-        """A step that only decoded is over.
+        """A step that only decoded is over. Better told while the next one runs than before that is handed over.
 
         Args:
             num_rows: requests in it.
@@ -98,6 +98,7 @@ class Speculator(ABC):
             drafted: tokens that a draft model computed in it, and the seconds of that.
             ahead: it was handed over while the step before it ran.
         """
+        self.acceptance.settle()
         target_s = seconds - (drafted[1] if drafted else 0.0)
         if drafted is not None and num_tokens > num_rows:
             self._observe_draft(num_rows, num_tokens - num_rows, *drafted)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -150,3 +151,57 @@ def test_texts_are_those_without_guesses_and_nothing_is_left(
         num_behind_guesses += worker.num_behind_guesses
     assert num_guessed > 0
     assert (num_behind_guesses > 0) == (overlap and kind in ON_DEVICE)
+
+
+class Waited:
+    """A step on its way."""
+
+    def __init__(self, result: StepResult, events: list[str]) -> None:
+        self._result = result
+        self._events = events
+
+    def wait(self) -> StepResult:
+        self._events.append("waited")
+        return self._result
+
+
+class WaitedWorker(SimulatedWorker):
+    """Notes when a step was handed over and when somebody has waited for it."""
+
+    def __init__(self, config: SchedulerConfig, events: list[str]) -> None:
+        super().__init__(config, random.Random(0))
+        self._events = events
+
+    def execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Waited:  # type: ignore[override]
+        self._events.append("handed over")
+        return Waited(super().execute(plan, admitted), self._events)
+
+
+class ToldSpeculation(Speculation):
+    """Notes when it is told what a step took."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__(NgramProposer(), MOST_GUESSES)
+        self._events = events
+
+    def observe(self, *about: Any) -> None:
+        self._events.append("told")
+        super().observe(*about)
+
+
+def test_who_guesses_is_told_what_a_step_took_while_the_device_computes_the_next_one() -> None:
+    config = SchedulerConfig(
+        num_blocks=40, block_size=4, max_num_seqs=4, max_num_batched_tokens=24, max_model_len=LONGEST
+    )
+    events: list[str] = []
+    core = EngineCore(config, WaitedWorker(config, events), speculation=ToldSpeculation(events))
+    core.add(add_request("a", [1, 2, 3], max_tokens=6))
+    while core.has_work:
+        core.step()
+    core.stats()
+    core.close()
+    step = ["handed over", "told", "waited"]
+    # The first two are the prompt's step and the first that only decodes; of the last one the counts are to know.
+    assert events[:4] == ["handed over", "waited"] * 2
+    assert events[4:-1] == step * (len(events[4:-1]) // 3)
+    assert events[-1] == "told"

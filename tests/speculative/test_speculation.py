@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -96,14 +96,45 @@ def test_one_row_of_many_pays_for_itself_alone() -> None:
 def test_while_guesses_pay_steps_without_are_measured_now_and_then() -> None:
     speculation = Speculation(Endless(), 5, paced({(2, 0): 1.0, (2, 10): 1.1}))
     counts, resting = [], []
-    for _ in range(146):
+    for _ in range(4 + 2 + 128 + 2 + 256 + 2 + 512 + 2 + 512 + 2 + 10):
         speculation.begin_step(2, 2)
         resting.append(speculation.is_resting)
         counts.append(sum(len(speculation.guesses(name, [1], 9)) for name in "ab"))
     assert set(counts) == {0, 10}
     assert [count == 0 for count in counts] == resting  # so that the second of them is handed over ahead
-    # Soon the first time, since what a step gains that is handed over ahead is not known before.
-    assert resting == [False] * 4 + [True] * 2 + [False] * 128 + [True] * 2 + [False] * 10
+    # Soon the first time, since what a step gains that is handed over ahead is not known before; then more seldom.
+    between = [[False] * num + [True] * 2 for num in (4, 128, 256, 512, 512)]
+    assert resting == [each for steps in between for each in steps] + [False] * 10
+
+
+def test_steps_without_guesses_are_measured_sooner_again_once_they_take_longer() -> None:
+    speculation = Speculation(Endless(), 5, paced({(1, 0): 1.0, (1, 5): 1.1}))
+    rests = []
+    for step in range(1400):
+        speculation.begin_step(1, 1)
+        if speculation.is_resting:
+            speculation.observe(1, 1, 1, 1.0 if step < 700 else 1.5)
+            rests.append(step)
+        speculation.guesses("a", [1], 9)
+    assert [step - before - 2 for before, step in pairwise(rests[::2])] == [128, 256, 512, 128, 128]
+
+
+def test_before_anything_is_known_steps_without_guesses_are_measured_both_ways_and_then_a_few_guesses() -> None:
+    speculation = Speculation(Endless(), 5, Pace())
+    speculation.begin_step(0, 2)
+    assert not speculation.is_resting  # only prompts
+    counts = []
+    for step in range(8):
+        was_resting = speculation.is_resting
+        speculation.begin_step(2, 2)
+        is_ahead = was_resting and step > 0
+        num_guesses = 0 if is_ahead else sum(len(speculation.guesses(name, [1], 9)) for name in "ab")
+        speculation.observe(2, 2 + num_guesses, 2, 1.0 if is_ahead else 1.2, None, is_ahead)
+        counts.append((is_ahead, num_guesses))
+    assert counts[:3] == [(False, 0), (True, 0), (True, 0)]
+    assert speculation.pace.lost(2) == pytest.approx(0.2)
+    # The first step with guesses may have made things ready, so its time does not count.
+    assert counts[3:] == [(False, 4), (False, 4), (False, 10), (False, 10), (False, 10)]
 
 
 def ahead(seconds: float, serial: float, num_rows: int) -> Pace:
