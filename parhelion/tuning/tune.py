@@ -405,8 +405,8 @@ class _Session:
             self._notes.append("no pack was written: nobody is known to serve any row")
         if num_held_back:
             self._notes.append(
-                f"{num_held_back} rows stay as the pack had them: there was no time to measure steps with what was found "
-                "for them; the same command with a longer --budget goes on from here"
+                f"{num_held_back} rows stay as the pack had them: there was no time to measure steps with what was "
+                "found for them; the same command with a longer --budget goes on from here"
             )
         unmet = sum(row.is_unmet for row in self._rows)
         if unmet:
