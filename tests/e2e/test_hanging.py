@@ -62,19 +62,21 @@ def test_an_engine_with_a_process_that_hangs_ends_with_all_others_and_leaves_not
 ) -> None:
     async def hang() -> None:
         engine = await AsyncEngine.from_config(config_of(patient_path, **sizes))
-        assert isinstance(engine._connection, ProcessConnection)
-        process = psutil.Process(engine._connection.pid)
-        processes = [process, *process.children(recursive=True)]
-        (victim, *_) = children(psutil.Process(), module)
-        stream = engine.generate("Once upon a time", LONG)
-        await anext(stream)
-        victim.send_signal(HANG)
-        said = await error_of(stream)
-        assert "no step has ended for 2 s: " in said
-        assert "runs and does not proceed" in said
-        assert all(f"(process {each.pid})" in said for each in processes)
-        await asyncio.to_thread(wait_for_end, processes, 30)
-        await engine.shutdown()
+        try:
+            assert isinstance(engine._connection, ProcessConnection)
+            process = psutil.Process(engine._connection.pid)
+            processes = [process, *process.children(recursive=True)]
+            (victim, *_) = children(psutil.Process(), module)
+            stream = engine.generate("Once upon a time", LONG)
+            await anext(stream)
+            victim.send_signal(HANG)
+            said = await error_of(stream)
+            assert "no step has ended for 2 s: " in said
+            assert "runs and does not proceed" in said
+            assert all(f"(process {each.pid})" in said for each in processes)
+            await asyncio.to_thread(wait_for_end, processes, 30)
+        finally:
+            await engine.shutdown()
         logged = capfd.readouterr().err
         assert "sitecustomize.py" in logged, "where the threads are"
         if victim != process:

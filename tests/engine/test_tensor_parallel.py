@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +18,7 @@ from parhelion.distributed.given_up import Releaser
 from parhelion.distributed.group import Group
 from parhelion.engine.ranks.messages import FromRank, Hello, Join, Loaded, Refused, ToRank
 from parhelion.engine.ranks.port import RankPort
+from parhelion.engine.ranks.processes import RankProcesses
 from parhelion.engine.ranks.tensor_parallel import OtherRanks, check_tp
 from parhelion.errors import ConfigError, EngineDeadError
 from parhelion.models.config import ModelConfig, RopeConfig
@@ -137,6 +141,32 @@ class Peer:
         assert self.socket.poll(2000)
         message: ToRank = msgspec.msgpack.decode(self.socket.recv(), type=ToRank)
         return message
+
+
+def test_ranks_are_given_up_though_a_thread_that_hangs_has_the_line_to_them(tmp_path: Path) -> None:
+    ranks = RankProcesses(EngineConfig(model="none"), tmp_path)
+
+    def look() -> None:
+        with suppress(EngineDeadError):
+            ranks.check()
+
+    looking = threading.Thread(target=look)
+    giving_up = threading.Thread(target=ranks.give_up, args=(EngineDeadError("late"),))
+    try:
+        # As by a send that does not return.
+        with ranks._port._lock:
+            looking.start()
+            while not ranks._checking.locked():
+                time.sleep(0.01)
+            giving_up.start()
+            giving_up.join(10)
+            assert not giving_up.is_alive()
+        looking.join()
+        with pytest.raises(EngineDeadError, match="late"):
+            ranks.check()
+    finally:
+        giving_up.join()
+        ranks.close()
 
 
 def test_whoever_does_not_know_the_secret_is_refused_and_not_heard() -> None:

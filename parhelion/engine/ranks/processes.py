@@ -194,8 +194,9 @@ class RankProcesses:
             ParhelionError: one has failed, ended or fallen silent; it names the rank, its host and the cause.
         """
         with self._checking:
-            if self._cause is None:
-                self._cause = self._find_cause()
+            found = None if self._cause is not None else self._find_cause()
+            # Meanwhile they may have been given up.
+            self._cause = self._cause or found
             if self._cause is not None:
                 raise self._cause
 
@@ -242,8 +243,11 @@ class RankProcesses:
         for process in self._processes.values():
             process.show_stacks()
         time.sleep(SHOW_S)
-        with self._checking:
-            self._cause = self._cause or why
+        # Whoever looks may be waiting for the line to the ranks, and what does not proceed be the thread that has it.
+        waited = self._checking.acquire(timeout=SHOW_S)
+        self._cause = self._cause or why
+        if waited:
+            self._checking.release()
 
     def abandon(self) -> None:
         """End all of them and leave no file: this process is about to end, whatever its other threads do."""
