@@ -166,7 +166,8 @@ def test_rows_that_fewer_ranks_share_stay_as_they_are_and_so_do_the_times_of_the
     assert verify(read_pack(tmp_path / "tuned")) == []
     assert chosen_ways(WAYS, served(tmp_path))[0] == FUSED
     # One rank again: its rows are its own to choose.
-    assert World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(effort="quick").notes == ()
+    again = World(tmp_path, rows_of(), sums(37.0, 35.0, 31.4)).tune(effort="quick", step_tuner=blocks)
+    assert again.notes == ()
 
 
 def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Path):
@@ -340,16 +341,21 @@ def test_a_block_with_a_config_that_cannot_be_built_to_serve_is_left_out(tmp_pat
     assert served_by.best.config == plain(untuned)
 
 
-def test_rows_that_are_tuned_again_take_the_times_of_their_blocks_with_them(tmp_path: Path):
+def test_rows_that_blocks_were_measured_with_stay_where_none_is_measured_with_what_is_found(tmp_path: Path):
     blocks = Blocks({FUSED: 30.0, FEWER: 31.0, SINGLE: 29.0})
     times = sums(32.0, 32.0, 32.0)
-    tuned(tmp_path, blocks, times)
-    left = tuned(tmp_path, blocks, times, *rows_of("silu_and_mul_dynamic_per_token_quant")).pack
-    # The other ways do not call it.
-    assert set(block_times(left)) == {FEWER, SINGLE}
-    both = rows_of("fused_rope_attention", sizes=(2,))
-    assert set(block_times(tuned(tmp_path, blocks, times, *both).pack)) == {FEWER, SINGLE}
-    assert block_times(tuned(tmp_path, blocks, times, *rows_of("fused_rope_attention")).pack) == {}
+    before = tuned(tmp_path, blocks, times).pack
+    # Of a part of the rows no block is whole.
+    left = tuned(tmp_path, blocks, sums(16.0, 16.0, 16.0), *rows_of("silu_and_mul_dynamic_per_token_quant")).pack
+    assert before is not None
+    assert left is not None
+    assert (left.rows, left.blocks) == (before.rows, before.blocks)
+    # At a size of which no block was measured they are new.
+    both = tuned(tmp_path, blocks, times, *rows_of("fused_rope_attention", sizes=(2,))).pack
+    assert both is not None
+    assert both.blocks == before.blocks
+    assert [row.num_tokens for row in both.rows if row not in before.rows] == [2] * (len(both.rows) - len(before.rows))
+    assert len(both.rows) > len(before.rows)
 
 
 def test_steps_of_some_ops_are_measured_with_what_the_pack_has_of_the_others(tmp_path: Path):
