@@ -240,6 +240,8 @@ def test_what_is_wrong_inside_a_field_is_named(fields: dict[str, Any], param: st
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"", "empty"), (gzip.compress(b'{"prompt":"a"}'), "compressed"), ('{"prompt":"é"}'.encode("latin-1"), "UTF-8")],
+    # Not of the bytes, which hold the time: processes that share the tests would find different ones.
+    ids=["empty", "compressed", "UTF-8"],
 )
 def test_a_body_that_is_no_text_is_told_so(content: bytes, said: str) -> None:
     assert said in error_of("/v1/completions", content)["message"]
