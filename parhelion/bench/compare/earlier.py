@@ -10,6 +10,8 @@ import msgspec
 from parhelion.bench.compare.results import Comparison
 from parhelion.errors import ConfigError
 
+_KEPT = "What was not measured again"
+
 
 class Earlier:
     """A comparison that a new one goes on with, in the same file.
@@ -27,7 +29,7 @@ class Earlier:
 
     def __init__(self, path: Path, comparison: Comparison, offline: bool, online: bool) -> None:
         self._found = _read(path)
-        self._own_command, self._own_notes = comparison.command, list(comparison.notes)
+        self._own_command = comparison.command
         if not offline:
             comparison.settings = self._found.settings
         if not online:
@@ -41,20 +43,16 @@ class Earlier:
         comparison.engines += found.engines
         comparison.versions |= found.versions
         comparison.command = f"{found.command}; then {comparison.command}"
-        comparison.notes += [note for note in found.notes if note not in comparison.notes]
-        comparison.notes.append(f"What was not measured again is of {found.measured_at} or before.")
+        self._taken = [note for note in found.notes if note not in comparison.notes and not note.startswith(_KEPT)]
+        self._taken.append(f"{_KEPT} is of {found.measured_at} or before.")
+        comparison.notes += self._taken
 
     def finish(self, comparison: Comparison) -> None:
         """All is measured: if all of it was measured again, nothing is said of the earlier one."""
         mine = [*self._found.rows, *self._found.online]
         if not any(each is other for each in (*comparison.rows, *comparison.online) for other in mine):
-            comparison.notes = [*self._own_notes, *comparison.notes[self._num_noted :]]
+            comparison.notes = [note for note in comparison.notes if note not in self._taken]
             comparison.command = self._own_command
-
-    @property
-    def _num_noted(self) -> int:
-        """Notes of the start: the new one's, the earlier one's others, and that of what is kept."""
-        return len(self._own_notes) + len([note for note in self._found.notes if note not in self._own_notes]) + 1
 
 
 def _read(path: Path) -> Comparison:
