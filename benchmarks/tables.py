@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from pp_tables import pp_table
 from tp_draws import draws_table
 from tp_tables import tp_speed_table, tp_sums_table
 
+from parhelion.bench.compare import results
+from parhelion.bench.compare.plot import plot
 from parhelion.bench.report import format_figure
 from parhelion.ops.registry import Op, ops
 from parhelion.platform.cpu import CpuFingerprint
@@ -359,6 +361,9 @@ SOURCES: Mapping[str, Path] = {
 }
 """Files of tables that are not made of a benchmark's result."""
 
+PLOTS: Mapping[Path, Path] = {ROOT / "docs" / "h200_vs_vllm.svg": RESULTS / "h200_vs_vllm.json"}
+"""Pictures that documents show, with the comparisons that they are of."""
+
 
 def table_named(name: str, results: Path = RESULTS) -> str:
     """The table of a result file, or a line that says how to measure it.
@@ -384,16 +389,24 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def fresh_files() -> Iterator[tuple[Path, str]]:
+    """Every file that is made of results, with what should be in it."""
+    for path in documents():
+        yield path, with_fresh_tables(path.read_text())
+    for path, result in PLOTS.items():
+        yield path, plot(msgspec.json.decode(result.read_bytes(), type=results.Comparison))
+
+
 def main() -> None:
-    """Rewrite the documents, or with ``--check`` only say which are out of date (status 1)."""
+    """Rewrite documents and plots, or with ``--check`` only say which are out of date (status 1)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
     check_only = parser.parse_args().check
-    stale = [path for path in documents() if with_fresh_tables(path.read_text()) != path.read_text()]
-    for path in stale:
+    stale = {path: text for path, text in fresh_files() if text != path.read_text()}
+    for path, text in stale.items():
         print(f"{'out of date' if check_only else 'written'}: {path.relative_to(ROOT)}")
         if not check_only:
-            path.write_text(with_fresh_tables(path.read_text()))
+            path.write_text(text)
     sys.exit(1 if check_only and stale else 0)
 
 

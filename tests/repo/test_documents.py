@@ -90,6 +90,13 @@ def test_tables_match_the_measured_results(document: Path) -> None:
     assert TABLES.with_fresh_tables(text) == text, "run: make tables"
 
 
+def test_plots_show_the_measured_results() -> None:
+    plots = {path: text for path, text in TABLES.fresh_files() if path.suffix == ".svg"}
+    assert plots
+    for path, text in plots.items():
+        assert path.read_text() == text, f"{path.name}: run: make tables"
+
+
 def test_a_table_that_nothing_measures_is_refused() -> None:
     with pytest.raises(ValueError, match="no table is called 'nonsense'"):
         TABLES.table_named("nonsense")
