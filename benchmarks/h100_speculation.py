@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,9 @@ class Bench:
             enable_prefix_caching=False,
         )
         coins = self._coins if worker._drafter is not None else None
-        return EngineCore(limits, Imposed(worker, rate, coins), speculation=speculator)
+        # As in an engine, whose thread stays on its worker's stream.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="worker", initializer=worker.stay)
+        return EngineCore(limits, Imposed(worker, rate, coins), speculation=speculator, thread=thread)
 
     @property
     def size(self) -> KVCacheSize:

@@ -66,7 +66,10 @@ def build_worker(
     return DeviceWorker(model, size, options, resolver, draft, links, passed_on)
 
 
-def capture_graphs(config: EngineConfig, worker: Worker | DeviceWorker) -> None:
-    """Capture what shall be captured before the engine is ready."""
-    if isinstance(worker, DeviceWorker) and config.graphs == "startup":
+def get_ready(config: EngineConfig, worker: Worker | DeviceWorker) -> None:
+    """Capture what shall be captured before the engine is ready. This thread is to run the worker's steps."""
+    if not isinstance(worker, DeviceWorker):
+        return
+    if config.graphs == "startup":
         worker.capture_all()
+    worker.stay()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from parhelion.engine.messages import AddRequest, TokenLogprob, TokenOutput
-from parhelion.engine.step_result import PendingStep, StepResult
+from parhelion.engine.step_result import Drafted, PendingStep, StepResult
 from parhelion.engine.step_watch import StepWatch
 from parhelion.scheduler import Request, Scheduler, SchedulerConfig, StepPlan
 from parhelion.speculative import Speculator
@@ -146,15 +146,9 @@ class EngineCore:
         outputs = self._outputs(plan, result)
         if speculation is not None:
             # What a step took: from when the one before it ended, unless there was nothing to do then.
-            # A step behind guesses is no sample of those that know their places.
-            ahead = began < self._last_done and not any(row.unchecked for row in plan.rows)
-            seconds = done - (self._last_done or began)
+            seconds, ahead = done - (self._last_done or began), began < self._last_done
             self._last_done = done if self.has_work else 0.0
-            if not plan.admissions and all(row.samples for row in plan.rows):
-                made = result.drafted
-                drafted = (made.num_tokens, made.seconds) if made is not None else None
-                about = len(plan.rows), plan.num_tokens, len(outputs), seconds, drafted, ahead
-                self._untold = partial(speculation.observe, *about)
+            self._untold = partial(_tell, speculation, plan, len(outputs), seconds, result.drafted, ahead)
         return outputs
 
     def _tell_speculation(self) -> None:
@@ -256,3 +250,15 @@ class EngineCore:
             # Nobody asks for its tokens any more.
             with suppress(Exception):
                 future.result().wait()
+
+
+def _tell(
+    speculation: Speculator, plan: StepPlan, num_outputs: int, seconds: float, made: Drafted | None, ahead: bool
+) -> None:
+    """Let who guesses know what a step took and gained, unless there were prompts in it."""
+    if plan.admissions or not all(row.samples for row in plan.rows):
+        return
+    drafted = (made.num_tokens, made.seconds) if made is not None else None
+    # A step behind guesses is no sample of those that know their places.
+    ahead = ahead and not any(row.unchecked for row in plan.rows)
+    speculation.observe(len(plan.rows), plan.num_tokens, num_outputs, seconds, drafted, ahead)

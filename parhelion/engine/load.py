@@ -16,7 +16,7 @@ from parhelion.distributed.group import ALONE, Group
 from parhelion.distributed.layouts import why_not_tp
 from parhelion.distributed.rendezvous import Place
 from parhelion.engine.arithmetic import Arithmetic, choose_arithmetic
-from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
+from parhelion.engine.build_worker import build_worker, get_ready, kv_cache_size
 from parhelion.engine.core import EngineCore, StepExecutor
 from parhelion.engine.device.worker import DeviceWorker
 from parhelion.engine.drafts.choice import DraftChoice, choose_draft, speculator
@@ -202,7 +202,7 @@ def _load_engine(
         others.warmed_up()
     warm_up_s = time.monotonic() - warming
     compile_s = warm_up_s if config.compile or (on_gpu and resolver.compiles) else 0.0
-    capture_graphs(config, worker)
+    get_ready(config, worker)
     graphs = worker.graphs if isinstance(worker, DeviceWorker) else None
     graph_s = graphs.capture_s if graphs is not None else 0.0
     ranks_s = others.start_s if others is not None else 0.0

@@ -61,6 +61,8 @@ class SamplingState:
         # Slots that have an entry in one of these.
         self._adds = np.zeros(max_num_seqs, np.bool_)
         self._asks = np.zeros(max_num_seqs, np.uint8)
+        # Slots that ask for anything.
+        self._asking: set[int] = set()
 
     def set(self, slot: int, request: AddRequest) -> None:
         """Take a request's parameters into its slot."""
@@ -91,10 +93,11 @@ class SamplingState:
             | CHOOSES_ON_HOST * on_host
             | TELLS_PROMPT * (self.prompt_logprobs[slot] != NO_LOGPROBS)
         )
+        (self._asking.add if self._asks[slot] else self._asking.discard)(slot)
 
     def asked(self, slots: Ints) -> int:
         """Which of ``DRAWS``, ``CHOOSES_ON_HOST`` and ``TELLS_PROMPT`` any of the slots may ever ask for."""
-        return int(np.bitwise_or.reduce(self._asks[slots]))
+        return int(np.bitwise_or.reduce(self._asks[slots])) if self._asking else 0
 
     def wants_prompt(self, slots: Ints, starts: Ints) -> npt.NDArray[np.bool_]:
         """Which of the rows that begin at these positions predict prompt tokens whose log-probabilities are wanted."""

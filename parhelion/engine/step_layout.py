@@ -29,6 +29,8 @@ class Bucket(msgspec.Struct, frozen=True):
         siblings: and up to so many of them, next to each other, may be of one slot, as guesses are; a power of two.
         at_bounds: rows may be planned before it is known how many of their slots' last guesses are wrong, which the
             device takes off.
+        entries: of the tables of requests that come with a step's integers. The step writes them before it looks
+            anything up.
     """
 
     num_rows: int
@@ -36,6 +38,7 @@ class Bucket(msgspec.Struct, frozen=True):
     decodes: bool = False
     siblings: int = 1
     at_bounds: bool = False
+    entries: int = 0
 
     @classmethod
     def decoding(cls, num_rows: int, at_bounds: bool = False) -> Bucket:
@@ -43,9 +46,9 @@ class Bucket(msgspec.Struct, frozen=True):
         return cls(num_rows, num_rows, decodes=True, at_bounds=at_bounds)
 
     @classmethod
-    def verifying(cls, num_rows: int, siblings: int, at_bounds: bool = False) -> Bucket:
+    def verifying(cls, num_rows: int, siblings: int, at_bounds: bool = False, entries: int = 0) -> Bucket:
         """Of steps in which every row has one token, and slots may have several rows."""
-        return cls(num_rows, num_rows, decodes=True, siblings=siblings, at_bounds=at_bounds)
+        return cls(num_rows, num_rows, decodes=True, siblings=siblings, at_bounds=at_bounds, entries=entries)
 
     @property
     def verifies(self) -> bool:
@@ -110,9 +113,19 @@ def view_places(buffer: torch.Tensor, bucket: Bucket) -> torch.Tensor:
     return buffer[first : first + count * rows].view(count, rows)
 
 
+def entry_places(bucket: Bucket) -> tuple[slice, slice]:
+    """Where a buffer has, behind a bucket's other fields, the offsets of its entries, 64 bits each, and their values,
+    32 bits each.
+    """
+    first = sum(_sizes(bucket))
+    first += first % 2
+    between = first + 2 * bucket.entries
+    return slice(first, between), slice(between, between + bucket.entries)
+
+
 def num_ints(bucket: Bucket) -> int:
     """Integers that a bucket's fields take."""
-    return sum(_sizes(bucket))
+    return entry_places(bucket)[1].stop if bucket.entries else sum(_sizes(bucket))
 
 
 def _sizes(bucket: Bucket) -> tuple[int, ...]:
@@ -151,9 +164,25 @@ def rows_of(plan: StepPlan) -> StepRows:
     for row in plan.rows:
         num_samples = row.samples + len(row.guesses)
         fields += (row.slot, row.start, row.num_tokens, num_samples, row.output_index, row.unchecked)
-    table = np.array(fields, np.int64).reshape(-1, 6).T.copy()
-    rows = StepRows(*table)
-    return rows if table[5].any() else msgspec.structs.replace(rows, unchecked=None)
+    return _rows(fields)
+
+
+def rows_apart(plan: StepPlan) -> StepRows:
+    """``guesses_apart`` of a plan's rows, in fewer steps."""
+    fields: list[int] = []
+    for row in plan.rows:
+        slot, start, output_index, unchecked = row.slot, row.start, row.output_index, row.unchecked
+        num_guesses = len(row.guesses)
+        fields += (slot, start, row.num_tokens - num_guesses, row.samples, output_index, unchecked)
+        for number in range(1, num_guesses + 1):
+            fields += (slot, start + number, 1, 1, output_index + number, unchecked)
+    return _rows(fields)
+
+
+def _rows(fields: list[int]) -> StepRows:
+    """Of six numbers each."""
+    slots, starts, counts, samples, output_indices, unchecked = np.array(fields, np.int64).reshape(-1, 6).T.copy()
+    return StepRows(slots, starts, counts, samples, output_indices, unchecked if any(fields[5::6]) else None)
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -241,7 +270,9 @@ def _repeated(values: Ints | None, counts: Ints) -> Ints | None:
 
 
 def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_slot: int, spare_position: int) -> int:
-    """Write a step's fields, padded to the bucket, to the front of a buffer. Returns how many integers that took."""
+    """Write a step's fields but its entries, padded to the bucket, to the front of a buffer. Returns how many integers
+    that took.
+    """
     num_rows, seq_lens = len(rows.slots), rows.starts + rows.counts
     indices = np.arange(num_rows + 1)
     if bucket.decodes:
@@ -275,6 +306,37 @@ def pack(rows: StepRows, bucket: Bucket, buffer: npt.NDArray[np.int32], spare_sl
         return end
     assert rows.unchecked is None, "only steps of other buckets have bounds"
     return offset
+
+
+class Repacking:
+    """Changes a buffer that holds a step whose rows have one token each into another such step.
+
+    Args:
+        bucket: of both.
+        num_rows: of both.
+        buffer: of int32, with the step at its front.
+    """
+
+    def __init__(self, bucket: Bucket, num_rows: int, buffer: npt.NDArray[np.int32]) -> None:
+        size, first = bucket.num_rows, 3 * bucket.num_rows + 1
+        self._bucket = bucket
+        self._row_slot = buffer[:num_rows]
+        self._places = tuple(buffer[first : first + 4 * size].reshape(4, size)[:, :num_rows])
+        self._bounds = buffer[first + 5 * size : first + 8 * size].reshape(3, size) if bucket.at_bounds else None
+
+    def write(self, rows: StepRows, spare_position: int) -> None:
+        """What ``pack`` does; the entries are not touched."""
+        seq_lens, sample_position, output_index, token_position = self._places
+        ends = rows.starts + 1
+        self._row_slot[:] = rows.slots
+        seq_lens[:] = ends
+        sample_position[:] = np.where(rows.samples, ends, spare_position)
+        output_index[:] = rows.output_indices
+        token_position[:] = rows.starts
+        if self._bounds is not None:
+            _pack_bounds(rows, self._bucket, self._bounds)
+        else:
+            assert rows.unchecked is None, "only steps of other buckets have bounds"
 
 
 def _pack_bounds(rows: StepRows, bucket: Bucket, fields: npt.NDArray[np.int32]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -13,7 +14,7 @@ class Event(Protocol):
     """A point in a stream's work."""
 
     def record(self) -> None:
-        """Put it behind everything that the current stream was given so far."""
+        """Put it behind everything that its stream was given so far."""
         ...
 
     def synchronize(self) -> None:
@@ -33,7 +34,19 @@ class WorkStream(Protocol):
     """The stream that a worker's steps run on."""
 
     def activate(self) -> AbstractContextManager[object]:
-        """Make it the current stream of this thread for a while."""
+        """Make it the current stream of this thread for a while; nothing is to be done where the thread stays on it."""
+        ...
+
+    def stay(self) -> None:
+        """Make it the current stream of this thread for good: for a thread that hands over one step after the other.
+
+        Raises:
+            RuntimeError: the thread is on another stream than its device's default.
+        """
+        ...
+
+    def event(self) -> Event:
+        """An event that is recorded on this stream, whatever stream is current. Until then nobody waits for it."""
         ...
 
     def synchronize(self) -> None:
@@ -41,12 +54,21 @@ class WorkStream(Protocol):
         ...
 
 
+_NOTHING = nullcontext()
+
+
 class _CpuStream:
     def record(self) -> None:
         return
 
     def activate(self) -> AbstractContextManager[object]:
-        return nullcontext()
+        return _NOTHING
+
+    def stay(self) -> None:
+        return
+
+    def event(self) -> Event:
+        return self
 
     def synchronize(self) -> None:
         return
@@ -73,28 +95,48 @@ class _GpuMark:
 
 class _GpuStream:
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
+        # By thread, not by a thread's number, which another one may have later.
+        self._thread = threading.local()
 
     def activate(self) -> AbstractContextManager[object]:
+        if getattr(self._thread, "stays", False):
+            return _NOTHING
         current: AbstractContextManager[object] = torch.cuda.stream(self._stream)
         return current
+
+    def stay(self) -> None:
+        if torch.cuda.current_stream(self._device) not in (self._stream, torch.cuda.default_stream(self._device)):
+            raise RuntimeError(
+                "this thread is on another stream already, perhaps another worker's: let each have a thread of its own"
+            )
+        torch.cuda.set_stream(self._stream)
+        self._thread.stays = True
+
+    def event(self) -> Event:
+        return _GpuEvent(self._stream)
 
     def synchronize(self) -> None:
         self._stream.synchronize()
 
 
+class _GpuEvent:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._event = torch.cuda.Event()
+
+    def record(self) -> None:
+        # To look for the current stream takes longer than all the rest.
+        self._event.record(self._stream)
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
 def work_stream(device: torch.device) -> WorkStream:
     """A stream of its own on a GPU; on a CPU work is done when it is called for."""
     return _GpuStream(device) if device.type == "cuda" else _CpuStream()
-
-
-def record_event(device: torch.device) -> Event:
-    """An event behind everything that the current stream was given so far."""
-    if device.type != "cuda":
-        return _CpuStream()
-    event: Event = torch.cuda.Event()
-    event.record()
-    return event
 
 
 def mark(device: torch.device) -> Mark:

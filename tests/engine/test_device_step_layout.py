@@ -16,6 +16,7 @@ from parhelion.engine.step_layout import (
     guesses_apart,
     num_ints,
     pack,
+    rows_apart,
     rows_of,
     samples_of,
     tokens_apart,
@@ -51,6 +52,16 @@ def test_a_guess_becomes_a_row_behind_the_one_that_it_was_guessed_for():
     assert apart.output_indices.tolist() == [2, 3, 4, 1, 7, 8, 0, 0]
 
 
+def test_rows_of_a_plan_are_taken_apart_at_once():
+    late = (Row("c", 4, 20, 2, True, 7, (13,), unchecked=3), Row("b", 0, 5, 1, True, 1))
+    for plan in (PLAN, StepPlan(0, late, (), ()), StepPlan(0, ROWS[3:], (), ())):
+        expected, got = guesses_apart(rows_of(plan)), rows_apart(plan)
+        assert (got.unchecked is None) == (expected.unchecked is None) == (plan.rows is not late)
+        fields = ["slots", "starts", "counts", "samples", "output_indices"]
+        for field in [*fields, "unchecked"] if plan.rows is late else fields:
+            assert getattr(got, field).tolist() == getattr(expected, field).tolist(), field
+
+
 def test_rows_at_bounds_stay_so_when_they_are_taken_apart():
     assert rows_of(PLAN).unchecked is None
     late = (Row("c", 4, 20, 2, True, 7, (13,), unchecked=3), Row("b", 0, 5, 1, True, 1))
@@ -72,6 +83,16 @@ def test_which_steps_may_be_at_bounds(at_bounds: Literal["none", "checks", "all"
     assert verifying.verifies
     assert {each.at_bounds for each in (mixed, verifying, buckets.largest)} == {at_bounds != "none"}
     assert num_ints(buckets.largest) == max(map(num_ints, (buckets.largest, *buckets.one_token_a_row())))
+
+
+@pytest.mark.parametrize("at_bounds", ["none", "checks"])
+def test_only_steps_that_bring_guesses_have_room_for_entries(at_bounds: Literal["none", "checks"]):
+    """What is planned ahead gets no launch more for it."""
+    buckets = Buckets(4, 32, 2, at_bounds, brings_guesses=True)
+    assert [bucket.entries for bucket in buckets.verifying()] == [2 * bucket.num_rows for bucket in buckets.verifying()]
+    assert {bucket.entries for bucket in (*buckets.decoding(), buckets.smallest()[1])} == {0}
+    assert num_ints(buckets.largest) == max(map(num_ints, (buckets.largest, *buckets.one_token_a_row())))
+    assert {bucket.entries for bucket in Buckets(4, 32, 2, at_bounds).verifying()} == {0}
 
 
 def test_samples_are_the_same_with_guesses_apart():
@@ -116,7 +137,7 @@ def test_a_draft_models_pass_has_a_row_a_token_if_no_row_has_more_than_are_check
 def test_guesses_are_written_behind_the_known_tokens():
     state = DeviceState(5, 30, 4, CPU, Resolver(CPU))
     update = merged([state.guess_update(ROWS)])
-    state.tokens.view(-1)[torch.from_numpy(update.offsets)] = torch.from_numpy(update.values).int()
+    state.tokens.view(-1)[torch.tensor(update.offsets)] = torch.tensor(update.values, dtype=torch.int32)
     assert state.tokens.nonzero().tolist() == [[3, 10], [3, 11], [4, 21]]
     assert state.tokens[state.tokens != 0].tolist() == [11, 12, 13]
 

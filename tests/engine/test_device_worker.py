@@ -15,6 +15,7 @@ import torch
 from parhelion.engine.device import worker as device_worker
 from parhelion.engine.device.sampling import uniform
 from parhelion.engine.device.step import Mode
+from parhelion.engine.device.step_queue import DeviceQueue
 from parhelion.engine.messages import AddRequest
 from parhelion.engine.sampler import uniform as host_uniform
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, num_ints, pack, pad_to, view_ints
@@ -267,6 +268,37 @@ def test_rows_with_guesses_may_end_within_them_and_others_take_their_slots(tiny_
     assert len(outputs["r2"]) < len(expected["r2"])
 
 
+def test_steps_with_guesses_and_no_prompts_change_tables_by_themselves(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Prompts are written before the step, also where what is not cached of one is a single token."""
+    requests = greedy_and_drawn_requests()
+    expected = run(core_of(tiny_llama, True, True, 1000), requests)
+    written: list[Bucket] = []
+    steps: list[tuple[bool, bool, bool]] = []
+    execute, copy_and_write = device_worker.DeviceWorker.execute, DeviceQueue._copy_and_write
+
+    def noted_write(queue: DeviceQueue, host: Any, bucket: Bucket, update: Any) -> None:
+        written.append(bucket)
+        copy_and_write(queue, host, bucket, update)
+
+    def noted_step(worker: Any, plan: StepPlan, admitted: Sequence[AddRequest]) -> PendingStep:
+        written.clear()
+        pending = execute(worker, plan, admitted)
+        only_guesses = all(row.num_tokens == 1 + len(row.guesses) for row in plan.rows) and not plan.admissions
+        if any(row.guesses for row in plan.rows):
+            steps.append((only_guesses, bool(plan.new_blocks), bool(written)))
+        return pending
+
+    monkeypatch.setattr(DeviceQueue, "_copy_and_write", noted_write)
+    monkeypatch.setattr(device_worker.DeviceWorker, "execute", noted_step)
+    prophet = Prophet(texts_of(requests, expected), QUALITIES["one in three wrong"])
+    assert run(core_of(tiny_llama, True, True, 1000, proposer=prophet), requests) == expected
+    assert {was_written for only_guesses, _, was_written in steps if only_guesses} == {False}
+    assert sum(only_guesses and has_blocks for only_guesses, has_blocks, _ in steps) > 5
+    assert (False, True, True) in steps or (False, False, True) in steps
+
+
 def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device_worker, "GraphCache", Recorder)
     requests = greedy_requests()
@@ -285,7 +317,7 @@ def test_graphs_are_captured_ahead_for_all_steps_that_only_decode(tiny_llama: Pa
     )
     worker = core._worker
     # Five rows with four guesses each would be 25 tokens; a step has at most 24.
-    ahead = {(Bucket.verifying(size, siblings=8), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
+    ahead = {(Bucket.verifying(size, siblings=8, entries=2 * size), Mode.GREEDY) for size in (2, 4, 8, 16, 24)}
     assert (
         worker.graphs.captured(worker._step) == {(Bucket.decoding(size), Mode.GREEDY) for size in (1, 2, 4, 5)} | ahead
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from parhelion.engine.step_layout import Bucket, StepRows, buckets_up_to, pad_to
+
+ENTRIES_A_ROW = 2
+"""Entries of tables that a step's integers have room for, for each row: a guess or a token of a stage before, and a
+block, which rows need now and then.
+"""
 
 MIXED_ROWS = (1, 4, 16, 64)
 """Rows that steps with prompts in them are padded to, below the most that may run; with guesses there is one size more,
@@ -20,6 +27,7 @@ class Buckets:
         num_guesses: that a row may check; 0: nobody guesses.
         at_bounds: which of them are ``Bucket.at_bounds``: those of steps that check guesses or have prompts in them,
             those of steps that decode too, or none.
+        brings_guesses: steps bring the guesses that they check; else these are on the device already.
 
     Attributes:
         largest: no step needs more.
@@ -32,17 +40,29 @@ class Buckets:
         max_num_batched_tokens: int,
         num_guesses: int,
         at_bounds: Literal["none", "checks", "all"] = "none",
+        brings_guesses: bool = False,
     ) -> None:
         max_num_rows = max(max_num_seqs, min(max_num_seqs * (1 + num_guesses), max_num_batched_tokens))
         self._checks_at_bounds, self._decodes_at_bounds = at_bounds != "none", at_bounds == "all"
-        self.largest = Bucket(max_num_rows, max_num_batched_tokens, at_bounds=self._checks_at_bounds)
+        self._entries_a_row = ENTRIES_A_ROW if brings_guesses else 0
+        self.largest = Bucket(
+            max_num_rows,
+            max_num_batched_tokens,
+            at_bounds=self._checks_at_bounds,
+            entries=self._entries_a_row * max_num_rows,
+        )
         self.most_tokens = max(max_num_rows, max_num_batched_tokens)
         self._decode_sizes = buckets_up_to(max_num_seqs)
         self._num_guesses = num_guesses
         # A row and all its guesses.
         self._siblings = 1 << num_guesses.bit_length()
+        self._decoding = {size: Bucket.decoding(size, self._decodes_at_bounds) for size in self._decode_sizes}
         # A guess has another row before it.
         self._verify_sizes = tuple(size for size in buckets_up_to(max_num_rows) if num_guesses and size > 1)
+        self._verifying = {
+            size: Bucket.verifying(size, self._siblings, self._checks_at_bounds, self._entries_a_row * size)
+            for size in self._verify_sizes
+        }
         most_rows = sorted({max_num_seqs, max_num_rows})
         self._mixed_rows = (*(rows for rows in MIXED_ROWS if rows < max_num_seqs), *most_rows)
         self._token_sizes = tuple(size for size in buckets_up_to(max_num_batched_tokens) if size >= 8) or (
@@ -56,11 +76,11 @@ class Buckets:
             rows: of the step, guesses in rows of their own.
             verifies: some may be guesses, or at bounds.
         """
-        num_rows, num_tokens = len(rows.slots), int(rows.counts.sum())
+        num_rows, num_tokens = len(rows.slots), int(np.add.reduce(rows.counts))
         if num_rows == num_tokens:
             if verifies:
-                return self._verifying(pad_to(num_rows, self._verify_sizes))
-            return self._decoding(pad_to(num_rows, self._decode_sizes))
+                return self._verifying[pad_to(num_rows, self._verify_sizes)]
+            return self._decoding[pad_to(num_rows, self._decode_sizes)]
         return self._mixed(pad_to(num_rows, self._mixed_rows), pad_to(num_tokens, self._token_sizes))
 
     def takes_apart(self, rows: StepRows) -> bool:
@@ -71,11 +91,11 @@ class Buckets:
 
     def decoding(self) -> list[Bucket]:
         """All of steps in which every row has one known token, the smallest first."""
-        return [self._decoding(size) for size in self._decode_sizes]
+        return list(self._decoding.values())
 
     def verifying(self) -> list[Bucket]:
         """All of steps that decode and may check guesses, the smallest first."""
-        return [self._verifying(size) for size in self._verify_sizes]
+        return list(self._verifying.values())
 
     def one_token_a_row(self) -> list[Bucket]:
         """Both of these, the largest first."""
@@ -84,12 +104,6 @@ class Buckets:
     def smallest(self) -> list[Bucket]:
         """One of each kind: of steps that decode, that have prompts in them, and that check guesses if anybody does."""
         return [self.decoding()[0], self._mixed(self._mixed_rows[0], self._token_sizes[0]), *self.verifying()[:1]]
-
-    def _decoding(self, num_rows: int) -> Bucket:
-        return Bucket.decoding(num_rows, self._decodes_at_bounds)
-
-    def _verifying(self, num_rows: int) -> Bucket:
-        return Bucket.verifying(num_rows, self._siblings, self._checks_at_bounds)
 
     def _mixed(self, num_rows: int, num_tokens: int) -> Bucket:
         return Bucket(num_rows, num_tokens, at_bounds=self._checks_at_bounds)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from parhelion.distributed.group import Group
-from parhelion.engine.device.bounds import choose_samples, read_ints
+from parhelion.engine.device.bounds import choose_samples
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.state import DeviceState
 from parhelion.engine.device.step import Mode, StepOutputs
@@ -96,8 +96,12 @@ class HeadStep:
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``; the host never chooses."""
+        with torch.inference_mode():
+            return self._run(buffer, bucket, mode)
+
+    def _run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         state = self._state
-        ints = read_ints(buffer, bucket, state.num_wrong)
+        ints = state.take_in(buffer, bucket)
         if bucket.verifies or not bucket.decodes:
             ints = choose_samples(ints, state.num_wrong, state.spare_position)
         tensors = self._state.tensors(ints, bucket, tokens_ahead=1)

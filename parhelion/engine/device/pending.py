@@ -6,13 +6,12 @@ import threading
 
 import msgspec
 import numpy as np
-import torch
 
 from parhelion.engine.device.drafter import PendingDraft
+from parhelion.engine.device.host_ids import HostIds
 from parhelion.engine.host.sampling import HostSampler
 from parhelion.engine.step_layout import Ints, Samples, StepRows, samples_of
 from parhelion.engine.step_result import Drafted, StepResult
-from parhelion.platform.streams import Event
 
 
 class WrongGuesses:
@@ -56,8 +55,7 @@ class Pending:
     Args:
         number: of the steps that were begun before it.
         rows: as they were planned, guesses in rows of their own.
-        ids: [num_rows] on the host, that the device is writing.
-        done: when it has.
+        ids: of the rows, which the device is writing. They are read once, before ``is_over``.
         stays: of the rows.
         draft: the step's guesses, if the device made any.
         wrong: learns how many were wrong.
@@ -67,17 +65,15 @@ class Pending:
         self,
         number: int,
         rows: StepRows,
-        ids: torch.Tensor,
-        done: Event,
+        ids: HostIds,
         stays: Ints,
         draft: PendingDraft | None,
         wrong: WrongGuesses,
     ) -> None:
         self.number = number
+        self.ids = ids
         self._rows = rows
         self._samples = samples_of(rows)
-        self._ids = ids
-        self._done = done
         self._stays = stays
         self._draft = draft
         self._wrong = wrong
@@ -92,7 +88,7 @@ class Pending:
     def wait(self) -> StepResult:
         """The step's result."""
         if self._result is None:
-            self._done.synchronize()
+            self.ids.done.synchronize()
             with self._wrong.lock:
                 if self._result is None:
                     self._result = self._read()
@@ -101,7 +97,7 @@ class Pending:
     def _read(self) -> StepResult:
         if self._rows.unchecked is not None:
             self._samples = _moved(self._samples, self._wrong.off(self._rows))
-        self._chosen = self._ids.numpy()[self._samples.rows]
+        self._chosen = self.ids.array[self._samples.rows]
         drafted = None
         if self._draft is not None:
             drafted = self._draft.read(self._wrong.by_slot)

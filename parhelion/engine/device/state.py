@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from parhelion.engine.device.bounds import read_ints
 from parhelion.engine.sampling_state import SamplingState
-from parhelion.engine.step_layout import Bucket, StepInts
+from parhelion.engine.step_layout import Bucket, StepInts, entry_places
 from parhelion.layers.step_batch import StepBatch
 from parhelion.ops.contract import Tensors
 from parhelion.ops.paged_attention.batch import AttentionBatch
@@ -31,15 +32,15 @@ class Update(msgspec.Struct, frozen=True):
     """Entries to write into the device's tables before a step.
 
     Attributes:
-        offsets, values: int64 arrays of equal length; offsets are into all tables, laid out flat.
+        offsets, values: of equal length, arrays or, of few, plain numbers; offsets are into all tables, laid out flat.
     """
 
-    offsets: npt.NDArray[np.int64]
-    values: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64] | Sequence[int]
+    values: npt.NDArray[np.int64] | Sequence[int]
 
     def flat(self) -> npt.NDArray[np.int32]:
         """All offsets, each in two halves, then all values."""
-        return np.concatenate((self.offsets.view(np.int32), self.values.astype(np.int32)))
+        return np.concatenate((np.asarray(self.offsets, np.int64).view(np.int32), np.asarray(self.values, np.int32)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class DeviceState:
         parameters: [max_num_seqs + 1, PARAMETERS] int32.
         num_wrong: [max_num_seqs + 1] int32, how many guesses of each slot's last step with any were wrong.
         spare_slot, spare_position: where padding goes.
+        spare_offset: of that place in ``flat``.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class DeviceState:
     ) -> None:
         self.spare_slot = max_num_seqs
         self.spare_position = max_model_len + 1
+        self.spare_offset = self.spare_slot * (max_model_len + 2) + self.spare_position
         self.max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
         self._step_inputs = resolver.launcher(StepInputs(block_size))
@@ -90,6 +93,24 @@ class DeviceState:
         )
         self.num_wrong = num_wrong[:, 0]
         self._first_block, self._first_parameter, self._first_num_wrong = np.cumsum(sizes[:3]).tolist()
+
+    def take_in(self, buffer: torch.Tensor, bucket: Bucket) -> StepInts:
+        """Write the entries that a step brings along, and read its integers.
+
+        Args:
+            buffer: int32 on the device, with the step at its front.
+            bucket: its sizes.
+        """
+        if bucket.entries:
+            offsets, values = entry_places(bucket)
+            self.write(buffer[offsets], buffer[values])
+        return read_ints(buffer, bucket, self.num_wrong)
+
+    def write(self, offsets: torch.Tensor, values: torch.Tensor) -> None:
+        """Write entries [n] int32 of tables; the offsets [2 n] int32 are in halves, and of those that are there more
+        than once any may be the last.
+        """
+        self.flat.scatter_(0, offsets.view(torch.int64), values)
 
     def tensors(self, ints: StepInts, bucket: Bucket, tokens_ahead: int = 0) -> StepTensors:
         """What a step computes and where its ids go; nothing waits for the device.
@@ -139,8 +160,8 @@ class DeviceState:
     def told_update(self, rows: Sequence[Row]) -> Update:
         """The first tokens of rows for which the last stage has sampled them."""
         width = self.tokens.shape[1]
-        entries = [(row.slot * width + row.start, row.first_token) for row in rows if row.first_token != KNOWN]
-        return Update(*np.array(entries, np.int64).reshape(-1, 2).T.copy())
+        told = [row for row in rows if row.first_token != KNOWN]
+        return Update([row.slot * width + row.start for row in told], [row.first_token for row in told])
 
     def guess_update(self, rows: Sequence[Row]) -> Update:
         """The guesses of rows, behind their first tokens; what the step samples is written over them."""
@@ -152,12 +173,12 @@ class DeviceState:
                 behind = row.slot * width + row.start + 1
                 offsets += range(behind, behind + len(row.guesses))
                 guesses += row.guesses
-        return Update(np.array(offsets, np.int64), np.array(guesses, np.int64))
+        return Update(offsets, guesses)
 
-    def block_update(self, slot: int, first: int, block_ids: npt.NDArray[np.int64]) -> Update:
+    def block_update(self, slot: int, first: int, block_ids: Sequence[int]) -> Update:
         """Blocks from index ``first`` of a slot on."""
         offset = self._first_block + slot * self.max_blocks + first
-        return Update(np.arange(offset, offset + len(block_ids)), block_ids)
+        return Update(range(offset, offset + len(block_ids)), block_ids)
 
     def parameter_update(self, slot: int, sampling: SamplingState) -> Update:
         """How a slot's tokens are chosen, as the host's ``SamplingState`` has it."""
@@ -174,8 +195,13 @@ class DeviceState:
         return Update(self._first_num_wrong + slots, num_wrong)
 
 
-def merged(updates: list[Update]) -> Update:
-    """All entries of at least one update. Later ones win only if no offset occurs twice, so none may."""
+NO_UPDATE = Update((), ())
+
+
+def merged(updates: Sequence[Update]) -> Update:
+    """All entries of updates. Later ones win only if no offset occurs twice, so none may."""
+    if not updates:
+        return NO_UPDATE
     if len(updates) == 1:
         return updates[0]
     return Update(

@@ -11,7 +11,7 @@ import torch
 
 from parhelion.distributed.group import Group
 from parhelion.distributed.sampling import Among
-from parhelion.engine.device.bounds import count_wrong, read_ints
+from parhelion.engine.device.bounds import count_wrong
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.stage import StageBuffers
 from parhelion.engine.device.state import DeviceState
@@ -55,7 +55,7 @@ class StepOutputs:
 
 
 class Step(Protocol):
-    """Runs steps of any bucket; reads and writes nothing but device memory, and never waits."""
+    """Runs steps of any bucket, in inference mode; reads and writes nothing but device memory, and never waits."""
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """Compute the step whose integers lie at the front of the buffer."""
@@ -117,7 +117,11 @@ class DeviceStep:
 
     def run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
         """See ``Step``."""
-        ints = read_ints(buffer, bucket, self._state.num_wrong)
+        with torch.inference_mode():
+            return self._run(buffer, bucket, mode)
+
+    def _run(self, buffer: torch.Tensor, bucket: Bucket, mode: Mode) -> StepOutputs:
+        ints = self._state.take_in(buffer, bucket)
         tensors = self._state.tensors(ints, bucket)
         hidden = self._forward(ints, tensors.batch, bucket)
         if self._between is not None and not self._model.stage.is_last:

@@ -19,6 +19,7 @@ from parhelion.engine.device.buckets import Buckets
 from parhelion.engine.device.drafter import DeviceDrafter, PendingDraft
 from parhelion.engine.device.graphs import EagerSteps, GraphCache
 from parhelion.engine.device.head import HeadFeatures, HeadStep
+from parhelion.engine.device.host_ids import HostIdsPool
 from parhelion.engine.device.pending import Pending, WrongGuesses
 from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.stage import PassedOn, StageBuffers
@@ -35,6 +36,8 @@ from parhelion.engine.step_layout import (
     Bucket,
     StepRows,
     guesses_apart,
+    num_ints,
+    rows_apart,
     rows_of,
     samples_of,
 )
@@ -42,7 +45,7 @@ from parhelion.engine.step_result import NOTHING, PendingStep, PromptLogprobs, S
 from parhelion.models.decoder import DecoderModel
 from parhelion.models.eagle3 import Eagle3Head
 from parhelion.ops.resolve import Resolver
-from parhelion.platform.streams import pinned, record_event, work_stream
+from parhelion.platform.streams import work_stream
 from parhelion.scheduler import StepPlan
 
 BUFFERS_IN_FLIGHT = 3
@@ -106,7 +109,7 @@ class DeviceWorker:
         # The first of several stages must know where rows begin.
         self._at_bounds = draft_model is not None and links is None
         sizes = options.max_num_seqs, options.max_num_batched_tokens, options.num_guesses
-        self._buckets = Buckets(*sizes, "checks" if self._at_bounds else "none")
+        self._buckets = Buckets(*sizes, "checks" if self._at_bounds else "none", brings_guesses=not self._at_bounds)
         self._draft_buckets = Buckets(*sizes, "all" if self._at_bounds else "none")
         self._between: StageBuffers | None = None
         if links is not None:
@@ -123,7 +126,9 @@ class DeviceWorker:
         self._host_sampler = HostSampler(model, self._sampling, options.max_num_seqs, size.max_model_len)
         self._num_blocks = np.zeros(options.max_num_seqs, np.int64)
         num_buffers = BUFFERS_IN_FLIGHT * (1 + options.num_guesses if draft_model is not None else 1)
-        self._queue = DeviceQueue(self._state, self._draft_buckets.largest, num_buffers, self._device)
+        largest = max(self._buckets.largest, self._draft_buckets.largest, key=num_ints)
+        self._queue = DeviceQueue(self._state, largest, num_buffers, self._stream)
+        self._host_ids = HostIdsPool(self._stream, self._device)
         self._graphs = GraphCache(self._queue.ints, self._stream, self._device) if options.use_graphs else None
         self._eager = EagerSteps(self._queue.ints)
         self._runner = self._graphs or self._eager
@@ -165,9 +170,13 @@ class DeviceWorker:
         """All captured graphs, if any are used."""
         return self._graphs
 
+    def stay(self) -> None:
+        """Let this thread run the steps from now on: it stays on the worker's stream, which others enter every time."""
+        self._stream.stay()
+
     def warm_up(self) -> None:
         """Run a decode row, a prompt and a guess through the model, so that what compiles at first use has compiled."""
-        with torch.inference_mode(), self._stream.activate():
+        with self._stream.activate():
             for bucket in self._buckets.smallest():
                 self._queue.send_padding(bucket)
                 for step in dict.fromkeys((self._step, self._followed_step)):
@@ -183,7 +192,7 @@ class DeviceWorker:
         """
         if self._graphs is None:
             return
-        with torch.inference_mode(), self._stream.activate():
+        with self._stream.activate():
             for bucket in self._buckets.one_token_a_row():
                 self._queue.send_padding(bucket)
                 step = self._followed_step if bucket.verifies else self._step
@@ -203,7 +212,7 @@ class DeviceWorker:
             What ``wait`` turns into the step's result; steps must be waited for in order. Nothing of a stage that is
             not the last.
         """
-        with torch.inference_mode(), self._stream.activate():
+        with self._stream.activate():
             return self._execute(plan, admitted)
 
     def _execute(self, plan: StepPlan, admitted: Sequence[AddRequest]) -> Pending | StepResult:
@@ -211,7 +220,7 @@ class DeviceWorker:
         # when a rank has waited for others.
         self._settle(self._num_begun - plan.num_in_flight)
         self._queue.write(self._take_admissions(plan, admitted))
-        rows = rows_of(plan)
+        rows = self._rows_of(plan)
         asked = self._sampling.asked(rows.slots) if self._model.stage.is_last else 0
         wants_prompts = bool(asked & TELLS_PROMPT and self._sampling.wants_prompt(rows.slots, rows.starts).any())
         if rows.unchecked is not None and (wants_prompts or asked & CHOOSES_ON_HOST):
@@ -243,7 +252,11 @@ class DeviceWorker:
             for row, less in zip(plan.rows, off, strict=True)
         )
         plan = msgspec.structs.replace(plan, rows=put_right)
-        return plan, rows_of(plan)
+        return plan, self._rows_of(plan)
+
+    def _rows_of(self, plan: StepPlan) -> StepRows:
+        """Guesses in rows of their own, unless there is a draft model, which is asked for them by row."""
+        return rows_apart(plan) if self._drafter is None else rows_of(plan)
 
     def _hand_to_device(
         self, plan: StepPlan, rows: StepRows, asked: int, wants_prompts: bool
@@ -254,10 +267,10 @@ class DeviceWorker:
             self._queue.write([self._state.told_update(plan.rows)])
         # Behind unchecked guesses a step without any takes the graphs of those that have some.
         draft, step = None, self._followed_step if plan.follows or rows.unchecked is not None else self._step
-        most_samples = int(rows.samples.max())
-        verifies = most_samples > 1
+        apart = self._drafter is None
+        verifies = len(rows.slots) > len(plan.rows) if apart else int(rows.samples.max()) > 1
         if verifies:
-            self._check_num_guesses(most_samples - 1)
+            self._check_num_guesses(plan)
         if self._drafter is not None and plan.follows and not plan.num_ahead:
             draft = self._drafter.draft(rows, mode)
             self._drafter.progress.follow(rows)
@@ -265,7 +278,7 @@ class DeviceWorker:
             self._queue.write([self._state.guess_update(plan.rows)])
         elif self._drafter is not None and step is not self._step and not plan.follows:
             self._drafter.progress.lose()
-        if verifies:
+        if verifies and not apart:
             rows = guesses_apart(rows)
         bucket = self._buckets.of(rows, verifies or step is not self._step or rows.unchecked is not None)
         self._queue.send(rows, bucket)
@@ -278,19 +291,21 @@ class DeviceWorker:
             self._between.hand_over(num_tokens, step is not self._step)
             return NOTHING, None
         if mode is Mode.HOST or wants_prompts:
-            return self._finish_on_host(plan, rows, bucket, outputs, mode, draft), draft
-        ids = pinned(bucket.num_rows, self._device, outputs.token_ids.dtype)
-        ids.copy_(outputs.token_ids, non_blocking=True)
-        done = record_event(self._device)
+            with torch.inference_mode():
+                return self._finish_on_host(plan, rows, bucket, outputs, mode, draft), draft
+        ids = self._host_ids.take(bucket.num_rows)
+        ids.fetch(outputs.token_ids)
         self._take_notes()
         stays = self._host_sampler.stays(rows)
-        self._pending.append(Pending(self._num_begun, rows, ids, done, stays, draft, self._wrong))
+        self._pending.append(Pending(self._num_begun, rows, ids, stays, draft, self._wrong))
         return self._pending[-1], draft
 
     def _take_notes(self) -> None:
         """Remember what steps have sampled that somebody has waited for: while the device works, not while it waits."""
         while self._pending and self._pending[0].is_over:
-            self._pending.popleft().note(self._host_sampler)
+            pending = self._pending.popleft()
+            pending.note(self._host_sampler)
+            self._host_ids.give_back(pending.ids)
 
     def _look_ahead(self, drafter: DeviceDrafter, plan: StepPlan, rows: StepRows, result: StepResult) -> StepResult:
         """Guess for the next step of the same rows, behind what this one has sampled. Waits for the device twice."""
@@ -300,7 +315,7 @@ class DeviceWorker:
         sizes = self._options.block_size, self._max_model_len
         behind = rows_behind(rows, accepted, self._num_blocks[rows.slots], sizes, plan.num_ahead)
         draft = drafter.draft(behind, self._mode(rows, self._sampling.asked(rows.slots)))
-        record_event(self._device).synchronize()
+        self._stream.synchronize()
         drafted = draft.read(self._wrong.by_slot)
         proposed = proposals(plan.rows, behind, drafted.token_ids)
         return replace(result, drafted=replace(drafted, token_ids=[]), proposals=proposed)
@@ -362,13 +377,12 @@ class DeviceWorker:
         """Blocks of a slot; of a request that has just taken it, so many tokens of them come from the prefix cache."""
         first = int(self._num_blocks[slot])
         self._num_blocks[slot] += len(block_ids)
-        ids = np.array(block_ids, np.int64)
         if self._drafter is not None:
-            self._drafter.progress.append(slot, first, ids, num_cached_tokens)
-        return self._state.block_update(slot, first, ids)
+            self._drafter.progress.append(slot, first, np.array(block_ids, np.int64), num_cached_tokens)
+        return self._state.block_update(slot, first, block_ids)
 
-    def _check_num_guesses(self, most: int) -> None:
-        allowed = self._options.num_guesses
+    def _check_num_guesses(self, plan: StepPlan) -> None:
+        most, allowed = max(len(row.guesses) for row in plan.rows), self._options.num_guesses
         if most > allowed:
             raise ValueError(
                 f"a row has {most} guesses and the worker was made for num_guesses = {allowed}: "

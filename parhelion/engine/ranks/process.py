@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from parhelion.distributed.rendezvous import file_store, reach_store, take_place
-from parhelion.engine.build_worker import build_worker, capture_graphs, kv_cache_size
+from parhelion.engine.build_worker import build_worker, get_ready, kv_cache_size
 from parhelion.engine.core import StepExecutor
 from parhelion.engine.drafts.choice import read_draft
 from parhelion.engine.load import load_draft, load_model, needs_tables, states_passed_on
@@ -109,7 +109,7 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     passed_on = states_passed_on(chosen, loaded.model)
     worker = build_worker(config, loaded.model, size, loaded.resolver, draft, place.links, passed_on)
     worker.warm_up()
-    capture_graphs(config, worker)
+    get_ready(config, worker)
     answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
     awaited = AwaitedTokens(config.pp) if place.stage == 0 else None
     if not answers or device.type == "cpu":
