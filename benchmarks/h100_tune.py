@@ -34,7 +34,7 @@ from parhelion.errors import ParhelionError
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import launch_module
-from parhelion.packs.format import Candidate, Pack, Row
+from parhelion.packs.format import TILE_PROGRAMS, Candidate, Pack, Row
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.tuning.compile_pool import CompilePool, import_compilers
 from parhelion.tuning.contract_key import contract_of_key
@@ -42,7 +42,7 @@ from parhelion.tuning.gpu_worker import GpuTimer
 from parhelion.tuning.helion_search import KERNELS, FullEffort, full_effort_search
 from parhelion.tuning.jobs import TimingJob, Trial
 from parhelion.tuning.model_calls import tuned_model
-from parhelion.tuning.plan import HELION, make_plan, why_not_on
+from parhelion.tuning.plan import make_plan, why_not_on
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import target
 from parhelion.tuning.tune import TuneOptions, TuneProgress, tune_each
@@ -170,7 +170,7 @@ def compared(
 
 def _tile_program(row: Row) -> Candidate | None:
     """The fastest candidate whose binaries the pack holds."""
-    own = (each for each in (row.best, *row.runners_up) if each.provider == HELION and each.binaries)
+    own = (each for each in (row.best, *row.runners_up) if each.provider in TILE_PROGRAMS and each.binaries)
     return next(own, None)
 
 

@@ -210,6 +210,8 @@ def providers_table(content: bytes) -> str:
 
 def _listed(everywhere: set[str], somewhere: set[str], op: Op) -> str:
     missing = ", ".join(target for target in (each.name for each in TARGETS) if target not in everywhere)
+    if len(somewhere) <= 1:
+        return f"{', '.join(somewhere) or 'none'}; elsewhere `{op.contract.instead}` serves"
     some = " for some dtypes" if everywhere != somewhere else ""
     return f"all but {missing}{some}, where `{op.contract.instead}` serves"
 

@@ -15,6 +15,7 @@ from typing import Literal
 from parhelion.distributed.devices import DevicePreset
 from parhelion.ops.block_times import BlockTimes, key_of_programs
 from parhelion.ops.contract import Contract, Traffic
+from parhelion.ops.decoder_block import DecoderBlock
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.paged_attention import PagedAttention
 from parhelion.ops.paged_attention.batch import MOST_DECODES
@@ -156,7 +157,7 @@ class KernelTimes:
         num_tokens = rows.num_tokens
         if own is not None and self._same_device:
             row = own.row(num_tokens)
-            if row.measured_at == num_tokens and (rows.is_sampled or not isinstance(contract, _ATTENTION)):
+            if row.measured_at == num_tokens and (rows.is_sampled or _attention_of(contract) is None):
                 return KernelTime(self._time_of(row), "measured")
         floor = self.floor_us(contract, rows)
         tables = [own] if own is not None else self._by_op.get(contract.name, [])
@@ -179,17 +180,22 @@ class KernelTimes:
         return self._lines[op_name, prompts]
 
 
-_ATTENTION = (PagedAttention, FusedRopeAttention)
-
-
 def rows_work(contract: Contract, rows: StepRows) -> Traffic:
     """Bytes and FLOPs of a contract for a step's own rows, which matter to attention alone."""
-    work = contract.traffic(rows.num_tokens)
-    if not isinstance(contract, _ATTENTION):
+    work, attention = contract.traffic(rows.num_tokens), _attention_of(contract)
+    if attention is None:
         return work
-    attention = contract.attention if isinstance(contract, FusedRopeAttention) else contract
     sampled, own = attention.traffic(rows.num_tokens), _attention_work(attention, rows)
     return Traffic(work.bytes - sampled.bytes + own.bytes, work.flops - sampled.flops + own.flops, work.unit)
+
+
+def _attention_of(contract: Contract) -> PagedAttention | None:
+    """What of a contract depends on the rows; None if nothing does."""
+    if isinstance(contract, DecoderBlock):
+        return contract.parts[1].attention
+    if isinstance(contract, FusedRopeAttention):
+        return contract.attention
+    return contract if isinstance(contract, PagedAttention) else None
 
 
 def _attention_work(attention: PagedAttention, rows: StepRows) -> Traffic:

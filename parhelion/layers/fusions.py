@@ -1,7 +1,7 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
 rotation, the write to the cache and attention in one, with the quantization of what it makes, the sum over the ranks
 and the norm behind it, the activation between two products, and for a single token all that stands before and behind a
-product.
+product, or the block as a whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from parhelion.layers.program import PLAIN, Chain, Fusion, Plan
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
 from parhelion.ops.contract import Contract
+from parhelion.ops.decoder_block import DecoderBlock
 from parhelion.ops.dynamic_per_token_scaled_fp8_quant import DynamicPerTokenScaledFp8Quant
 from parhelion.ops.dynamic_per_token_scaled_int8_quant import DynamicPerTokenScaledInt8Quant
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
@@ -119,6 +120,33 @@ def _gated(product: WeightOnlyMv, silu: SiluAndMul) -> Contract:
     return replace(product, out_features=silu.intermediate_size, gated=True)
 
 
+def _whole_block(
+    qkv: WeightOnlyMv,
+    attention: FusedRopeAttention,
+    out: WeightOnlyMv,
+    gate_up: WeightOnlyMv,
+    down: WeightOnlyMv,
+) -> tuple[Contract] | None:
+    if qkv.epsilon is None or not qkv.add_residual:
+        return None
+    block = DecoderBlock(
+        qkv.in_features,
+        down.in_features,
+        attention.num_heads,
+        attention.num_kv_heads,
+        attention.head_dim,
+        attention.block_size,
+        attention.max_position,
+        attention.scale,
+        qkv.epsilon,
+        attention.epsilon,
+        qkv.quant_dtype,
+        qkv.dtype,
+    )
+    # What a block cannot say, such as a window, its parts do not have.
+    return (block,) if block.has_program and block.parts == (qkv, attention, out, gate_up, down) else None
+
+
 _PER_TOKEN: tuple[type[Contract], ...] = (DynamicPerTokenScaledFp8Quant, DynamicPerTokenScaledInt8Quant)
 
 FUSED: Plan = (
@@ -140,7 +168,7 @@ FUSED_ON_GPU: Plan = (
 
 FEWER_LAUNCHES: Plan = (
     *FUSED_ON_GPU,
-    Chain((ScaledMm, SiluAndMulDynamicPerTokenQuant, ScaledMm), _gated_products),
+    Chain((ScaledMm, SiluAndMulDynamicPerTokenQuant, ScaledMm), (2, 1), _gated_products),
 )
 """The same, and a feed-forward of quantized layers in two launches: it computes more than once what few tokens have
 little of.
@@ -156,7 +184,15 @@ SINGLE_TOKEN: Plan = (
 the weight, and what stands before it is so little that every program computes it for itself.
 """
 
-ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES, SINGLE_TOKEN)
+SINGLE_LAUNCH: Plan = (
+    *SINGLE_TOKEN,
+    Chain((WeightOnlyMv, FusedRopeAttention, WeightOnlyMv, WeightOnlyMv, WeightOnlyMv), (5,), _whole_block),
+)
+"""The same, and the five of a layer of FP8 weights as one, which begins to read each product's weight while the one
+before is computed. A model's first layer adds no hidden and keeps its five.
+"""
+
+ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES, SINGLE_TOKEN, SINGLE_LAUNCH)
 """Sets of fusions that a GPU may serve with."""
 
 

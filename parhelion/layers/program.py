@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -52,17 +53,20 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Chain:
-    """Three neighbouring calls that two kernels can do, where each takes just what the one before it returns.
+    """Neighbouring calls that fewer kernels can do, where each takes first what the one before it returns first.
 
     Attributes:
         classes: the contracts' classes.
-        fuse: the two contracts that do the same; None where these static dimensions have no such kernels. The first
-            takes what the first of three took, its weights included, the second the weights of the third; what passes
-            between them is theirs.
+        sizes: how many of the calls, in order, each of the kernels does.
+        fuse: the contracts that do the same, one for each of ``sizes``; None where these static dimensions have no such
+            kernels. Each takes what its calls take of others and then all their weights, in order; it returns what its
+            last call returns and then, of the other calls from the last to the first, what it has updated of what it
+            took. What else passes between the calls is theirs.
     """
 
-    classes: tuple[type[Contract], type[Contract], type[Contract]]
-    fuse: Callable[[Any, Any, Any], tuple[Contract, Contract] | None]
+    classes: tuple[type[Contract], ...]
+    sizes: tuple[int, ...]
+    fuse: Callable[..., tuple[Contract, ...] | None]
 
 
 Plan = tuple[Fusion | Chain, ...]
@@ -84,25 +88,63 @@ def _chained(calls: Sequence[Call], chain: Chain) -> list[Call]:
     while rest:
         found = _fused_chain(rest, chain)
         covered += found or rest[:1]
-        rest = rest[3 if found else 1 :]
+        rest = rest[len(chain.classes) if found else 1 :]
     return covered
 
 
 def _fused_chain(calls: Sequence[Call], chain: Chain) -> list[Call] | None:
-    """Two calls for the first three; None if they are not of the chain."""
-    if [type(call.contract) for call in calls[:3]] != list(chain.classes):
+    """The calls for the first ones; None if those are not of the chain."""
+    own, later = calls[: len(chain.classes)], calls[len(chain.classes) :]
+    if [type(call.contract) for call in own] != list(chain.classes):
         return None
-    first, second, third = calls[:3]
-    passes = second.inputs == first.outputs and third.inputs == second.outputs and not second.weights
-    if not passes or any(_is_read(name, calls[3:]) for name in (*first.outputs, *second.outputs)):
+    follows = all(call.inputs[0] == before.outputs[0] for before, call in pairwise(own))
+    if not follows or not _keep_to_themselves(own, later):
         return None
-    contracts = chain.fuse(first.contract, second.contract, third.contract)
+    contracts = chain.fuse(*(call.contract for call in own))
     if contracts is None:
         return None
+    ends = accumulate(chain.sizes)
     return [
-        Call(contracts[0], first.inputs, second.outputs, first.weights),
-        Call(contracts[1], second.outputs, third.outputs, third.weights),
+        _as_one(contract, own[end - size : end])
+        for contract, size, end in zip(contracts, chain.sizes, ends, strict=True)
     ]
+
+
+def _keep_to_themselves(calls: Sequence[Call], later: Sequence[Call]) -> bool:
+    """Whether each value that the calls make is read by one of them or stays as what they return, and nothing else of
+    it is read later.
+    """
+    returned = _returned(calls)
+    for number, call in enumerate(calls):
+        behind = calls[number + 1 :]
+        made_again = {name for each in behind for name in each.outputs}
+        passing = [name for name in call.outputs if name not in returned or name in made_again]
+        if not all(_is_read(name, behind) for name in passing):
+            return False
+    made = {name for call in calls for name in call.outputs}
+    return not any(_is_read(name, later) for name in made.difference(returned))
+
+
+def _as_one(contract: Contract, calls: Sequence[Call]) -> Call:
+    weights = tuple(weight for call in calls for weight in call.weights)
+    return Call(contract, _taken(calls), _returned(calls), weights)
+
+
+def _taken(calls: Sequence[Call]) -> tuple[str, ...]:
+    """What calls take that none of them has made before, in order."""
+    taken: dict[str, None] = {}
+    made: set[str] = set()
+    for call in calls:
+        taken.update(dict.fromkeys(name for name in call.inputs if name not in made))
+        made.update(call.outputs)
+    return tuple(taken)
+
+
+def _returned(calls: Sequence[Call]) -> tuple[str, ...]:
+    """What the last call makes, and what the others, from the last to the first, have updated of what they took."""
+    taken = _taken(calls)
+    updated = (name for call in reversed(calls[:-1]) for name in call.outputs if name in taken)
+    return tuple(dict.fromkeys((*calls[-1].outputs, *updated)))
 
 
 def _paired(calls: Sequence[Call], fusion: Fusion) -> list[Call]:

@@ -1,6 +1,6 @@
 """From a contract to the launches of its tile programs, without the tile programs.
 
-An op's ``launch.py`` says how the host uses what stands in its ``helion_kernel.py``:
+An op's ``launch.py`` says how the host uses what stands in its ``helion_kernel.py`` or ``gluon_kernel.py``:
 
     Config                                            the op's choices, a frozen dataclass of plain values
     def default_config(contract, bucket, target)      the untuned one for M up to ``bucket``

@@ -24,7 +24,7 @@ from parhelion.ops.provider import Provider, fixed
 from parhelion.ops.registry import op
 from parhelion.ops.ways import Way
 from parhelion.packs.blocks import with_rows
-from parhelion.packs.format import NEVER_SERVE, Binary, Candidate, Row
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Binary, Candidate, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
 from parhelion.platform.driver import Function, load_function
@@ -61,8 +61,15 @@ class PackKernels:
     ) -> None:
         pack = chosen.stored.pack
         rows, stale = usable_rows(pack, source_hashes)
+        too_large = [row for row in rows if num_waiting(row) > num_processors]
+        rows = tuple(row for row in rows if row not in too_large)
         self.name = pack.name
         self.notes = list(stale)
+        self.notes += [
+            f"pack {pack.name}: {row.op} has {num_waiting(row)} programs that wait for one another, and this device "
+            f"runs {num_processors} at a time: it is computed in other launches"
+            for row in too_large
+        ]
         if chosen.match.level != "exact":
             self.notes.insert(0, f"pack {pack.name}: {chosen.match.reason}")
         self._stored = chosen.stored
@@ -161,7 +168,7 @@ class PackKernels:
     def _candidate(self, contract: Contract, row: Row, candidate: Candidate, otherwise: Provider) -> Launcher:
         provider = op(contract.name).provider(candidate.provider)
         # A pack's tile programs need nothing that the device lacks, but they may be of no use to these ranks.
-        needs_nothing = candidate.provider == "helion"
+        needs_nothing = candidate.provider in TILE_PROGRAMS
         why_not = (None if needs_nothing else provider.why_not(self._device)) or provider.refuses(contract)
         if why_not is not None:
             raise PackError(why_not)
@@ -265,6 +272,12 @@ class TunedLaunch:
     def bind(self, *weights: Any) -> Launcher:
         """The same with the contract's parameters given."""
         return fixed(self, weights)
+
+
+def num_waiting(row: Row) -> int:
+    """Programs of one launch that wait for one another (``num_programs`` of a config), and must all run at a time."""
+    found: int = (row.best.config or {}).get("num_programs", 0) if row.best.provider in TILE_PROGRAMS else 0
+    return found
 
 
 def servable(row: Row) -> Iterator[Candidate]:

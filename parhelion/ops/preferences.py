@@ -17,6 +17,7 @@ ON_GPU: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "embedding": ("torch", "helion"),
         "argmax": ("torch", "helion"),
         "step_inputs": (),
+        "decoder_block": (),
     }
 )
 """The same on a GPU, where that is not just ``helion``, ``torch`` and then ``reference``."""

@@ -12,6 +12,7 @@ import torch
 from parhelion.errors import ConfigError
 from parhelion.ops.contract import Contract
 from parhelion.ops.provider import Availability, Provider
+from parhelion.packs.format import TILE_PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Op:
     @property
     def name(self) -> str:
         return self.contract.name
+
+    @property
+    def tile_programs(self) -> str:
+        """The name of the provider of its own tile programs, one of ``TILE_PROGRAMS``."""
+        return next((each.name for each in self.providers if each.name in TILE_PROGRAMS), TILE_PROGRAMS[0])
 
     def provider(self, name: str) -> Provider:
         """The provider of that name.
@@ -52,6 +58,20 @@ COLLECTIVES = ("all_reduce",)
 def needs_other_ranks(contract: Contract) -> bool:
     """Whether several processes must call it together: none of them can tune it by itself."""
     return getattr(contract, "num_ranks", 1) > 1
+
+
+def most_tokens(contract: Contract, num_tokens: int) -> int:
+    """The largest M up to ``num_tokens`` that an op has tile programs for: itself, unless the contract names the most
+    that its op's are written for (``most_tokens``).
+    """
+    return min(num_tokens, getattr(contract, "most_tokens", num_tokens))
+
+
+def has_programs(contract: Contract, num_tokens: int, target: str) -> bool:
+    """Whether an op has tile programs for M = ``num_tokens`` on a target: on all, unless the contract names those that
+    its op's are written for (``targets``).
+    """
+    return num_tokens == most_tokens(contract, num_tokens) and target in getattr(contract, "targets", (target,))
 
 
 def own_parts(contracts: Iterable[Contract]) -> list[Contract]:

@@ -1,9 +1,9 @@
 """What an op's binaries and configs depend on, as a hash of its sources: a pack of other sources is stale.
 
-An op's sources are its ``helion_kernel.py``, ``launch.py`` and ``contract.py``, the modules of ``parhelion.ops`` that
-those import, and the files of the tile programs that they name (``"gemm.gemm"``), and so on from there. They are
-read and never imported. A package's ``__init__.py`` is not among them: it names the providers, on which no binary
-depends.
+An op's sources are its ``helion_kernel.py`` or ``gluon_kernel.py``, ``launch.py`` and ``contract.py``, the modules of
+``parhelion.ops`` that those import, and the files of the tile programs that they name (``"gemm.gemm"``), and so on from
+there. They are read and never imported. A package's ``__init__.py`` is not among them: it names the providers, on which
+no binary depends.
 
 What is hashed is the syntax tree, so that comments, strings that stand alone (docstrings) and formatting do not count.
 It is written out here: ``ast.dump`` and ``ast.unparse`` write the same tree in different ways in different versions of
@@ -25,7 +25,8 @@ HASH_VERSION = 1
 """Raised when what is hashed changes, or what binaries depend on besides sources."""
 
 _PACKAGE = "parhelion.ops"
-_ROOTS = ("helion_kernel.py", "launch.py", "contract.py")
+_KERNELS = ("helion_kernel.py", "gluon_kernel.py")
+_ROOTS = (*_KERNELS, "launch.py", "contract.py")
 
 _UNHASHED_FILES = frozenset({"candidates.py"})
 """What is worth trying says nothing of what was found."""
@@ -102,10 +103,11 @@ def _references(folder: Path, path: Path) -> Iterator[Path]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             named = _TILE_PROGRAM.fullmatch(node.value)
             if named is not None:
-                yield folder / named[1] / "helion_kernel.py"
+                yield from (folder / named[1] / kernel for kernel in _KERNELS)
         elif isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
             # f"rms_norm_per_block_quant.{kernel}"
-            yield folder / str(node.values[0].value).rstrip(".") / "helion_kernel.py"
+            named_folder = folder / str(node.values[0].value).rstrip(".")
+            yield from (named_folder / kernel for kernel in _KERNELS)
 
 
 def _inside(folder: Path, module: str) -> Iterator[Path]:

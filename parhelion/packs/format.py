@@ -18,6 +18,9 @@ FORMAT_VERSION = 1
 NEVER_SERVE = ("inductor", "cutlass")
 """Providers that are measured and never serve from a pack: they would compile while serving."""
 
+TILE_PROGRAMS = ("helion", "gluon")
+"""Providers whose programs a pack brings, by the language that they are written in; an op has one of them."""
+
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What kind of device something was measured on.
@@ -111,7 +114,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A provider, with its config where it has any, and how long it took.
 
     Attributes:
-        provider: ``helion``, ``torch`` ...
+        provider: ``helion``, ``gluon``, ``torch`` ...
         config: the op's config as a dictionary; None if the provider has none.
         time_us, time_us_p10, time_us_p90: of one launch, inputs and weights cold: the median and the spread.
         binaries: files of what it launches; empty if the pack does not hold them, and then it cannot serve.

@@ -9,12 +9,10 @@ import msgspec
 
 from parhelion.errors import PackError
 from parhelion.packs.blocks import Bucket, with_rows
-from parhelion.packs.format import NEVER_SERVE, Binary, BlockTime, Row
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Binary, BlockTime, Row
 from parhelion.packs.lookup import stale_ops
 from parhelion.packs.recipe import recipe_problems
 from parhelion.packs.store import StoredPack
-
-HELION = "helion"
 
 
 def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -> list[str]:
@@ -99,9 +97,9 @@ def _row_problems(row: Row, files: set[str]) -> Iterator[str]:
         yield f"{_name(row)}: is said to be of the op {row.op!r}"
     if row.best.provider in NEVER_SERVE:
         yield f"{_name(row)}: {row.best.provider} would compile while serving; it may only be a runner-up"
-    if row.best.provider == HELION and (row.best.config is None or not row.best.binaries):
+    if row.best.provider in TILE_PROGRAMS and (row.best.config is None or not row.best.binaries):
         lacking = "config" if row.best.config is None else "binaries"
-        yield f"{_name(row)}: {HELION} serves and has no {lacking}; tune or build again"
+        yield f"{_name(row)}: {row.best.provider} serves and has no {lacking}; tune or build again"
     named = {file for candidate in (row.best, *row.runners_up) for file in candidate.binaries}
     for file in sorted(named - files):
         yield f"{_name(row)}: needs the binary {file}, which the pack does not list; build it again"

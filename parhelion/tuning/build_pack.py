@@ -12,6 +12,7 @@ import msgspec
 from parhelion import __version__
 from parhelion.ops.contract import Contract
 from parhelion.ops.launching import BUCKETS
+from parhelion.ops.registry import has_programs
 from parhelion.ops.source_hash import source_hash
 from parhelion.packs.format import FORMAT_VERSION, Fingerprint, Ledger, ModelEntry, Pack, Row
 from parhelion.tuning.build_rows import (
@@ -49,7 +50,8 @@ class BuiltPack:
 
 
 def untuned_pack(name: str, contracts: Sequence[Contract], models: Sequence[ModelEntry], target: Target) -> Pack:
-    """What ``build_pack`` is given for models that nobody has tuned: a row for every contract and bucket, unmeasured.
+    """What ``build_pack`` is given for models that nobody has tuned: a row for every contract and bucket
+    that has tile programs, unmeasured.
 
     Args:
         contracts: of the models, each once.
@@ -59,11 +61,12 @@ def untuned_pack(name: str, contracts: Sequence[Contract], models: Sequence[Mode
             op=contract.name,
             contract=contract.key(),
             num_tokens=bucket,
-            best=unmeasured(untuned_config(contract, bucket, target)),
+            best=unmeasured(contract, untuned_config(contract, bucket, target)),
             chosen_by=UNTUNED,
         )
         for contract in contracts
         for bucket in BUCKETS
+        if has_programs(contract, bucket, target.name)
     ]
     fingerprint = unknown_device(target)
     return Pack(FORMAT_VERSION, name, fingerprint, tuple(rows), (), _hashes(rows), {}, "", "", tuple(models))

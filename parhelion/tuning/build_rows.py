@@ -12,13 +12,13 @@ from parhelion.errors import PackError
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import launch_module
-from parhelion.packs.format import NEVER_SERVE, Candidate, Row
+from parhelion.ops.registry import op
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Candidate, Row
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Compiler
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.target import Target
 
-HELION = "helion"
 SEED = "seed"
 UNTUNED = "untuned"
 
@@ -94,7 +94,7 @@ class RowDraft:
         self._requests = {
             position: (self._contract, row.num_tokens, _config(row, each))
             for position, each in enumerate((row.best, *row.runners_up))
-            if each.provider == HELION and (each is row.best or each.binaries)
+            if each.provider in TILE_PROGRAMS and (each is row.best or each.binaries)
         }
 
     def requests(self) -> list[Request]:
@@ -107,7 +107,7 @@ class RowDraft:
         best = next((each for each in found if self._may_serve(each)), None)
         if best is None:
             files = builder.files(self.spare) if self.spare in builder.built else ()
-            return self._unmeasured(unmeasured(self.spare[2], files), (), UNTUNED) if files else None
+            return self._unmeasured(unmeasured(self._contract, self.spare[2], files), (), UNTUNED) if files else None
         others = tuple(each for each in found if each is not best)
         if self._keeps:
             return msgspec.structs.replace(self._row, best=best, runners_up=others)
@@ -118,7 +118,7 @@ class RowDraft:
     def failures(self, builder: Builder, row: Row | None) -> list[Failure]:
         """What was not built, beside the row that came of it."""
         instead = self._contract.instead if row is None else row.best.provider
-        instead = f"{HELION} with another config" if instead == HELION else instead
+        instead = f"{instead} with another config" if instead in TILE_PROGRAMS else instead
         asked = (builder.built.get(request) for request in (*self.requests(), self.spare))
         reasons = dict.fromkeys(built for built in asked if isinstance(built, str))
         return [Failure(self._row.op, self._row.contract, self._row.num_tokens, each, instead) for each in reasons]
@@ -136,7 +136,7 @@ class RowDraft:
 
     def _may_serve(self, candidate: Candidate) -> bool:
         # Unmeasured, another provider is no better than what serves without a pack.
-        return bool(candidate.binaries) or (self._keeps and candidate.provider not in (HELION, *NEVER_SERVE))
+        return bool(candidate.binaries) or (self._keeps and candidate.provider not in (*TILE_PROGRAMS, *NEVER_SERVE))
 
     def _unmeasured(self, best: Candidate, others: tuple[Candidate, ...], chosen_by: str) -> Row:
         return Row(self._row.op, self._row.contract, self._row.num_tokens, best, others, chosen_by=chosen_by)
@@ -147,9 +147,9 @@ def untuned_config(contract: Contract, bucket: int, target: Target) -> Any:
     return launch_module(contract.name).default_config(contract, bucket, gemm_target(target.name))
 
 
-def unmeasured(config: Any, files: tuple[str, ...] = ()) -> Candidate:
-    """The tile programs with a config of which no time is known."""
-    return Candidate(HELION, plain(config), 0.0, 0.0, 0.0, files)
+def unmeasured(contract: Contract, config: Any, files: tuple[str, ...] = ()) -> Candidate:
+    """An op's tile programs with a config of which no time is known."""
+    return Candidate(op(contract.name).tile_programs, plain(config), 0.0, 0.0, 0.0, files)
 
 
 def _config(row: Row, candidate: Candidate) -> Any:

@@ -49,7 +49,7 @@ class Built:
         data: the cubin or hsaco.
         symbol: the function's name in it.
         shared_bytes: shared memory (LDS) of one program.
-        num_warps: warps (wavefronts) of one program.
+        num_warps: warps (wavefronts) of one program, those included that a program gives work of their own.
         scratch_bytes: global memory that each program wants for itself.
         seconds: what compiling took, from Triton's front end to the assembler.
     """
@@ -110,10 +110,9 @@ def cross_compile(launch: Launch, target: Target, specialization: Specialization
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     how = specialize(launch) if specialization is None else specialization
-    source = ASTSource(launch.function, how.signature, how.constants, how.attributes)
+    source = _source_kind(launch.function)(launch.function, how.signature, how.constants, how.attributes)
     device = GPUTarget(target.backend, target.arch, target.warp_size)
     start = time.perf_counter()
     with _kept_output() as output:
@@ -137,6 +136,17 @@ def cross_compile(launch: Launch, target: Target, specialization: Specialization
         resources,
         seconds,
     )
+
+
+def _source_kind(function: Any) -> Any:
+    """What Triton compiles a function as."""
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource
+    from triton.compiler import ASTSource
+
+    return ASTSource
 
 
 def short_reason(error: Exception, output: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from parhelion.errors import ParhelionError
 from parhelion.ops.contract import Contract
 from parhelion.ops.kernel_timer import floor_us
-from parhelion.packs.format import Fingerprint
+from parhelion.packs.format import TILE_PROGRAMS, Fingerprint
 from parhelion.platform.ceilings import Ceilings
 from parhelion.tuning.device_work import Answer, Begin, DeviceFacts, DeviceWork, Work
 from parhelion.tuning.jobs import Outcome, TimingJob, Trial
@@ -29,7 +29,7 @@ from parhelion.tuning.workers import Worker
 
 _POLL_S = 0.2
 
-_COMPILED_BEFORE = ("helion", "torch", "reference")
+_COMPILED_BEFORE = (*TILE_PROGRAMS, "torch", "reference")
 """Providers whose first call is as quick as the others; the rest compile, or may, as TorchInductor does."""
 
 

@@ -4,9 +4,10 @@ For each tile program, Helion generates a Triton function and a host function, w
 
     _launcher(_helion_<name>, grid, *arguments, num_warps=..., num_stages=...)
 
-The host function is read here, never run: assignments are put into one another until the grid and each argument is one
-expression over the tile program's parameters, as ``parhelion.packs.format.Recipe`` spells it. What does not come down
-to such an expression is refused: a recipe either does what the host function does, for every M, or there is none.
+A Gluon kernel's module has such a host function too, written by hand. The host function is read here, never run:
+assignments are put into one another until the grid and each argument is one expression over the tile program's
+parameters, as ``parhelion.packs.format.Recipe`` spells it. What does not come down to such an expression is refused: a
+recipe either does what the host function does, for every M, or there is none.
 """
 
 from __future__ import annotations

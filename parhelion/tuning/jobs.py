@@ -19,7 +19,7 @@ class Trial:
     Attributes:
         provider: ``helion``, ``torch``, ``inductor`` ...
         config: the op's; None for providers that have none.
-        programs: what was built for it; empty for other providers than ``helion``.
+        programs: what was built for it; empty for providers that have no tile programs.
     """
 
     provider: str

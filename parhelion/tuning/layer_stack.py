@@ -20,7 +20,9 @@ from parhelion.quantization import LinearWeights, QuantScheme, quantize_per_bloc
 from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.model_contracts import BLOCK_SIZE
 
-LEAST_LAYERS = 4
+LEAST_LAYERS = 8
+"""The first block is one of many, as in a model: not in every way is it computed as the others are."""
+
 MOST_LAYERS = 64
 
 _TIMES_L2 = 4

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.registry import most_tokens
 from parhelion.tuning.target import TARGETS, Target
 from parhelion.tuning.workers import map_in_workers
 
@@ -116,12 +117,14 @@ def task_key(task: Task) -> tuple[str, str]:
 
 
 def build(task: Task) -> list[Build]:
-    """Build the programs of a task here; never raises for a program that cannot be built."""
+    """Build the programs of a task here, for no more tokens than there are programs for; never raises for one that
+    cannot be built.
+    """
     from parhelion.tuning.cross_compile import BuildError, cross_compile, short_reason, specialize
     from parhelion.tuning.record import record
 
     found: dict[Any, Build] = {}
-    for num_tokens in task.num_tokens:
+    for num_tokens in dict.fromkeys(most_tokens(task.contract, each) for each in task.num_tokens):
         try:
             launches = record(task.contract, num_tokens, task.target.name, _generated_code())
         # Generating code may fail in as many ways as compiling it.

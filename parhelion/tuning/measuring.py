@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from parhelion.ops.kernel_timer import Timing
+from parhelion.packs.format import TILE_PROGRAMS
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Timer, TimingJob, Trial
 from parhelion.tuning.journal import Journal, Timed
-from parhelion.tuning.plan import HELION
 from parhelion.tuning.programs import plain
 from parhelion.tuning.row_state import Choice, RowState
 
@@ -65,7 +65,7 @@ class Measuring:
     def _timed(
         self, row: RowState, choices: Sequence[Choice], timing: Timing, check: bool, deadline_s: float
     ) -> Iterator[tuple[Choice, Timed]]:
-        requests = {choice: row.request(choice[1]) for choice in choices if choice[0] == HELION}
+        requests = {choice: row.request(choice[1]) for choice in choices if choice[0] in TILE_PROGRAMS}
         programs = self._programs.programs(list(requests.values()))
         trials = tuple(Trial(*choice, programs[requests[choice]] if choice in requests else ()) for choice in choices)
         job = TimingJob(row.contract, row.bucket, trials, timing, check)

@@ -12,11 +12,12 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.kernel_timer import Timing
 from parhelion.ops.launching import BUCKETS
+from parhelion.packs.format import TILE_PROGRAMS
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.neighbours import neighbours
-from parhelion.tuning.plan import HELION, grouped, program_bucket
+from parhelion.tuning.plan import grouped, program_bucket
 from parhelion.tuning.programmatic_twins import is_programmatic, launched_plainly, twins
 from parhelion.tuning.prune import algorithm, gemm_of, kept, ranked
 from parhelion.tuning.row_state import RowState, step_us
@@ -161,7 +162,7 @@ class Passes:
 
     def _twin_row(self, row: RowState, configs: list[Any]) -> None:
         row.tried.update(configs)
-        self._measuring.outcomes(row, [(HELION, each) for each in configs], FULL, True, self.deadline_s)
+        self._measuring.outcomes(row, [row.choice(each) for each in configs], FULL, True, self.deadline_s)
 
     def _is_over(self) -> bool:
         return self._elapsed() >= self.deadline_s
@@ -201,7 +202,8 @@ class Passes:
             for row in reversed(group):
                 if not self._is_over():
                     work(row, self._usable(row, configs))
-            keep = {row.request(each.config) for row in group for each in shortlist(row) if each.provider == HELION}
+            lists = [(row, each) for row in group for each in shortlist(row) if each.provider in TILE_PROGRAMS]
+            keep = {row.request(each.config) for row, each in lists}
             if not group[0].shares_programs:
                 self._programs.let_go([group[0].request(config) for row in group for config in row.tried], keep)
         if waiting or begun:
@@ -227,7 +229,7 @@ class Passes:
     def _cover_row(self, row: RowState, configs: list[Any]) -> None:
         row.tried.update(configs)
         rivals = [(name, None) for name in row.planned.rivals]
-        self._measuring.outcomes(row, [*((HELION, each) for each in configs), *rivals], FULL, True, self.deadline_s)
+        self._measuring.outcomes(row, [*map(row.choice, configs), *rivals], FULL, True, self.deadline_s)
 
     def _search_configs(self, group: Group) -> list[Any]:
         contract, bucket = group[0].contract, program_bucket(group[0].contract, group[-1].bucket)
@@ -268,7 +270,7 @@ class Passes:
         row.tried.update(configs)
 
         def time(configs: Sequence[Any], timing: Timing, check: bool) -> dict[Any, Outcome]:
-            choices = [(HELION, config) for config in configs]
+            choices = [row.choice(config) for config in configs]
             outcomes = self._measuring.outcomes(row, choices, timing, check, self.deadline_s)
             return {config: outcome for (_, config), outcome in outcomes.items()}
 

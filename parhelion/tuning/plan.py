@@ -15,8 +15,8 @@ from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
 from parhelion.ops.preferences import preferred
 from parhelion.ops.provider import Provider
-from parhelion.ops.registry import op
-from parhelion.packs.format import NEVER_SERVE
+from parhelion.ops.registry import has_programs, op
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS
 from parhelion.tuning.head_calls import TunedHead, head_contracts, sees_requests, shared_head_contracts
 from parhelion.tuning.model_calls import (
     TunedModel,
@@ -27,7 +27,6 @@ from parhelion.tuning.model_calls import (
     left_to_ranks,
 )
 
-HELION = "helion"
 REFERENCE = "reference"
 
 MOST_SAMPLED = 256
@@ -41,7 +40,7 @@ COMPILING_SIZES = (1, 16, 256)
 MOST_ALTERNATIVE = 64
 """Up to so many tokens another way to compute a layer may be quicker: it saves launches."""
 
-ONE_TOKEN_OPS = ("weight_only_mv",)
+ONE_TOKEN_OPS = ("weight_only_mv", "decoder_block")
 """What pays for one token only."""
 
 SHARED_BUCKET = 16
@@ -156,7 +155,7 @@ def _called_by_model(model: TunedModel, target: GemmTarget, buckets: tuple[int, 
     of_few_tokens = _called_by_few_tokens(model, target)
     for contract, count in alternative_contracts(model, target).items():
         most = MOST_ALTERNATIVE if contract in of_few_tokens else 1
-        own = tuple(bucket for bucket in buckets if bucket <= most)
+        own = tuple(bucket for bucket in buckets if bucket <= most and has_programs(contract, bucket, target.name))
         counts.append(_Called(contract, count, own, is_alternative=True))
     return counts
 
@@ -186,7 +185,7 @@ def _usual(name: str) -> str:
 
 def rivals_of(contract: Contract, why_not: Callable[[Provider, Contract], str | None]) -> tuple[str, ...]:
     """Names of the providers beside the tile program and the reference that can compute a contract."""
-    providers = [each for each in op(contract.name).providers if each.name not in (HELION, REFERENCE)]
+    providers = [each for each in op(contract.name).providers if each.name not in (*TILE_PROGRAMS, REFERENCE)]
     return tuple(each.name for each in providers if why_not(each, contract) is None)
 
 

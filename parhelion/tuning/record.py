@@ -15,23 +15,25 @@ import torch
 
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
+from parhelion.ops.gluon_provider import gluon_source
 from parhelion.ops.helion_provider import helion_config, tile_program
 from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import bucket_of, launch_module
 from parhelion.ops.packed_kinds import kind_of
+from parhelion.ops.registry import most_tokens
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a generated Triton kernel.
+    """One launch of a Triton kernel that was generated, or of a Gluon kernel.
 
     Attributes:
         kernel: the tile program's name, ``folder.function``.
-        function: the generated ``triton.JITFunction``.
+        function: the ``triton.JITFunction``.
         arguments: in the order of its parameters.
         options: ``num_warps``, ``num_stages`` and the like.
-        source: the generated module, of which the function is part.
+        source: the module of which the function is part, as text.
         config: the kernel's config.
         kinds: of the arguments that the op handed to ``run``, as ``packs.format.Binary`` spells them.
         static_sizes: sizes of those arguments, as recipes spell them, that Helion compiled in, with their values.
@@ -81,11 +83,12 @@ class GeneratedCode:
 
 
 class Preparer:
-    """A runner (see ``launching``) that generates code for kernels, once for each kind of arguments.
+    """A runner (see ``launching``) that generates code for kernels, once for each kind of arguments. One that is
+    written in Gluon is its own code, the same for all arguments.
 
     Attributes:
         target: the name of the target that is built for; launches with configs of their own for it read it.
-        sources: the generated modules by kernel, config and kind of arguments.
+        sources: the modules by kernel, config and kind of arguments.
     """
 
     def __init__(self, target: str, code: GeneratedCode) -> None:
@@ -100,7 +103,10 @@ class Preparer:
     def source(self, kernel: str, config: KernelConfig, arguments: tuple[Any, ...]) -> str:
         """The module for arguments of this kind."""
         key = (kernel, config, *map(_kind, arguments))
-        if key not in self.sources:
+        if key not in self.sources and (written := gluon_source(kernel)) is not None:
+            self.sources[key] = written
+            self._static_sizes[written] = ()
+        elif key not in self.sources:
             bound = tile_program(kernel).bind(arguments)
             self.sources[key] = self._code.source(bound, config)
             self._static_sizes[self.sources[key]] = _static_sizes(bound)
@@ -138,7 +144,7 @@ class Recorder:
             kinds, static = tuple(map(kind_of, arguments)), self._preparer.static_sizes(source)
             self.launches.append(Launch(kernel, function, positional, kept, source, config, kinds, static))
 
-        host: Callable[..., Any] = getattr(module, tile_program(kernel).name)
+        host: Callable[..., Any] = getattr(module, kernel.rpartition(".")[2])
         host(*arguments, _launcher=launcher)
 
 
@@ -152,7 +158,7 @@ def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode
     if config is None:
         config = module.default_config(contract, bucket_of(num_tokens), gemm_target(target))
     preparer = Preparer(target, code)
-    if num_tokens == 1:
+    if num_tokens == 1 and most_tokens(contract, 2) == 2:
         # Helion takes an M of 1 for a constant. A server is given code for any M, so it is generated for two tokens.
         module.launch(contract, preparer, config, *empty_inputs(contract, 2))
     recorder = Recorder(preparer)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.packs.format import NEVER_SERVE
+from parhelion.ops.registry import op
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS
 from parhelion.tuning.jobs import Outcome, Request
-from parhelion.tuning.plan import HELION, PlannedRow, program_bucket
+from parhelion.tuning.plan import PlannedRow, program_bucket
 from parhelion.tuning.programmatic_twins import is_programmatic
 from parhelion.tuning.timed_config import timed_request
 
@@ -59,6 +60,10 @@ class RowState:
     def weight(self) -> int:
         return self.planned.weight
 
+    def choice(self, config: Any) -> Choice:
+        """The op's tile programs with a config."""
+        return op(self.contract.name).tile_programs, config
+
     @property
     def evaluations(self) -> int:
         return len(self._timed)
@@ -85,7 +90,7 @@ class RowState:
         """What builds the tile program to serve, if it is the fastest; and the fastest that is programmatic."""
         ranking = self.ranking()
         likely = [*ranking[:1], *[each for each in ranking if is_programmatic(each.config)][:1]]
-        return [self.whole_request(each.config) for each in likely if each.provider == HELION]
+        return [self.whole_request(each.config) for each in likely if each.provider in TILE_PROGRAMS]
 
     def met(self, choice: Choice, outcome: Outcome, seconds: float, is_final: bool) -> None:
         """Take in an outcome.
@@ -94,7 +99,7 @@ class RowState:
             is_final: it was timed at length and checked.
         """
         self.gpu_s += seconds
-        if choice[0] == HELION:
+        if choice[0] in TILE_PROGRAMS:
             self._timed[choice[1]] = math.inf if outcome.time_us is None else outcome.time_us.median
         if outcome.problem is not None:
             self.problems[choice] = outcome.problem
@@ -135,7 +140,7 @@ class RowState:
     @property
     def best_config(self) -> Any | None:
         """The fastest tile program's; None if none is known to work."""
-        return next((each.config for each in self.ranking() if each.provider == HELION), None)
+        return next((each.config for each in self.ranking() if each.provider in TILE_PROGRAMS), None)
 
     @property
     def serving(self) -> Outcome | None:
@@ -148,7 +153,7 @@ class RowState:
         for each in _by_time(self._final.values()):
             if each is serving:
                 continue
-            if each.provider == HELION:
+            if each.provider in TILE_PROGRAMS:
                 kept += 1
                 if kept > tile_programs:
                     continue
@@ -157,7 +162,7 @@ class RowState:
 
     def untuned_us(self) -> float:
         """Of the untuned config; 0 if it is not known to work."""
-        outcome = self._final.get((HELION, self.untuned))
+        outcome = self._final.get(self.choice(self.untuned))
         return 0.0 if outcome is None else median_us(outcome)
 
 

@@ -14,11 +14,10 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import launch_module
-from parhelion.packs.format import Pack, Row
+from parhelion.packs.format import TILE_PROGRAMS, Pack, Row
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.model_contracts import kind
 from parhelion.tuning.neighbours import fits, normal
-from parhelion.tuning.plan import HELION
 from parhelion.tuning.prune import gemm_of
 
 MOST_SEEDS = 3
@@ -127,7 +126,7 @@ def _winners(row: Row) -> Iterator[Winner]:
         PackError: its contract or config is not known here.
     """
     for candidate in (row.best, *row.runners_up):
-        if candidate.provider == HELION and candidate.config is not None:
+        if candidate.provider in TILE_PROGRAMS and candidate.config is not None:
             contract = contract_of_key(row.contract)
             try:
                 config = msgspec.convert(candidate.config, launch_module(row.op).Config)

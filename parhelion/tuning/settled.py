@@ -15,12 +15,11 @@ import msgspec
 
 from parhelion.ops.launching import launch_module
 from parhelion.ops.source_hash import source_hash
-from parhelion.packs.format import NEVER_SERVE, Candidate, ModelEntry, Pack
+from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Candidate, ModelEntry, Pack
 from parhelion.platform.measure import Summary
 from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.model_calls import TunedModel
-from parhelion.tuning.plan import HELION
 from parhelion.tuning.row_state import RowState
 
 
@@ -67,7 +66,7 @@ def _outcome(row: RowState, candidate: Candidate) -> Outcome | None:
     if candidate.time_us <= 0 or candidate.provider in NEVER_SERVE:
         return None
     config = None
-    if candidate.provider == HELION:
+    if candidate.provider in TILE_PROGRAMS:
         try:
             config = msgspec.convert(candidate.config, launch_module(row.contract.name).Config)
         except msgspec.ValidationError:

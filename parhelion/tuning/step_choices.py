@@ -13,13 +13,12 @@ import msgspec
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.ways import Way, quickest, sum_us
-from parhelion.packs.format import BlockTime
+from parhelion.packs.format import TILE_PROGRAMS, BlockTime
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Trial
 from parhelion.tuning.journal import Journal, Step
 from parhelion.tuning.model_calls import TunedModel, called_contracts, layer_ways, shared_layer_ways
 from parhelion.tuning.passes import shortlist
-from parhelion.tuning.plan import HELION
 from parhelion.tuning.programs import plain
 from parhelion.tuning.row_state import Choice, RowState
 from parhelion.tuning.step_tuning import Shortlist, StepJob, StepResult
@@ -146,7 +145,7 @@ class StepChoices:
         known = self._journal.step(bucket, identity)
         if known is not None and (known.choices is None or known.block_us is not None):
             return known
-        requests = [row.request(each.config) for row, own in few for each in own if each.provider == HELION]
+        requests = [row.request(each.config) for row, own in few for each in own if each.provider in TILE_PROGRAMS]
         programs = self._programs.programs(requests)
         shortlists = tuple(
             Shortlist(

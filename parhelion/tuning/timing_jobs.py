@@ -20,11 +20,10 @@ from parhelion.ops.pack_kernels import Load, RowRunner
 from parhelion.ops.packed_launch import PackedKernel
 from parhelion.ops.provider import forget_shapes
 from parhelion.ops.registry import op
+from parhelion.packs.format import TILE_PROGRAMS
 from parhelion.platform.driver import load_function
 from parhelion.platform.measure import scaled
 from parhelion.tuning.jobs import Outcome, Trial
-
-HELION = "helion"
 
 LAUNCHES, LAUNCH_ROUNDS = 100, 21
 """So few at a time that the device's queue takes them all."""
@@ -141,7 +140,7 @@ def launcher_of(contract: Contract, trial: Trial, device: torch.device, load: Lo
     Raises:
         PackError: a program cannot be loaded, or the provider cannot serve here.
     """
-    if trial.provider != HELION:
+    if trial.provider not in TILE_PROGRAMS:
         provider = op(contract.name).provider(trial.provider)
         why_not = provider.why_not(device) or provider.refuses(contract)
         if why_not is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from parhelion.ops.contract import Contract
-from parhelion.packs.format import Fingerprint, Ledger, ModelEntry, Pack
+from parhelion.packs.format import TILE_PROGRAMS, Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.built_programs import BuiltPrograms
@@ -23,7 +23,7 @@ from parhelion.tuning.journal import Head, Journal
 from parhelion.tuning.measuring import Measuring
 from parhelion.tuning.model_calls import TunedModel
 from parhelion.tuning.passes import EFFORTS, Passes
-from parhelion.tuning.plan import HELION, Plan, PlannedRow
+from parhelion.tuning.plan import Plan, PlannedRow
 from parhelion.tuning.programs import Program
 from parhelion.tuning.row_state import RowState, costliest
 from parhelion.tuning.seeds import SeedBank
@@ -263,14 +263,14 @@ def _built_to_serve(
     """
     while True:
         served = {row: row.serving for row in rows if row.serving is not None}
-        configs = {row: each.config for row, each in served.items() if each.provider == HELION}
+        configs = {row: each.config for row, each in served.items() if each.provider in TILE_PROGRAMS}
         needed = {row: row.whole_request(config) for row, config in configs.items()}
         attempted = programs.attempted(list(needed.values()))
         own, failed = {}, False
         for row, request in needed.items():
             built = attempted[request]
             if isinstance(built, str):
-                row.strike((HELION, configs[row]), built)
+                row.strike(row.choice(configs[row]), built)
                 failed = True
             else:
                 own[row] = built
@@ -286,7 +286,7 @@ def _launch_us(timer: Timer, own: Mapping[RowState, tuple[Program, ...]]) -> flo
         return 0.0
     row = min(single, key=lambda each: each.floor_us)
     assert row.serving is not None
-    found = timer.launch_us(row.contract, row.bucket, Trial(HELION, row.serving.config, own[row]))
+    found = timer.launch_us(row.contract, row.bucket, Trial(*row.choice(row.serving.config), own[row]))
     return 0.0 if found is None else round(found, 2)
 
 
@@ -462,7 +462,7 @@ def failed_rivals(rows: Iterable[RowState]) -> list[str]:
     found: dict[tuple[str, str, str], list[int]] = {}
     for row in rows:
         for (provider, _), problem in row.problems.items() if row.serving is not None else ():
-            if provider != HELION:
+            if provider not in TILE_PROGRAMS:
                 found.setdefault((row.contract.key(), provider, problem), []).append(row.bucket)
     return [
         f"{contract} at M = {', '.join(map(str, buckets))} was not timed with {provider}: {problem}"

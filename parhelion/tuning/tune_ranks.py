@@ -12,13 +12,13 @@ import torch
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, launch_module
 from parhelion.ops.registry import op, op_names
-from parhelion.packs.format import Fingerprint, Ledger, Pack
+from parhelion.packs.format import TILE_PROGRAMS, Fingerprint, Ledger, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
 from parhelion.tuning.head_calls import TunedHead, shared_head_contracts
 from parhelion.tuning.jobs import Compiler, Outcome, Request, Trial
 from parhelion.tuning.model_calls import TunedModel, shared_contracts
-from parhelion.tuning.plan import HELION, Plan, PlannedRow
+from parhelion.tuning.plan import Plan, PlannedRow
 from parhelion.tuning.programs import Program
 from parhelion.tuning.rank_timing import RankJob, time_on_ranks
 from parhelion.tuning.row_state import RowState
@@ -129,7 +129,7 @@ def _programs(row: RowState, built: Built) -> tuple[Program, ...]:
     """What serves the row; nothing if no tile program does."""
     serving = row.serving
     assert serving is not None
-    return built[row.contract, row.bucket, serving.config] if serving.provider == HELION else ()
+    return built[row.contract, row.bucket, serving.config] if serving.provider in TILE_PROGRAMS else ()
 
 
 def _built(rows: Sequence[RowState], configs_target: GemmTarget, compiler: Compiler) -> Built:
@@ -149,7 +149,7 @@ def _built(rows: Sequence[RowState], configs_target: GemmTarget, compiler: Compi
 
 def _job(row: RowState, built: Built) -> RankJob:
     own = [
-        Trial(HELION, config, programs)
+        Trial(*row.choice(config), programs)
         for (contract, bucket, config), programs in built.items()
         if (contract, bucket) == (row.contract, row.bucket)
     ]

@@ -12,12 +12,21 @@ from parhelion.errors import ConfigError
 from parhelion.ops.source_hash import source_hash
 from parhelion.packs.blocks import Bucket, with_rows
 from parhelion.packs.files import RECORD
-from parhelion.packs.format import FORMAT_VERSION, BlockTime, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.format import (
+    FORMAT_VERSION,
+    TILE_PROGRAMS,
+    BlockTime,
+    Candidate,
+    Fingerprint,
+    Ledger,
+    ModelEntry,
+    Pack,
+    Row,
+)
 from parhelion.packs.merge import united
 from parhelion.packs.store import read_pack, write_pack
 from parhelion.tuning.build_pack import BUILD, built_with
 from parhelion.tuning.jobs import Outcome
-from parhelion.tuning.plan import HELION
 from parhelion.tuning.programs import Program, distinct, plain
 from parhelion.tuning.row_state import RowState
 
@@ -214,7 +223,7 @@ def _row(row: RowState, programs: Sequence[Program]) -> Row:
 
 
 def _is_seed(row: RowState, serving: Outcome) -> bool:
-    return serving.provider == HELION and serving.config != row.untuned and serving.config in row.seeds
+    return serving.provider in TILE_PROGRAMS and serving.config != row.untuned and serving.config in row.seeds
 
 
 def _candidate(outcome: Outcome, binaries: tuple[str, ...] = ()) -> Candidate:

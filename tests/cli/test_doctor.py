@@ -93,7 +93,9 @@ def test_the_tables_name_who_can_serve_an_op_and_give_each_reason_once(
     assert "helion, flashinfer, vllm" in line
     reasons = [line for line in result.output.splitlines() if "HELION_INTERPRET=1" in line]
     assert len(reasons) == 1
-    assert f"{len(op_names())} ops" in reasons[0]
+    assert f"{sum(op(name).tile_programs == 'helion' for name in op_names())} ops" in reasons[0]
+    [gluon] = [line for line in result.output.splitlines() if "launched from a pack" in line]
+    assert "decoder_block" in gluon
 
 
 def test_without_a_gpu_the_device_is_the_cpu(no_gpu: None) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from parhelion.distributed.devices import preset
 from parhelion.distributed.kernel_times import LEAST_US, REACHED, KernelTimes, StepRows, fitted, rows_work
+from parhelion.ops.decoder_block import DecoderBlock
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.linear import Linear
 from parhelion.ops.paged_attention import PagedAttention
@@ -82,6 +83,18 @@ def test_attentions_work_is_that_of_the_steps_own_rows() -> None:
     sampled = StepRows(*map(tuple, sampled_lens(4)))
     assert rows_work(fused, sampled) == fused.traffic(4)
     assert rows_work(fused, decodes(4, 5000)).bytes > fused.traffic(4).bytes
+
+
+def test_a_whole_block_grows_with_context_as_its_attention_does() -> None:
+    block = DecoderBlock(4096, 12288, 32, 8, 128, 16, 40960, 128**-0.5, 1e-6, 1e-6)
+    times = KernelTimes(H100, [row(block, 1, 60.0)])
+    assert times.of(block, StepRows(*map(tuple, sampled_lens(1)))).known == "measured"
+    short, long = decodes(1), decodes(1, 32768)
+    assert times.of(block, short).known == times.of(block, long).known == "scaled"
+    more = rows_work(block, long).bytes - rows_work(block, short).bytes
+    attention = block.parts[1]
+    assert more == rows_work(attention, long).bytes - rows_work(attention, short).bytes > 0
+    assert times.of(block, long).us > times.of(block, short).us
 
 
 def test_covers_tells_how_large_an_m_was_measured() -> None:

@@ -261,7 +261,7 @@ class _Fourth(_Stub):
 
 
 CHAIN: Plan = (
-    Chain((_First, _Second, _Third), lambda a, b, c: (_Both(a.label + b.label), _Fourth(b.label + c.label))),
+    Chain((_First, _Second, _Third), (2, 1), lambda a, b, c: (_Both(a.label + b.label), _Fourth(b.label + c.label))),
 )
 
 

@@ -24,9 +24,8 @@ from parhelion.quantization import (
     LinearWeights,
     QuantScheme,
     dequantize,
-    quantize_per_block,
-    quantize_per_channel,
 )
+from tests.layers.blocks import random_block
 
 CPU = torch.device("cpu")
 SHAPE = LayerShape(
@@ -45,30 +44,7 @@ EPSILON = SHAPE.epsilon
 
 
 def block(scheme: QuantScheme, generator: torch.Generator, biased: tuple[str, ...] = ()) -> LayerWeights:
-    """A block's random weights; ``biased`` names its layers with a bias."""
-
-    def linear(name: str, rows: int, columns: int) -> LinearWeights:
-        weight = torch.randn(rows, columns, generator=generator) / columns**0.5
-        bias = torch.randn(rows, generator=generator).to(SHAPE.dtype) if name in biased else None
-        if scheme.block is not None:
-            return LinearWeights(*quantize_per_block(weight, scheme.block, torch.float8_e4m3fn), bias, scheme)
-        assert scheme.weight_dtype is not None
-        return LinearWeights(*quantize_per_channel(weight, scheme.weight_dtype), bias, scheme)
-
-    def norm(size: int) -> torch.Tensor:
-        return (torch.rand(size, generator=generator) + 0.5).to(SHAPE.dtype)
-
-    heads = SHAPE.num_heads * SHAPE.head_dim
-    return LayerWeights(
-        norm(SHAPE.hidden_size),
-        norm(SHAPE.hidden_size),
-        linear("qkv", heads + 2 * SHAPE.num_kv_heads * SHAPE.head_dim, SHAPE.hidden_size),
-        linear("out", SHAPE.hidden_size, heads),
-        linear("gate_up", 2 * SHAPE.intermediate_size, SHAPE.hidden_size),
-        linear("down", SHAPE.hidden_size, SHAPE.intermediate_size),
-        norm(SHAPE.head_dim),
-        norm(SHAPE.head_dim),
-    )
+    return random_block(SHAPE, scheme, generator, biased)
 
 
 def dequantized(weights: LayerWeights) -> LayerWeights:

@@ -65,6 +65,23 @@ def test_one_tile_program_serves_two_types_of_codes_and_attention(copy: Path, tm
     assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == {*twins, "fused_rope_attention"}
 
 
+def test_a_program_in_gluon_concerns_its_own_op(copy: Path, tmp_path: Path) -> None:
+    hashes = []
+    for number, text in enumerate(("STEP = 1\n", "STEP = 2\n", "# A remark.\nSTEP = 2\n")):
+        folder = tmp_path / str(number)
+        shutil.copytree(copy, folder)
+        (folder / "decoder_block" / "gluon_kernel.py").write_text(text)
+        hashes.append({name: hash_in(folder, name) for name in op_names()})
+    first, second, remarked = hashes
+    assert {name for name in op_names() if first[name] != second[name]} == {"decoder_block"}
+    assert second == remarked
+
+
+def test_a_block_depends_on_what_its_parts_promise(copy: Path, tmp_path: Path) -> None:
+    file = "weight_only_mv/contract.py"
+    assert changed(copy, file, "relative=4e-3", "relative=5e-3", tmp_path) == {"weight_only_mv", "decoder_block"}
+
+
 def test_a_program_that_is_named_by_a_formatted_string_counts(copy: Path, tmp_path: Path) -> None:
     file = "rms_norm_per_block_quant/helion_kernel.py"
     assert changed(copy, file, "1.0 / scale", "2.0 / scale", tmp_path) == {"rms_norm_per_block_quant"}

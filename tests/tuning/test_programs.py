@@ -36,6 +36,9 @@ FUSED_ATTENTION = FusedRopeAttention(9, 3, 64, 16, 2048, 0.125)
 ATTENTION = FUSED_ATTENTION.attention
 """Nothing about it is a power of two, so that sizes that follow M are seldom multiples of 16."""
 
+GENERATED = [name for name in op_names() if op(name).tile_programs == "helion"]
+"""Ops whose programs Helion generates; the others are in ``test_gluon.py``."""
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _as_in_a_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -109,7 +112,7 @@ def example(name: str) -> Contract:
     return of_attention.get(name) or op(name).examples[0]
 
 
-@pytest.mark.parametrize("name", op_names())
+@pytest.mark.parametrize("name", GENERATED)
 def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: GeneratedCode):
     contract = example(name)
     # Of attention and of sampling a bucket has several large programs; those of a single token are tested below.
@@ -132,7 +135,7 @@ def test_every_op_has_binaries_for_every_m_of_a_bucket(name: str, code: Generate
             assert binary.registers > 0
 
 
-@pytest.mark.parametrize("name", op_names())
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_recipe_launches_what_the_host_function_does_at_another_size_of_m(name: str, code: WatchedCode):
     examples = op(name).examples
     # Large programs take long to generate: one of them.

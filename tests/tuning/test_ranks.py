@@ -16,7 +16,7 @@ from parhelion.engine.device.sampling import DeviceSampler
 from parhelion.engine.device.state import DeviceState
 from parhelion.errors import ConfigError
 from parhelion.layers.alternatives import Alternatives
-from parhelion.layers.fusions import ON_GPU, SINGLE_TOKEN
+from parhelion.layers.fusions import ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN
 from parhelion.layers.program import Program
 from parhelion.models.checkpoint import read_model_config
 from parhelion.models.decoder import BuildOptions, DecoderModel
@@ -142,7 +142,9 @@ def test_a_quantized_head_calls_what_is_planned_for_it(folder: Path, tp: int, he
     resolver, _ = rank_of(folder, tp, UNQUANTIZED, plan, head)
     tuned = tuned_model(str(folder), None, tp, head)
     way = head_ways(tuned, SM_90)[plan]
-    assert [each.name for each in way][-1] == ("weight_only_mv" if ON_GPU[plan] is SINGLE_TOKEN else "scaled_mm")
+    assert [each.name for each in way][-1] == (
+        "weight_only_mv" if ON_GPU[plan] in (SINGLE_TOKEN, SINGLE_LAUNCH) else "scaled_mm"
+    )
     products = {each for each in resolver.asked if isinstance(each, ScaledMm | WeightOnlyMv)}
     assert products == {each for each in way if isinstance(each, ScaledMm | WeightOnlyMv)}
     assert set(way) <= resolver.asked

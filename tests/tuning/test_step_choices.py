@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ from tests.tuning.tuner_fakes import SM_90, FakeCompiler, World
 MODEL = tuned_model("qwen3-0.6b", "fp8_per_token")
 CPU = torch.device("cpu")
 FUSED, FEWER, SINGLE = range(3)
-WAYS = layer_ways(MODEL, SM_90)
+WAYS = layer_ways(MODEL, SM_90)[:3]
+WHOLE = 3
+"""The way of one launch a block, where its row is tuned as well."""
+
 NUM_LAYERS = 4
 
 
@@ -49,8 +52,14 @@ def refused(provider: object, contract: Contract) -> str | None:
     return "not here"
 
 
-def rows_of(*ops: str, sizes: tuple[int, ...] = (1,)) -> tuple[PlannedRow, ...]:
-    return make_plan(MODEL, SM_90, refused, ops=ops, sizes=sizes).rows
+def rows_of(*ops: str, sizes: tuple[int, ...] = (1,), whole: bool = False) -> tuple[PlannedRow, ...]:
+    """But for the block as a whole, unless that is asked for."""
+    rows = make_plan(MODEL, SM_90, refused, ops=ops, sizes=sizes).rows
+    return rows if whole else in_parts(rows)
+
+
+def in_parts(rows: tuple[PlannedRow, ...]) -> tuple[PlannedRow, ...]:
+    return tuple(row for row in rows if row.contract.name != "decoder_block")
 
 
 def sums(fused: float, fewer: float, single: float) -> Callable[[Contract, int, str, Any], float]:
@@ -174,6 +183,7 @@ def test_a_quantized_head_is_added_to_what_a_pack_has_of_the_model(tmp_path: Pat
     alone = tuned_alone(tmp_path)
     model = tuned_model("qwen3-0.6b", "fp8_per_token", lm_head_quantization="fp8")
     plan = make_plan(model, SM_90, refused, sizes=(1,))
+    plan = replace(plan, rows=in_parts(plan.rows))
     blocks = Blocks({})
     both = tuned_behind(alone, tmp_path, plan, blocks)
     assert both.pack is not None
@@ -404,3 +414,31 @@ def test_ways_that_call_the_same_are_tuned_once(tmp_path: Path):
     assert blocks.ways == [FUSED]
     assert pack is not None
     assert [each.contracts for each in pack.blocks] == [tuple(each.key() for each in layer_ways(unquantized, SM_90)[0])]
+
+
+def test_a_block_in_one_launch_is_measured_beside_the_others_and_serves_one_token_alone(tmp_path: Path):
+    (whole,) = layer_ways(MODEL, SM_90)[WHOLE]
+    blocks = Blocks({FUSED: 31.0, FEWER: 33.0, SINGLE: 30.0, WHOLE: 24.0})
+    others = sums(38.0, 37.0, 33.0)
+
+    def time_us(contract: Contract, num_tokens: int, provider: str, config: Any) -> float:
+        return 27.0 if contract == whole else others(contract, num_tokens, provider, config)
+
+    result = tuned(tmp_path, blocks, time_us, *rows_of(sizes=(1, 2), whole=True))
+    assert blocks.ways[:1] == [WHOLE]
+    assert {job.way for job in blocks.jobs if job.num_tokens == 2} <= {FUSED, FEWER}
+    assert result.pack is not None
+    (row,) = [each for each in result.pack.rows if each.op == "decoder_block"]
+    assert (row.num_tokens, row.best.provider) == (1, "gluon")
+    assert row.best.binaries
+    assert [each.time_us for each in result.pack.blocks if each.contracts == (whole.key(),)] == [24.0]
+    ways = layer_ways(MODEL, SM_90)
+    assert chosen_ways(ways, served(tmp_path))[0] == WHOLE
+    assert WHOLE not in chosen_ways(ways, served(tmp_path))[1:]
+    # Who asks for another provider of the block leaves it to the other ways.
+    assert chosen_ways(ways, served(tmp_path, {"decoder_block": "reference"}))[0] == SINGLE
+
+
+def test_a_pack_without_the_row_of_a_block_knows_no_such_way(tmp_path: Path):
+    tuned(tmp_path, Blocks({FUSED: 31.0, FEWER: 33.0, SINGLE: 30.0}), sums(35.0, 34.0, 33.0))
+    assert chosen_ways(layer_ways(MODEL, SM_90), served(tmp_path))[0] == SINGLE

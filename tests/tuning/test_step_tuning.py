@@ -155,6 +155,23 @@ def test_every_way_to_compute_a_block_runs_and_has_rows_for_one_token(quantizati
     assert (found - usual).norm() < 0.1 * usual.norm()
 
 
+def test_a_block_in_one_launch_runs_behind_a_first_one_in_five():
+    model = TunedModel(ModelShape("wide", 256, 512, 2, 1, 128, 256, 1e-6, qk_norm=True), 2, FP8_PER_TOKEN)
+    planned = {row.contract for row in make_plan(model, H100, refuses, sizes=(1,)).rows}
+    reference = ReferenceProvider()
+
+    def computed(way: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)  # of the rotary table
+        stack = LayerStack(model, 1, CPU, num_layers=3, way=way)
+        assert set(stack.contracts) <= planned
+        assert [each.name for each in stack.contracts].count("decoder_block") == (2 if way == 3 else 0)
+        given = {contract: reference.launcher(contract) for contract in stack.contracts}
+        return [each.clone() for each in stack.bound(ChosenResolver(CPU, given))()]
+
+    for found, expected in zip(computed(3), computed(2), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 5, 300, 1100])
 def test_the_tokens_are_those_of_a_step(num_tokens):
     """Decode rows or prompts: every token has a slot of its own, in a block of its row, and a run changes no input."""
@@ -210,7 +227,7 @@ def test_a_step_is_tuned_from_shortlists(monkeypatch):
 
 def test_the_blocks_exceed_the_cache(monkeypatch):
     monkeypatch.setattr("parhelion.tuning.layer_stack.l2_bytes", lambda device: 50 << 20)
-    assert layers_beyond_l2(tuned_model("qwen3-8b", "fp8_per_token"), CPU) == 4
+    assert layers_beyond_l2(tuned_model("qwen3-8b", "fp8_per_token"), CPU) == 8
     smaller = tuned_model("smollm2-135m")
     layers = layers_beyond_l2(smaller, CPU)
     assert 2 * layers * sum(n * k for n, k in smaller.shape.projections) > 3 * (50 << 20)

@@ -79,6 +79,7 @@ OPS_INSTEAD = {
     "scaled_mm_silu_and_mul": FEW,
     "scaled_mm_of_activations": FEW,
     "weight_only_mv": {1},
+    "decoder_block": {1},
     "fused_rope_attention": {1},  # whose output is not quantized
 }
 
@@ -90,6 +91,11 @@ def test_what_a_step_may_call_instead_is_planned_for_few_tokens_and_is_no_part_o
     assert {name: {row.bucket for row in instead if row.contract.name == name} for name in names} == OPS_INSTEAD
     # The first block's qkv has no residual to add, and out and down differ in K.
     assert len([row for row in instead if row.contract.name == "weight_only_mv"]) == 5
+    # That block is no single launch either; elsewhere than on a Hopper none is.
+    (whole,) = [row for row in instead if row.contract.name == "decoder_block"]
+    assert (whole.weight, whole.rivals) == (35, ())
+    elsewhere = make_plan(tuned_model("qwen3-8b", "fp8_per_token"), gemm_target("sm_100"), refuses)
+    assert {row.contract.name for row in elsewhere.rows if row.is_alternative} == {*names} - {"decoder_block"}
     states = [RowState(row, 1.0, None) for row in plan.rows]
     usual = [state for state in states if not state.planned.is_alternative]
     assert step_us(states) == step_us(usual)

@@ -13,13 +13,13 @@ from typing import Any
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
-from parhelion.packs.format import Fingerprint
+from parhelion.packs.format import TILE_PROGRAMS, Fingerprint
 from parhelion.platform.measure import summarize
 from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.helion_strategy import HelionSearch
 from parhelion.tuning.jobs import Outcome, Request, TimingJob, Trial, no_more
 from parhelion.tuning.model_calls import TunedModel, tuned_model
-from parhelion.tuning.plan import HELION, Plan, PlannedRow
+from parhelion.tuning.plan import Plan, PlannedRow
 from parhelion.tuning.programs import Program, plain
 from parhelion.tuning.step_choices import StepTuner
 from parhelion.tuning.target import target
@@ -83,7 +83,7 @@ class FakeTimer:
                 return
             if len(self.trials) >= self.interrupt_after:
                 raise KeyboardInterrupt
-            assert bool(trial.programs) == (trial.provider == HELION)
+            assert bool(trial.programs) == (trial.provider in TILE_PROGRAMS)
             self.clock.now += self.trial_s
             self.trials.append((job.contract.key(), job.num_tokens, trial.provider, trial.config, job.timing.rounds))
             problem = self.problem(trial.provider, trial.config, job.check)
@@ -106,7 +106,8 @@ class FakeTimer:
 
     def configs(self) -> set[Any]:
         """That were timed, of all rows."""
-        return {(contract, size, config) for contract, size, provider, config, _ in self.trials if provider == HELION}
+        own = (each for each in self.trials if each[2] in TILE_PROGRAMS)
+        return {(contract, size, config) for contract, size, _, config, _ in own}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parhelion.packs.format import Row
+from parhelion.packs.format import TILE_PROGRAMS, Row
 from parhelion.tuning.report.data import Payback
 from parhelion.tuning.report.figures import is_measured
 
@@ -15,9 +15,9 @@ def paybacks(rows: Sequence[Row], tune_s: float) -> tuple[Payback, ...]:
     """By M: the GPU-hours of serving after which ``tune_s`` seconds of tuning are earned back.
 
     A round launches the best of every row that was measured at this M once, ``round`` microseconds in all. Launching
-    the fastest provider other than Helion instead, TorchInductor included, takes ``saved`` microseconds more; where
-    such a provider is the best itself, tuning saves nothing. A GPU busy with such rounds alone saves the share
-    ``saved / round`` of each hour that it serves, and has earned the tuning back after::
+    the fastest provider that brings no tile programs instead, TorchInductor included, takes ``saved`` microseconds
+    more; where such a provider is the best itself, tuning saves nothing. A GPU busy with such rounds alone saves the
+    share ``saved / round`` of each hour that it serves, and has earned the tuning back after::
 
         GPU-hours = tune_s / 3600 * round / saved
 
@@ -28,8 +28,10 @@ def paybacks(rows: Sequence[Row], tune_s: float) -> tuple[Payback, ...]:
 
 
 def saved_us(row: Row) -> float | None:
-    """What a launch of this row saves beside its best provider other than Helion; None if there is no such time."""
-    rivals = [each.time_us for each in (row.best, *row.runners_up) if each.provider != "helion" and each.time_us > 0]
+    """What a launch of this row saves beside its best provider without tile programs; None if there is no such time."""
+    rivals = [
+        each.time_us for each in (row.best, *row.runners_up) if each.provider not in TILE_PROGRAMS and each.time_us > 0
+    ]
     return max(0.0, min(rivals) - row.best.time_us) if rivals else None
 
 

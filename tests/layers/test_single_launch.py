@@ -1,0 +1,173 @@
+"""The plan whose block of one token is one launch: which blocks it covers, and that it computes what the five do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from parhelion.layers.alternatives import LayerPrograms
+from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
+from parhelion.layers.fusions import FUSED_ON_GPU, ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN, plans
+from parhelion.layers.program import Call, Program, cover
+from parhelion.ops.contract import Contract
+from parhelion.ops.decoder_block import DecoderBlock
+from parhelion.ops.paged_attention.sample import places, sample_rows
+from parhelion.ops.resolve import Resolver
+from parhelion.ops.ways import Way
+from parhelion.ops.weight_only_mv import WeightOnlyMv
+from parhelion.quantization import FP8_PER_TOKEN, INT8_PER_TOKEN, QuantScheme
+from tests.layers.blocks import random_block
+
+CPU = torch.device("cpu")
+SHAPE = LayerShape(
+    hidden_size=256,
+    intermediate_size=512,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=128,
+    epsilon=1e-6,
+    block_size=16,
+    max_position=64,
+    sliding_window=None,
+    dtype=torch.bfloat16,
+)
+BLOCK = DecoderBlock(256, 512, 2, 1, 128, 16, 64, 128**-0.5, 1e-6, 1e-6)
+
+
+def block(
+    generator: torch.Generator, scheme: QuantScheme = FP8_PER_TOKEN, shape: LayerShape = SHAPE, **others: Any
+) -> LayerWeights:
+    return random_block(shape, scheme, generator, **others)
+
+
+def calls_of(weights: LayerWeights, shape: LayerShape = SHAPE, is_first: bool = False) -> list[Call]:
+    angles = torch.outer(torch.arange(64.0), 100.0 ** -(torch.arange(shape.head_dim // 2) / 16))
+    return layer_calls(shape, weights, torch.cat((angles.cos(), angles.sin()), dim=-1), is_first)
+
+
+@pytest.mark.parametrize("head_norms", [True, False])
+def test_a_block_is_one_call_of_all_that_its_five_are_given(head_norms: bool):
+    calls = calls_of(block(torch.Generator().manual_seed(1), head_norms=head_norms))
+    five = cover(calls, SINGLE_TOKEN)
+    (one,) = cover(calls, SINGLE_LAUNCH)
+    assert one.contract == (BLOCK if head_norms else replace(BLOCK, head_epsilon=None))
+    assert tuple(call.contract for call in five) == one.contract.parts
+    assert one.inputs == STEP_VALUES
+    assert one.outputs == ("hidden", "residual", "kv_cache")
+    # The very tensors that other plans are given, the products' and the norms' in order.
+    given = [weight for call in five for weight in call.weights]
+    assert len(given) == one.contract.num_weights
+    assert all(ours is theirs for ours, theirs in zip(one.weights, given, strict=True))
+
+
+OTHERS: dict[str, tuple[LayerShape, dict[str, Any]]] = {
+    "int8": (SHAPE, {"scheme": INT8_PER_TOKEN}),
+    "a bias": (SHAPE, {"biased": ("out",)}),
+    "a window": (replace(SHAPE, sliding_window=20), {}),
+    "small heads": (replace(SHAPE, head_dim=64, num_heads=4), {}),
+    "an odd depth": (replace(SHAPE, intermediate_size=320), {}),
+    "float32": (replace(SHAPE, dtype=torch.float32), {}),
+    "several ranks": (replace(SHAPE, num_ranks=2), {}),
+}
+
+
+@pytest.mark.parametrize(("shape", "others"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_blocks_are_computed_as_in_the_plan_before(shape: LayerShape, others: dict[str, Any]):
+    calls = calls_of(block(torch.Generator().manual_seed(1), shape=shape, **others), shape)
+    assert cover(calls, SINGLE_LAUNCH) == cover(calls, SINGLE_TOKEN)
+
+
+def test_the_first_block_and_the_last_norm_stay_as_they_are():
+    weights = block(torch.Generator().manual_seed(1))
+    calls = calls_of(weights, is_first=True)
+    assert cover(calls, SINGLE_LAUNCH) == cover(calls, SINGLE_TOKEN)
+    assert len(cover(calls, SINGLE_LAUNCH)) == 5
+    norm = add_norm(256, 1e-6, torch.bfloat16, weights.input_norm)
+    assert cover(norm, SINGLE_LAUNCH) == norm
+
+
+def test_a_block_whose_values_someone_else_reads_keeps_its_calls():
+    calls = calls_of(block(torch.Generator().manual_seed(1)))
+    reader = Call(WeightOnlyMv(512, 256), ("qkv",), ("other",), (torch.empty(256, 512), torch.empty(256, 1)))
+    assert len(cover([*calls, reader], SINGLE_LAUNCH)) == 6
+    assert len(cover([*calls, replace(reader, inputs=("hidden",))], SINGLE_LAUNCH)) == 2
+    # What gate and up add is another residual than that of qkv.
+    five = cover(calls, SINGLE_TOKEN)
+    five[3] = replace(five[3], inputs=("hidden", "other"))
+    assert cover(five, SINGLE_LAUNCH[-1:]) == five
+    five[3] = replace(five[3], inputs=("residual", "hidden"))
+    assert cover(five, SINGLE_LAUNCH[-1:]) == five
+
+
+def test_it_is_the_last_plan_of_a_gpu_with_ranks_that_exchange_and_without():
+    assert ON_GPU[-1] is SINGLE_LAUNCH
+    cuda = torch.device("cuda")
+    assert plans("fused", cuda)[-1] is SINGLE_LAUNCH
+    (one,) = cover(calls_of(block(torch.Generator().manual_seed(1))), plans("fused", cuda, exchanges=False)[-1])
+    assert one.contract == BLOCK
+
+
+class Quick(Resolver):
+    """References, of which the block in one launch is said to be quick for one token."""
+
+    def __init__(self) -> None:
+        names = ("paged_attention", "fused_rope_attention", "decoder_block", "weight_only_mv")
+        super().__init__(CPU, dict.fromkeys(names, "reference"))
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        if contract.name == "decoder_block":
+            return 1.0 if num_tokens == 1 else None
+        return 10.0
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_a_model_computes_the_same_in_one_launch_a_block_as_in_five(num_tokens: int):
+    generator = torch.Generator().manual_seed(3)
+    blocks = [block(generator) for _ in range(3)]
+    embedded = torch.randn(num_tokens, SHAPE.hidden_size, generator=generator).to(SHAPE.dtype)
+    heads = (SHAPE.num_heads, SHAPE.num_kv_heads, SHAPE.head_dim, SHAPE.block_size)
+    _, cache, attention = sample_rows([1] * num_tokens, [20, 33][:num_tokens], heads, SHAPE.dtype, CPU, generator)
+    positions, slots = places(attention, num_tokens, SHAPE.block_size)
+
+    def computed(program: Callable[[int, LayerWeights], Any]) -> list[torch.Tensor]:
+        """What the blocks leave: hidden, the residual, and the last one's cache."""
+        values: list[Any] = [None, embedded.clone(), positions, slots, None, attention, *[None] * 20]
+        for index, weights in enumerate(blocks):
+            values[4] = cache.clone()
+            program(index, weights)(values)
+        return [values[0], values[1], values[4]]
+
+    resolver = Quick()
+
+    def under(plan: Any) -> list[torch.Tensor]:
+        return computed(
+            lambda index, weights: Program(cover(calls_of(weights, is_first=index == 0), plan), resolver, STEP_VALUES)
+        )
+
+    one, five, usual = map(under, (SINGLE_LAUNCH, SINGLE_TOKEN, FUSED_ON_GPU))
+    for ours, theirs in zip(one, five, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    total, other = (found[0].float() + found[1].float() for found in (one, usual))
+    # The same but for what quantized activations lose, a few percent.
+    assert 0 < (total - other).norm() < 0.1 * other.norm()
+
+    programs = LayerPrograms(ON_GPU, resolver)
+    later = calls_of(blocks[1])
+    served: list[Way] = []
+
+    def chosen(index: int, weights: LayerWeights) -> Any:
+        program = programs.program(calls_of(weights, is_first=index == 0), STEP_VALUES, later)
+        served.append(program.contracts_at(num_tokens))
+        return program
+
+    found = computed(chosen)
+    if num_tokens == 1:
+        assert [len(way) for way in served] == [5, 1, 1]
+        for ours, theirs in zip(found, one, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    else:
+        assert all(each.name != "decoder_block" for way in served for each in way)

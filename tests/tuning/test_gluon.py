@@ -1,0 +1,140 @@
+"""Programs in Gluon: recorded, built and found again like those that Helion generates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+import parhelion.tuning.record
+from parhelion.ops.contract import Contract
+from parhelion.ops.decoder_block import OP
+from parhelion.ops.decoder_block.launch import build_inputs, launch
+from parhelion.ops.gluon_provider import gluon_source
+from parhelion.ops.inputs import empty_inputs
+from parhelion.packs.format import Pack
+from parhelion.packs.store import read_pack, write_pack
+from parhelion.packs.verify import verify
+from parhelion.tuning.build_pack import build_pack, untuned_pack
+from parhelion.tuning.build_rows import untuned_config
+from parhelion.tuning.cross_compile import BuildError
+from parhelion.tuning.host_recipe import host_recipe
+from parhelion.tuning.matrix import Task, build
+from parhelion.tuning.programs import Program, programs_of
+from parhelion.tuning.prune import why_dropped
+from parhelion.tuning.record import GeneratedCode, Preparer, Recorder, record
+from parhelion.tuning.target import target
+from tests.tuning.test_programs import Finder
+
+SM_90, SM_100 = target("sm_90"), target("sm_100")
+PLAIN, NORMED, _ = OP.examples
+SOURCE = Path(__file__).with_name("gluon_block.py").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that computes next to nothing in the place of the op's."""
+    monkeypatch.setattr(parhelion.tuning.record, "gluon_source", lambda kernel: SOURCE)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
+
+
+def config_of(contract: Contract, **changes: Any) -> Any:
+    return replace(untuned_config(contract, 1, SM_90), **changes)
+
+
+def built(contract: Contract, **changes: Any) -> Program:
+    (program,) = programs_of(contract, 1, config_of(contract, **changes), SM_90, GeneratedCode())
+    return program
+
+
+@pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
+def test_a_program_is_built_with_the_warps_that_it_gives_work_of_their_own(contract: Contract):
+    program = built(contract)
+    binary = program.binary
+    assert program.data.startswith(b"\x7fELF")
+    assert binary.symbol == "_gluon_decoder_block"
+    assert binary.num_warps == 4 + 4
+    assert binary.shared_bytes >= 4 * 256
+    assert (binary.scratch_bytes, binary.stack_bytes) == (0, 0)
+    assert binary.programmatic
+    assert why_dropped([program], SM_90) is None
+    assert not built(contract, programmatic=False).binary.programmatic
+
+
+def test_its_recipe_is_what_its_host_function_launches():
+    recipe = built(PLAIN).binary.recipe
+    assert recipe.grid == ("num_programs",)
+    passed = [argument.value for argument in recipe.arguments]
+    # There are no head norms, and all numbers but the scale are constants.
+    assert passed == [*recipe.parameters[:11], *recipe.parameters[13:24], "scale"]
+    assert [argument.type for argument in recipe.arguments] == ["*"] * 22 + ["fp32"]
+    assert "q_norm" in [argument.value for argument in built(NORMED).binary.recipe.arguments]
+    # A step's integers may lie anywhere.
+    anywhere = {"positions", "slot_mapping", "block_table", "seq_lens"}
+    assert set(passed[:-1]) - set(recipe.aligned) == anywhere
+    assert host_recipe(SOURCE, "decoder_block.decoder_block").grid == ("num_programs",)
+
+
+@pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
+def test_a_launch_finds_the_program_that_was_built_for_it(contract: Contract):
+    first, other = built(contract), built(contract, num_programs=128, tile_k=512, group_down=1)
+    assert first.data != other.data
+    find = Finder([first, other], "sm_90")
+    for inputs in (empty_inputs(contract, 1), *build_inputs(contract, 1)):
+        launch(contract, find, config_of(contract), *inputs)
+    assert find.launched == [first.binary] * 2
+
+
+def test_it_is_recorded_as_one_launch_of_its_own_text():
+    (found,) = record(PLAIN, 1, "sm_90", GeneratedCode())
+    assert found.source == SOURCE
+    assert found.options == {"num_warps": 4}
+    assert found.function.is_gluon()
+    assert (found.static_sizes, found.arguments[11:13]) == ((), (None, None))
+    preparer = Preparer("sm_90", GeneratedCode())
+    for config in (config_of(PLAIN), config_of(PLAIN, ring=4)):
+        launch(PLAIN, Recorder(preparer), config, *empty_inputs(PLAIN, 1))
+    assert list(preparer.sources.values()) == [SOURCE] * 2
+
+
+def test_it_is_built_for_its_target_alone():
+    with pytest.raises(BuildError, match="a program for sm_90, and sm_100 is another"):
+        programs_of(PLAIN, 1, config_of(PLAIN), SM_100, GeneratedCode())
+    there, elsewhere = (build(Task(PLAIN, each, (1, 16, 256))) for each in (SM_90, SM_100))
+    assert [(each.num_tokens, each.built, each.num_warps) for each in there] == [((1,), True, 8)]
+    assert [(each.num_tokens, each.built, each.instead) for each in elsewhere] == [((1,), False, "weight_only_mv")]
+
+
+class Here:
+    """A compiler in this process."""
+
+    def compile(self, requests: Any, more: Any = None) -> Iterator[tuple[int, tuple[Program, ...] | str, float]]:
+        for index, (contract, bucket, config) in enumerate(requests):
+            yield index, tuple(programs_of(contract, bucket, config, SM_90, GeneratedCode())), 0.1
+
+
+def untuned(contract: Contract, to: Any) -> Pack:
+    return untuned_pack("tiny", (contract,), (), to)
+
+
+def test_a_pack_has_its_row_for_one_token_and_serves_it(tmp_path: Path):
+    assert untuned(PLAIN, SM_100).rows == ()
+    made = build_pack(untuned(PLAIN, SM_90), SM_90, Here(), name="new", command="parhelion build tiny")
+    (row,) = made.pack.rows
+    assert (row.num_tokens, row.best.provider, row.chosen_by) == (1, "gluon", "untuned")
+    assert row.best.binaries == (made.pack.binaries[0].file,)
+    write_pack(made.pack, made.binaries, tmp_path / "tiny.zip")
+    assert verify(read_pack(tmp_path / "tiny.zip"), made.pack.source_hashes) == []
+
+
+def test_an_op_that_helion_has_programs_of_has_none_in_gluon():
+    assert gluon_source("rms_norm.rms_norm") is None
+    assert OP.tile_programs == "gluon"
+    assert [each.name for each in OP.providers if each.why_not(torch.device("cuda")) is None] == ["reference"]
