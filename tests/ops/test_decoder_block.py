@@ -118,14 +118,14 @@ def test_its_program_is_given_all_inputs_in_order_and_room_for_what_it_makes(con
     given += [*weights[:4], *heads, *weights[-7:], new_hidden, new_residual]
     assert all(ours is theirs for ours, theirs in zip(arguments, given, strict=False))
     scratch, counters = arguments[len(given) : len(given) + 2]
-    size = 3 * 256 + 4 * 128 + 512 + 16 * 2 * 130
+    size = (8 * 128 + 512 + 1024 + 16 * 512) // 2 + 16 * 4
     assert (
         (scratch.dtype, tuple(scratch.shape)) == (torch.float32, (size,)) == (torch.float32, (scratch_size(contract),))
     )
     assert counters is arrival_counters(CPU, 8)
     head_epsilon = 1e-6 if contract is NORMED else 0.0
-    dims = (1e-6, head_epsilon, 128**-0.5, 256, 2, 1, 128, 512, 16)
-    layout = (128, 256, 8, 3, 1, 1, 1, 2, 64, 4, False)
+    dims = (1e-6, head_epsilon, 128**-0.5, 512, 4, 2, 128, 1024, 16)
+    layout = (128, 128, 24, 2, 64, 4, False)
     assert arguments[len(given) + 2 :] == (*dims, *layout)
     assert new_cache is cache
     assert new_hidden.shape == new_residual.shape == hidden.shape
@@ -144,7 +144,7 @@ def test_it_says_what_it_is_not_for():
     run = Recorded()
     hidden, residual, *others = inputs_of(PLAIN)
     found = launch(PLAIN, run, config, hidden[:0], residual[:0], *others)
-    assert [tuple(each.shape) for each in found[:2]] == [(0, 256), (0, 256)]
+    assert [tuple(each.shape) for each in found[:2]] == [(0, 512), (0, 512)]
     assert run.calls == []
 
 
@@ -153,11 +153,14 @@ def test_there_are_candidates_for_one_token_on_a_hopper_and_none_elsewhere():
         assert isinstance(contract, DecoderBlock)
         found = candidates(contract, 1, SM_90)
         assert found[0] == default_config(contract, 1, SM_90)
-        assert len(found) == len(set(found)) > 10
+        assert len(found) == len(set(found)) == 8
         assert {config.num_programs for config in found} == {132, 128}
+        assert {config.in_flight for config in found} == {1, 2, 3}
+        assert {config.keys_a_program for config in found} == {64, 128}
         for config in found:
-            assert contract.intermediate_size % (config.group_down * config.tile_k) == 0
-            assert contract.hidden_size % (config.group_qkv * config.tile_k) == 0
+            assert all(depth % (4 * config.tile_k) == 0 for depth in contract.depths)
+            held = config.ring * 64 * config.tile_k + 2 * max(contract.depths)
+            assert held < SM_90.shared_bytes
         assert [candidates(contract, bucket, SM_90) for bucket in (2, 64)] == [[], []]
         assert [candidates(contract, 1, gemm_target(name)) for name in ("sm_80", "sm_100", "gfx942")] == [[]] * 3
     assert [has_programs(PLAIN, *where) for where in ((1, "sm_90"), (2, "sm_90"), (1, "sm_100"))] == [
@@ -181,9 +184,10 @@ def test_it_is_built_for_integers_at_any_address():
     "changes",
     [
         {"head_dim": 64},
-        {"hidden_size": 320},
-        {"intermediate_size": 640},
-        {"num_heads": 3, "num_kv_heads": 1},
+        {"hidden_size": 768},
+        {"intermediate_size": 1280},
+        {"num_heads": 6},
+        {"num_heads": 20, "num_kv_heads": 1},
         {"num_heads": 4, "num_kv_heads": 3},
         {"dtype": torch.float16},
         {"quant_dtype": torch.int8},
@@ -199,8 +203,7 @@ NAMES = (
     "hidden residual positions slots cache block_table seq_lens norm qkv qkv_scales cos_sin q_norm k_norm out "
     "out_scales post gate_up gate_up_scales down down_scales new_hidden new_residual scratch counters epsilon "
     "head_epsilon scale hidden_size num_heads num_kv_heads head_dim intermediate_size block_size num_programs "
-    "tile_k ring in_flight group_qkv group_out group_gate_up group_down keys_a_program producer_warps "
-    "programmatic"
+    "tile_k ring in_flight keys_a_program producer_warps programmatic"
 )
 RECIPE = Recipe(
     tuple(NAMES.split()),
@@ -211,7 +214,7 @@ RECIPE = Recipe(
 
 def packed(folder: Path, num_programs: int) -> tuple[Any, FakeCuda]:
     """A pack with a row of the block, opened on a device of 132 processors; and what it launches there."""
-    config = Config(num_programs, group_qkv=1, group_out=1, group_down=2)
+    config = Config(num_programs)
     best = Candidate("gluon", msgspec.to_builtins(config), 9.0, 9.0, 9.0, ("rms_norm.cubin",))
     kinds = ("bfloat16[2]",) * 24 + ("0",) * (len(RECIPE.parameters) - 24)
     binary = sample.binary(

@@ -51,7 +51,7 @@ def decoder_block(
     input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales,
     down, down_scales, new_hidden, new_residual, scratch, counters,
     epsilon, head_epsilon, scale, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, block_size,
-    num_programs, tile_k, ring, in_flight, group_qkv, group_out, group_gate_up, group_down, keys_a_program,
+    num_programs, tile_k, ring, in_flight, keys_a_program,
     producer_warps, programmatic, *, _launcher,
 ):  # fmt: skip
     _launcher(

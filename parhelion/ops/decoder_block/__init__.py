@@ -9,7 +9,7 @@ OP = Op(
     DecoderBlock,
     (ReferenceProvider(), GluonProvider()),
     examples=(
-        DecoderBlock(256, 512, 2, 1, 128, 16, 4096, 128**-0.5, 1e-6),
+        DecoderBlock(512, 1024, 4, 2, 128, 16, 4096, 128**-0.5, 1e-6),
         DecoderBlock(2048, 6144, 16, 8, 128, 16, 4096, 128**-0.5, 1e-6, 1e-6),
         DecoderBlock(4096, 12288, 32, 8, 128, 16, 4096, 128**-0.5, 1e-6, 1e-6),
     ),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from parhelion.ops.decoder_block.contract import DecoderBlock
+from parhelion.ops.decoder_block.contract import PARTS, DecoderBlock
+from parhelion.ops.gemm.target import GemmTarget
 
 MOST_SPLITS = 16
-"""Programs that share the keys of a head, at most: each leaves what it has found, a maximum and a sum."""
+"""Programs that share the keys of a head, at most: each leaves what it has found, and a logarithm of its sum."""
 
 ROWS = 64
-"""Of a weight, in a tile."""
+"""Of a weight's tile."""
 
-GROUPS = (1, 2, 4)
-"""Programs that may share a tile's rows."""
+_COLUMNS = 8
+"""Of the matrix unit's right operand: two for each part of K."""
+
+_RESERVED = 4 << 10
+"""Bytes of shared memory beside the ring and the activations."""
+
+_LONGEST_RING = 12
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,10 @@ class DecoderBlockConfig:
 
     Attributes:
         num_programs: the grid, no more than the device has processors.
-        tile_k: of a weight's tile of ``ROWS`` rows, in codes.
+        tile_k: of each part of K, in a tile of a weight.
         ring: tiles that shared memory holds.
-        in_flight: of these, how many a thread that asks for them leaves open at a time; 0: as many as there is room.
-        group_qkv, group_out, group_gate_up, group_down: programs that share the rows of a tile, each a part of K.
-        keys_a_program: of a head, that a program attends to before others join it.
+        in_flight: of these, how many the warps that ask for them leave open before they ask for more.
+        keys_a_program: of a head, that a program attends to before others join it; a multiple of 64.
         producer_warps: that ask for tiles, beside those that compute.
         programmatic: started before the kernel before it has ended; see ``ops/programmatic.py``.
     """
@@ -35,41 +39,16 @@ class DecoderBlockConfig:
     num_programs: int
     tile_k: int = 256
     ring: int = 8
-    in_flight: int = 3
-    group_qkv: int = 4
-    group_out: int = 4
-    group_gate_up: int = 1
-    group_down: int = 4
+    in_flight: int = 2
     keys_a_program: int = 128
     producer_warps: int = 4
     programmatic: bool = True
 
 
-def untuned(contract: DecoderBlock, num_processors: int) -> DecoderBlockConfig:
-    """The usual one, with groups no larger than the depths allow."""
-    usual = DecoderBlockConfig(num_processors)
-    for name, depth in depths(contract).items():
-        fitting = [each for each in GROUPS if each <= getattr(usual, name) and divides(depth, each, usual.tile_k)]
-        usual = with_group(usual, name, max(fitting, default=1))
-    return usual
-
-
-def depths(contract: DecoderBlock) -> dict[str, int]:
-    """By the field that says how many programs share it: K of each product."""
-    return {
-        "group_qkv": contract.hidden_size,
-        "group_out": contract.attended_size,
-        "group_gate_up": contract.hidden_size,
-        "group_down": contract.intermediate_size,
-    }
-
-
-def divides(depth: int, group: int, tile_k: int) -> bool:
-    """Whether each of a group has whole tiles of K."""
-    return depth % (group * tile_k) == 0
-
-
-def with_group(config: DecoderBlockConfig, name: str, group: int) -> DecoderBlockConfig:
-    """The config with another number of programs that share a product's tiles."""
-    changed: dict[str, Any] = {name: group}
-    return replace(config, **changed)
+def untuned(contract: DecoderBlock, target: GemmTarget) -> DecoderBlockConfig:
+    """As many programs for each head's keys, with as long a ring as there is room for."""
+    tile_k = 256 if all(depth % (PARTS * 256) == 0 for depth in contract.depths) else 128
+    num_programs = max(1, target.num_processors // MOST_SPLITS * MOST_SPLITS) if target.num_processors else 1
+    room = target.shared_bytes - _COLUMNS * max(contract.depths) // PARTS - _RESERVED
+    ring = max(2, min(_LONGEST_RING * 256 // tile_k, room // (ROWS * tile_k)))
+    return DecoderBlockConfig(num_programs, tile_k, ring)

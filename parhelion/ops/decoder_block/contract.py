@@ -16,8 +16,14 @@ from parhelion.ops.weight_only_mv.contract import WeightOnlyMv
 HEAD_DIM = 128
 """That the program takes."""
 
-STEP = 256
+PARTS = 4
+"""Of K, of which a tile has a piece each."""
+
+STEP = 512
 """Of K, that the program reads at a time at least: a multiple of it are the inputs of every product."""
+
+MOST_HEADS = 16
+"""That share a key head."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class DecoderBlock(Contract):
 
     # What attention adds to the residual is off by 1e-2, as three parts may be by 4e-3, 8e-3 and 4e-3; of the sum,
     # which is rounded, it is less than half: 6e-3. Gate and up both pass that on, their product twice, and two
-    # products more may be off by 4e-3: 1.5e-2. That is enough to tell: a tile of 64 rows that is missed costs an eighth
-    # of 4096 numbers, a step of 256 along their K a fourth, and a thirtieth of attention 1.3e-2 of the residual.
+    # products more may be off by 4e-3: 1.5e-2. That is enough to tell: a tile's 16 outputs that are missed cost a
+    # sixteenth of 4096 numbers, a step of 1024 along their K half, and a thirtieth of attention 1.3e-2 of the residual.
     outputs: ClassVar[tuple[Output, ...]] = (
         Output("hidden", relative=1.5e-2),
         Output("residual", relative=6e-3),
@@ -102,12 +108,17 @@ class DecoderBlock(Contract):
     @property
     def has_program(self) -> bool:
         """Whether the program takes these static dimensions."""
-        depths = (self.hidden_size, self.attended_size, self.intermediate_size)
+        heads_a_key, rest = divmod(self.num_heads, self.num_kv_heads)
         return (
             (self.dtype, self.quant_dtype, self.head_dim) == (torch.bfloat16, FP8, HEAD_DIM)
-            and all(depth % STEP == 0 for depth in depths)
-            and self.num_heads % self.num_kv_heads == 0
+            and all(depth % STEP == 0 for depth in self.depths)
+            and (heads_a_key <= MOST_HEADS and rest == 0)
         )
+
+    @property
+    def depths(self) -> tuple[int, int, int, int]:
+        """K of each product, in order."""
+        return self.hidden_size, self.attended_size, self.hidden_size, self.intermediate_size
 
     def sample_inputs(self, num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensors:
         """Those of the parts: attention's rows, each product's weight. Hidden and residual are small, so that it shows

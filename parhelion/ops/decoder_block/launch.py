@@ -27,14 +27,14 @@ Config = DecoderBlockConfig
 
 def default_config(contract: DecoderBlock, bucket: int, target: GemmTarget) -> DecoderBlockConfig:
     """Untuned."""
-    return untuned(contract, target.num_processors)
+    return untuned(contract, target)
 
 
 def candidates(contract: DecoderBlock, bucket: int, target: GemmTarget) -> list[DecoderBlockConfig]:
     """What is worth trying; nothing but for one token and where the program runs."""
     if bucket > contract.most_tokens or target.name not in contract.targets:
         return []
-    return worth_trying(contract, default_config(contract, bucket, target), target)
+    return worth_trying(untuned(contract, target), target.num_processors)
 
 
 def build_inputs(contract: DecoderBlock, bucket: int) -> list[tuple[Any, ...]]:
@@ -104,10 +104,6 @@ def launch(
         config.tile_k,
         config.ring,
         config.in_flight,
-        config.group_qkv,
-        config.group_out,
-        config.group_gate_up,
-        config.group_down,
         config.keys_a_program,
         config.producer_warps,
         config.programmatic,
@@ -116,12 +112,12 @@ def launch(
 
 
 def scratch_size(contract: DecoderBlock) -> int:
-    """Float32 numbers that programs hand each other: two sums of hidden_size, qkv, what is activated, hidden, and of
-    every head what up to ``MOST_SPLITS`` programs have found.
+    """Float32 numbers of what programs hand each other, most of it in bfloat16: qkv, what attention's projection adds,
+    what is activated, and what up to ``MOST_SPLITS`` programs have found for each head, with its logarithm.
     """
     c = contract
-    of_heads = MOST_SPLITS * c.num_heads * (c.head_dim + 2)
-    return 3 * c.hidden_size + c.qkv_size + c.intermediate_size + of_heads
+    rounded = c.qkv_size + c.hidden_size + c.intermediate_size + MOST_SPLITS * c.attended_size
+    return rounded // 2 + MOST_SPLITS * c.num_heads
 
 
 def _check(

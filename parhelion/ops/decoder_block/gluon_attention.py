@@ -1,0 +1,144 @@
+"""Parts of ``decoder_block``'s program: a token's attention, by several programs for each key head."""
+
+from __future__ import annotations
+
+import triton.experimental.gluon.language as gl
+from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.hopper import mma_v2
+
+from parhelion.ops.decoder_block.gluon_ring import PARTS
+
+LOG2_E = gl.constexpr(1.4426950408889634)
+KEYS = gl.constexpr(64)
+HEADS = gl.constexpr(16)
+AT_ONCE = gl.constexpr(6)
+NOTHING = gl.constexpr(-1.0e30)
+
+
+@gluon.jit
+def rotated(x, turned, normalizes: gl.constexpr, weights, cos, sin, d, head_dim: gl.constexpr, epsilon: gl.constexpr):
+    """Heads, [rows, head_dim], normalized if they are to be, rotated and rounded.
+
+    Args:
+        turned: the heads with their halves exchanged.
+        weights: of the norm, in the order of either.
+    """
+    half: gl.constexpr = head_dim // 2
+    x = x.to(gl.float32)
+    turned = gl.where((d < half)[None, :], -turned.to(gl.float32), turned.to(gl.float32))
+    if normalizes:
+        factor = gl.rsqrt(gl.sum(x * x, axis=1) / head_dim + epsilon)[:, None]
+        x = x * factor * weights[0]
+        turned = turned * factor * weights[1]
+    return (x * cos[None, :] + turned * sin[None, :]).to(gl.bfloat16)
+
+
+@gluon.jit
+def spread(vector):
+    """[head_dim] as [1, 1, head_dim]."""
+    return gl.expand_dims(gl.expand_dims(vector, 0), 0)
+
+
+@gluon.jit
+def places(block_table, begin, end, kv_head, layout: gl.constexpr, num_kv_heads: gl.constexpr,
+            head_dim: gl.constexpr, block_size: gl.constexpr):  # fmt: skip
+    """Where in the cache a tile's keys of a head begin, and which of them there are, [keys, 1] each."""
+    key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, layout))
+    block = gl.load(block_table + key // block_size, mask=key < end, other=0).to(gl.int64)
+    token = block * (block_size * 2 * num_kv_heads * head_dim) + (
+        (key % block_size) * (2 * num_kv_heads * head_dim) + kv_head * head_dim
+    )
+    return token[:, None], (key < end)[:, None]
+
+
+@gluon.jit
+def keys_and_values(kv_cache, token, there, layout: gl.constexpr, num_kv_heads: gl.constexpr,
+                     head_dim: gl.constexpr):  # fmt: skip
+    """A tile of a head's keys and of its values, [keys, head_dim] each; zeros where there are none."""
+    d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, layout))[None, :]
+    place = kv_cache + token + d
+    mask = there & (d >= 0)
+    return gl.load(place, mask=mask, other=0.0), gl.load(place + num_kv_heads * head_dim, mask=mask, other=0.0)
+
+
+@gluon.jit
+def attend(asked, key, value, counts, scale: gl.constexpr, top, sums, result, layout: gl.constexpr):
+    """Attention's running maxima, sums and weighted values of a head's queries, with one more tile of keys; ``counts``:
+    how many of them there are.
+    """
+    scores = gl.full([HEADS, KEYS], 0.0, gl.float32, layout=layout)
+    scores = mma_v2(asked, gl.convert_layout(gl.permute(key, (1, 0)), gl.DotOperandLayout(1, layout, 2)), scores)
+    there = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)) < counts
+    scores = gl.where(there[None, :], scores * (scale * LOG2_E), NOTHING)
+    new_top = gl.maximum(top, gl.max(scores, axis=1))
+    kept = gl.exp2(top - new_top)
+    shares = gl.where(there[None, :], gl.exp2(scores - new_top[:, None]), 0.0)
+    sums = sums * kept + gl.sum(shares, axis=1)
+    shares = gl.convert_layout(shares.to(gl.bfloat16), gl.DotOperandLayout(0, layout, 2))
+    value = gl.convert_layout(value, gl.DotOperandLayout(1, layout, 2))
+    return new_top, sums, mma_v2(shares, value, result * kept[:, None])
+
+
+@gluon.jit
+def combined(
+    found,
+    found_lse,
+    num_splits,
+    tiles: gl.constexpr,
+    size: gl.constexpr,
+    num_heads: gl.constexpr,
+    head_dim: gl.constexpr,
+    tile_k: gl.constexpr,
+    layout: gl.constexpr,
+    heads_layout: gl.constexpr,
+):
+    """Attention's output, a tensor a tile, from what programs have found with their shares of the keys."""
+    per_tile: gl.constexpr = tile_k // head_dim
+    part = gl.arange(0, PARTS, layout=gl.SliceLayout(1, gl.SliceLayout(2, heads_layout)))
+    h = gl.arange(0, per_tile, layout=gl.SliceLayout(0, gl.SliceLayout(2, heads_layout)))
+    d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, gl.SliceLayout(0, heads_layout)))
+    first = part[:, None] * (num_heads // PARTS) + h[None, :]
+    tops = ()
+    wholes = ()
+    xs = ()
+    for _ in gl.static_range(tiles):
+        tops = tops + (gl.full([PARTS, per_tile], NOTHING, gl.float32, layout=gl.SliceLayout(2, heads_layout)),)
+        wholes = wholes + (gl.full([PARTS, per_tile], 0.0, gl.float32, layout=gl.SliceLayout(2, heads_layout)),)
+        xs = xs + (gl.full([PARTS, per_tile, head_dim], 0.0, gl.float32, layout=heads_layout),)
+    for start in range(0, num_splits, AT_ONCE):
+        lse = ()
+        parts = ()
+        for tile in gl.static_range(tiles):
+            head = first + tile * per_tile
+            where = gl.expand_dims(head * head_dim, 2) + spread(d)
+            for s in gl.static_range(AT_ONCE):
+                there = start + s < num_splits
+                lse = lse + (gl.load(found_lse + (start + s) * num_heads + head, mask=(head >= 0) & there,
+                                     other=NOTHING, cache_modifier=".cg"),)  # fmt: skip
+                parts = parts + (gl.load(found + (start + s) * size + where, mask=(where >= 0) & there, other=0.0,
+                                         cache_modifier=".cg"),)  # fmt: skip
+        new_tops = ()
+        new_wholes = ()
+        new_xs = ()
+        for tile in gl.static_range(tiles):
+            top = tops[tile]
+            for s in gl.static_range(AT_ONCE):
+                top = gl.maximum(top, lse[tile * AT_ONCE + s])
+            kept = gl.exp2(tops[tile] - top)
+            whole = wholes[tile] * kept
+            x = xs[tile] * gl.expand_dims(kept, 2)
+            for s in gl.static_range(AT_ONCE):
+                counts = gl.exp2(lse[tile * AT_ONCE + s] - top)
+                whole += counts
+                x += gl.expand_dims(counts, 2) * parts[tile * AT_ONCE + s].to(gl.float32)
+            new_tops = new_tops + (top,)
+            new_wholes = new_wholes + (whole,)
+            new_xs = new_xs + (x,)
+        tops = new_tops
+        wholes = new_wholes
+        xs = new_xs
+    made = ()
+    for tile in gl.static_range(tiles):
+        rounded = (xs[tile] * gl.expand_dims(1.0 / wholes[tile], 2)).to(gl.bfloat16)
+        made = made + (gl.convert_layout(gl.reshape(rounded, [PARTS, tile_k]), layout),)
+    return made
