@@ -24,9 +24,9 @@ from tests.layers.blocks import random_block
 
 CPU = torch.device("cpu")
 SHAPE = LayerShape(
-    hidden_size=256,
-    intermediate_size=512,
-    num_heads=2,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_heads=4,
     num_kv_heads=1,
     head_dim=128,
     epsilon=1e-6,
@@ -35,7 +35,7 @@ SHAPE = LayerShape(
     sliding_window=None,
     dtype=torch.bfloat16,
 )
-BLOCK = DecoderBlock(256, 512, 2, 1, 128, 16, 64, 128**-0.5, 1e-6, 1e-6)
+BLOCK = DecoderBlock(512, 1024, 4, 1, 128, 16, 64, 128**-0.5, 1e-6, 1e-6)
 
 
 def block(
@@ -68,8 +68,8 @@ OTHERS: dict[str, tuple[LayerShape, dict[str, Any]]] = {
     "int8": (SHAPE, {"scheme": INT8_PER_TOKEN}),
     "a bias": (SHAPE, {"biased": ("out",)}),
     "a window": (replace(SHAPE, sliding_window=20), {}),
-    "small heads": (replace(SHAPE, head_dim=64, num_heads=4), {}),
-    "an odd depth": (replace(SHAPE, intermediate_size=320), {}),
+    "small heads": (replace(SHAPE, head_dim=64, num_heads=8), {}),
+    "an odd depth": (replace(SHAPE, intermediate_size=768), {}),
     "float32": (replace(SHAPE, dtype=torch.float32), {}),
     "several ranks": (replace(SHAPE, num_ranks=2), {}),
 }
@@ -86,13 +86,13 @@ def test_the_first_block_and_the_last_norm_stay_as_they_are():
     calls = calls_of(weights, is_first=True)
     assert cover(calls, SINGLE_LAUNCH) == cover(calls, SINGLE_TOKEN)
     assert len(cover(calls, SINGLE_LAUNCH)) == 5
-    norm = add_norm(256, 1e-6, torch.bfloat16, weights.input_norm)
+    norm = add_norm(512, 1e-6, torch.bfloat16, weights.input_norm)
     assert cover(norm, SINGLE_LAUNCH) == norm
 
 
 def test_a_block_whose_values_someone_else_reads_keeps_its_calls():
     calls = calls_of(block(torch.Generator().manual_seed(1)))
-    reader = Call(WeightOnlyMv(512, 256), ("qkv",), ("other",), (torch.empty(256, 512), torch.empty(256, 1)))
+    reader = Call(WeightOnlyMv(768, 256), ("qkv",), ("other",), (torch.empty(256, 768), torch.empty(256, 1)))
     assert len(cover([*calls, reader], SINGLE_LAUNCH)) == 6
     assert len(cover([*calls, replace(reader, inputs=("hidden",))], SINGLE_LAUNCH)) == 2
     # What gate and up add is another residual than that of qkv.

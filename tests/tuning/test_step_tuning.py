@@ -156,7 +156,7 @@ def test_every_way_to_compute_a_block_runs_and_has_rows_for_one_token(quantizati
 
 
 def test_a_block_in_one_launch_runs_behind_a_first_one_in_five():
-    model = TunedModel(ModelShape("wide", 256, 512, 2, 1, 128, 256, 1e-6, qk_norm=True), 2, FP8_PER_TOKEN)
+    model = TunedModel(ModelShape("wide", 512, 1024, 4, 1, 128, 256, 1e-6, qk_norm=True), 2, FP8_PER_TOKEN)
     planned = {row.contract for row in make_plan(model, H100, refuses, sizes=(1,)).rows}
     reference = ReferenceProvider()
 

@@ -10,10 +10,10 @@ from parhelion.tuning.record import Launch
 
 
 @triton.jit
-def cast_to_float8(source, target, count, BLOCK: tl.constexpr):
+def cast(source, target, count, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(source + index, mask=index < count)
-    tl.store(target + index, value.to(tl.float8e4nv), mask=index < count)
+    tl.store(target + index, value.to(target.dtype.element_ty), mask=index < count)
 
 
 @triton.jit
@@ -31,9 +31,9 @@ def product(a, b, c, SIZE: tl.constexpr, INNER: tl.constexpr):
     tl.store(c + rows[:, None] * SIZE + columns[None, :], tl.dot(left, right))
 
 
-def cast_launch() -> Launch:
-    source, target = torch.empty(64, dtype=torch.bfloat16), torch.empty(64, dtype=torch.float8_e4m3fn)
-    return Launch("cast_to_float8", cast_to_float8, (source, target, 64, 64), {"num_warps": 1}, "", "")
+def cast_launch(given: torch.dtype = torch.bfloat16, wanted: torch.dtype = torch.float8_e4m3fn) -> Launch:
+    source, target = torch.empty(64, dtype=given), torch.empty(64, dtype=wanted)
+    return Launch("cast", cast, (source, target, 64, 64), {"num_warps": 1}, "", "")
 
 
 def scale_launch(factor: float | int | None = 0.5, count: int = 1000, offset: int = 0, num_warps: int = 4) -> Launch:
