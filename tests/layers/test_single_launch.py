@@ -11,7 +11,7 @@ import torch
 
 from parhelion.layers.alternatives import LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
-from parhelion.layers.fusions import MOST_POSITIONS, FUSED_ON_GPU, ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN, plans
+from parhelion.layers.fusions import FUSED_ON_GPU, MOST_POSITIONS, ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN, plans
 from parhelion.layers.program import Call, Program, cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.decoder_block import DecoderBlock
