@@ -35,8 +35,8 @@ from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
 from parhelion.ops.weight_only_mv import WeightOnlyMv
 
 MOST_POSITIONS = 8192
-"""Of models whose blocks may be one launch: few programs attend to a head's keys there, one tile after the other. How long
-that takes was measured with some 576 keys, and who serves is chosen by the number of tokens alone.
+"""Of models whose blocks may be one launch: few programs attend to a head's keys there, one tile after the other. How
+long that takes was measured with some 576 keys, and who serves is chosen by the number of tokens alone.
 """
 
 Norm = RmsNorm | FusedAddRmsNorm
