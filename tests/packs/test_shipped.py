@@ -18,7 +18,7 @@ from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.preferences import COMPILING, preferred
 from parhelion.ops.registry import op
 from parhelion.ops.source_hash import source_hash
-from parhelion.packs.format import ModelEntry
+from parhelion.packs.format import TILE_PROGRAMS, ModelEntry
 from parhelion.packs.location import SHIPPED
 from parhelion.packs.lookup import rows_by_contract
 from parhelion.packs.match import Chosen, match
@@ -80,7 +80,7 @@ def test_its_models_call_what_it_says_that_they_do(stored: StoredPack) -> None:
 
 def test_every_tile_program_has_its_binaries(stored: StoredPack) -> None:
     for row in stored.pack.rows:
-        assert bool(row.best.binaries) == (row.best.provider == "helion")
+        assert bool(row.best.binaries) == (row.best.provider in TILE_PROGRAMS)
         # Of what nobody measured there is nothing to say but that it is built.
         assert row.best.time_us > 0 or (row.chosen_by == "untuned" and row.best.binaries and not row.floor_us)
 
