@@ -27,6 +27,7 @@ from parhelion.packs.blocks import with_rows
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Binary, Candidate, Row
 from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
 from parhelion.packs.match import Chosen
+from parhelion.packs.store import StoredPack
 from parhelion.platform.driver import Function, load_function
 
 Load = Callable[[bytes, str, int], Function]
@@ -61,14 +62,12 @@ class PackKernels:
     ) -> None:
         pack = chosen.stored.pack
         rows, stale = usable_rows(pack, source_hashes)
-        too_large = [row for row in rows if num_waiting(row) > num_processors]
-        rows = tuple(row for row in rows if row not in too_large)
+        reasons = [_why_not_whole(row, chosen.stored, num_processors) for row in rows]
+        rows = tuple(row for row, reason in zip(rows, reasons, strict=True) if reason is None)
         self.name = pack.name
         self.notes = list(stale)
         self.notes += [
-            f"pack {pack.name}: {row.op} has {num_waiting(row)} programs that wait for one another, and this device "
-            f"runs {num_processors} at a time: it is computed in other launches"
-            for row in too_large
+            f"pack {pack.name}: {reason}: it is computed in other launches" for reason in reasons if reason is not None
         ]
         if chosen.match.level != "exact":
             self.notes.insert(0, f"pack {pack.name}: {chosen.match.reason}")
@@ -278,6 +277,26 @@ def num_waiting(row: Row) -> int:
     """Programs of one launch that wait for one another (``num_programs`` of a config), and must all run at a time."""
     found: int = (row.best.config or {}).get("num_programs", 0) if row.best.provider in TILE_PROGRAMS else 0
     return found
+
+
+def _why_not_whole(row: Row, stored: StoredPack, num_processors: int) -> str | None:
+    """None unless a row has a program that does what several launches do, and cannot run here; else why not. Only a
+    pack has such a program, so who asked for it must ask for the launches instead.
+    """
+    if not num_waiting(row):
+        return None
+    if num_waiting(row) > num_processors:
+        return (
+            f"{row.op} has {num_waiting(row)} programs that wait for one another, and this device runs "
+            f"{num_processors} at a time"
+        )
+    try:
+        for binary in stored.pack.binaries:
+            if binary.file in row.best.binaries:
+                stored.binary(binary)
+    except PackError as error:
+        return f"{row.op} cannot be launched ({error})"
+    return None
 
 
 def servable(row: Row) -> Iterator[Candidate]:

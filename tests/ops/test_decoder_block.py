@@ -25,8 +25,11 @@ from parhelion.ops.decoder_block.launch import (
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.oracle import Oracle
+from parhelion.ops.pack_kernels import PackKernels
 from parhelion.ops.registry import has_programs
 from parhelion.packs.format import Argument, BlockTime, Candidate, Recipe, Row
+from parhelion.packs.match import Chosen, match
+from parhelion.packs.store import read_pack
 from tests.ops.packed_norm import opened
 from tests.packs import sample
 from tests.platform.fake_library import FakeCuda
@@ -256,3 +259,15 @@ def test_a_device_that_cannot_run_all_programs_at_once_has_no_use_for_the_row(tm
     assert kernels.time_us(PLAIN, 1) is None
     assert kernels.block_us((PLAIN,), 1) is None
     assert "144" in kernels.notes[0]
+
+
+def test_a_damaged_program_is_not_asked_for(tmp_path: Path):
+    packed(tmp_path, 132)
+    (damaged,) = tmp_path.rglob("*.cubin")
+    damaged.write_bytes(b"not what was packed")
+    stored = read_pack(tmp_path / "pack")
+    chosen = Chosen(stored, match(stored.pack.fingerprint, sample.H100))
+    kernels = PackKernels(chosen, CPU, {"decoder_block": "0" * 16}, 132)
+    assert not kernels.holds(PLAIN)
+    assert kernels.block_us((PLAIN,), 1) is None
+    assert "decoder_block cannot be launched" in kernels.notes[0]
