@@ -34,11 +34,6 @@ from parhelion.ops.silu_and_mul_dynamic_per_token_quant import SiluAndMulDynamic
 from parhelion.ops.silu_and_mul_per_block_quant import SiluAndMulPerBlockQuant
 from parhelion.ops.weight_only_mv import WeightOnlyMv
 
-MOST_POSITIONS = 8192
-"""Of models whose blocks may be one launch: few programs attend to a head's keys there, one tile after the other. How
-long that takes was measured with some 576 keys, and who serves is chosen by the number of tokens alone.
-"""
-
 Norm = RmsNorm | FusedAddRmsNorm
 PerToken = DynamicPerTokenScaledFp8Quant | DynamicPerTokenScaledInt8Quant
 
@@ -132,7 +127,7 @@ def _whole_block(
     gate_up: WeightOnlyMv,
     down: WeightOnlyMv,
 ) -> tuple[Contract] | None:
-    if qkv.epsilon is None or not qkv.add_residual or attention.max_position > MOST_POSITIONS:
+    if qkv.epsilon is None or not qkv.add_residual:
         return None
     block = DecoderBlock(
         qkv.in_features,

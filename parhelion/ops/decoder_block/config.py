@@ -31,7 +31,7 @@ class DecoderBlockConfig:
         tile_k: of each part of K, in a tile of a weight.
         ring: tiles that shared memory holds.
         in_flight: of these, how many the warps that ask for them leave open before they ask for more.
-        keys_a_program: of a head, that a program attends to before others join it; a multiple of 64.
+        keys_a_program: of a head, that a program attends to before others join it.
         producer_warps: that ask for tiles, beside those that compute.
         programmatic: started before the kernel before it has ended; see ``ops/programmatic.py``.
     """

@@ -1,15 +1,16 @@
-"""Parts of ``decoder_block``'s program: a token's attention, by several programs for each key head."""
+"""Parts of ``decoder_block``'s program: a token's attention, by several programs for each key head. What earlier steps
+have left in the cache comes through the ring, between the tiles of two weights.
+"""
 
 from __future__ import annotations
 
 import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon.language.nvidia.hopper import mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
-from parhelion.ops.decoder_block.gluon_ring import PARTS
+from parhelion.ops.decoder_block.gluon_ring import PARTS, put, sync
 
 LOG2_E = gl.constexpr(1.4426950408889634)
-KEYS = gl.constexpr(64)
 HEADS = gl.constexpr(16)
 AT_ONCE = gl.constexpr(6)
 NOTHING = gl.constexpr(-1.0e30)
@@ -39,44 +40,85 @@ def spread(vector):
     return gl.expand_dims(gl.expand_dims(vector, 0), 0)
 
 
-@gluon.jit
-def places(block_table, begin, end, kv_head, layout: gl.constexpr, num_kv_heads: gl.constexpr,
-            head_dim: gl.constexpr, block_size: gl.constexpr):  # fmt: skip
-    """Where in the cache a tile's keys of a head begin, and which of them there are, [keys, 1] each."""
-    key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, layout))
-    block = gl.load(block_table + key // block_size, mask=key < end, other=0).to(gl.int64)
-    token = block * (block_size * 2 * num_kv_heads * head_dim) + (
-        (key % block_size) * (2 * num_kv_heads * head_dim) + kv_head * head_dim
-    )
-    return token[:, None], (key < end)[:, None]
+@gluon.constexpr_function
+def cached_keys(tile_k, head_dim):
+    """Tokens whose keys, or values, a tile of the ring holds."""
+    return 32 * tile_k // head_dim
 
 
 @gluon.jit
-def keys_and_values(kv_cache, token, there, layout: gl.constexpr, num_kv_heads: gl.constexpr,
-                     head_dim: gl.constexpr):  # fmt: skip
-    """A tile of a head's keys and of its values, [keys, head_dim] each; zeros where there are none."""
-    d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, layout))[None, :]
-    place = kv_cache + token + d
-    mask = there & (d >= 0)
-    return gl.load(place, mask=mask, other=0.0), gl.load(place + num_kv_heads * head_dim, mask=mask, other=0.0)
-
-
-@gluon.jit
-def attend(asked, key, value, counts, scale: gl.constexpr, top, sums, result, layout: gl.constexpr):
-    """Attention's running maxima, sums and weighted values of a head's queries, with one more tile of keys; ``counts``:
-    how many of them there are.
+def share_of(seq_len, pid, num_kv_heads: gl.constexpr, keys_a_program: gl.constexpr, most_splits: gl.constexpr):
+    """Which of a key head's keys this program takes: how many programs share them, the head, its number among these,
+    where its share of the cached ones begins and ends, and whether the token's own key, which is not in the cache yet,
+    is its too.
     """
-    scores = gl.full([HEADS, KEYS], 0.0, gl.float32, layout=layout)
-    scores = mma_v2(asked, gl.convert_layout(gl.permute(key, (1, 0)), gl.DotOperandLayout(1, layout, 2)), scores)
-    there = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)) < counts
+    num_splits = gl.minimum(gl.maximum((seq_len + keys_a_program - 1) // keys_a_program, 1), most_splits)
+    share = (seq_len + num_splits * 16 - 1) // (num_splits * 16) * 16
+    kv_head = pid % num_kv_heads
+    split = pid // num_kv_heads
+    begin = split * share
+    end = gl.minimum(begin + share, seq_len)
+    owns = (end == seq_len) & (begin < seq_len)
+    return num_splits, kv_head, split, begin, gl.where(split < num_splits, gl.where(owns, end - 1, end), 0), owns
+
+
+@gluon.jit
+def blocks_of(block_table, begin, end, keys: gl.constexpr, layout: gl.constexpr, block_size: gl.constexpr):
+    """The block of each of a tile's keys, [keys]; 0 where there are none."""
+    key = begin + gl.arange(0, keys, layout=gl.SliceLayout(1, layout))
+    return gl.load(block_table + key // block_size, mask=key < end, other=0)
+
+
+@gluon.jit
+def fetch_keys(
+    ring, full, empty, kv_cache, block_table, begin, end, kv_head, c, layout: gl.constexpr, cached: gl.constexpr,
+    num_kv_heads: gl.constexpr, head_dim: gl.constexpr, block_size: gl.constexpr, keys: gl.constexpr,
+    slots: gl.constexpr, in_flight: gl.constexpr,
+):  # fmt: skip
+    """Ask for a program's keys and values, a tile of either after the other, as the ring has room."""
+    d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, layout))[None, :]
+    block = blocks_of(block_table, begin, end, keys, layout, block_size)
+    for start in range(begin, end, keys):
+        key = start + gl.arange(0, keys, layout=gl.SliceLayout(1, layout))
+        token = block.to(gl.int64) * block_size + key % block_size
+        at = kv_cache + (token * (2 * num_kv_heads * head_dim) + kv_head * head_dim)[:, None] + d
+        there = (key < end)[:, None]
+        block = blocks_of(block_table, start + keys, end, keys, layout, block_size)
+        c = put(ring.index(c % slots)._reinterpret(gl.bfloat16, [keys, head_dim], cached), full, empty, c, at, there,
+                slots, in_flight)  # fmt: skip
+        c = put(ring.index(c % slots)._reinterpret(gl.bfloat16, [keys, head_dim], cached), full, empty, c,
+                at + num_kv_heads * head_dim, there, slots, in_flight)  # fmt: skip
+    return c
+
+
+@gluon.jit
+def attend(
+    ring, full, empty, c, asked, counts, scale: gl.constexpr, top, sums, result, layout: gl.constexpr,
+    cached: gl.constexpr, keys: gl.constexpr, head_dim: gl.constexpr, slots: gl.constexpr,
+):  # fmt: skip
+    """Attention's running maxima, sums and weighted values of a head's queries, with the ring's next tile of keys and
+    that of their values; ``counts``: how many of them there are.
+    """
+    scores = gl.full([HEADS, keys], 0.0, gl.float32, layout=layout)
+    slot = c % slots
+    mbarrier.wait(full.index(slot), (c // slots) & 1)
+    tile = ring.index(slot)._reinterpret(gl.bfloat16, [keys, head_dim], cached)
+    scores = mma_v2(asked, tile.permute((1, 0)).load(gl.DotOperandLayout(1, layout, 2)), scores)
+    there = gl.arange(0, keys, layout=gl.SliceLayout(0, layout)) < counts
     scores = gl.where(there[None, :], scores * (scale * LOG2_E), NOTHING)
     new_top = gl.maximum(top, gl.max(scores, axis=1))
     kept = gl.exp2(top - new_top)
     shares = gl.where(there[None, :], gl.exp2(scores - new_top[:, None]), 0.0)
     sums = sums * kept + gl.sum(shares, axis=1)
     shares = gl.convert_layout(shares.to(gl.bfloat16), gl.DotOperandLayout(0, layout, 2))
-    value = gl.convert_layout(value, gl.DotOperandLayout(1, layout, 2))
-    return new_top, sums, mma_v2(shares, value, result * kept[:, None])
+    next_slot = (c + 1) % slots
+    mbarrier.wait(full.index(next_slot), ((c + 1) // slots) & 1)
+    tile = ring.index(next_slot)._reinterpret(gl.bfloat16, [keys, head_dim], cached)
+    value = tile.load(gl.DotOperandLayout(1, layout, 2))
+    sync()
+    mbarrier.arrive(empty.index(slot), count=1)
+    mbarrier.arrive(empty.index(next_slot), count=1)
+    return c + 2, new_top, sums, mma_v2(shares, value, result * kept[:, None])
 
 
 @gluon.jit

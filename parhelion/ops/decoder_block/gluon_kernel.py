@@ -19,27 +19,26 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from parhelion.ops.decoder_block.gluon_attention import (
     HEADS,
-    KEYS,
     LOG2_E,
     NOTHING,
     attend,
+    cached_keys,
     combined,
-    keys_and_values,
-    places,
+    fetch_keys,
     rotated,
+    share_of,
 )
 from parhelion.ops.decoder_block.gluon_ring import (
     COLUMNS,
     PARTS,
     TILE_ROWS,
     arrive,
-    ask_for,
     encode,
+    fetch,
     forget,
     multiply,
     normed,
     places_of,
-    produce,
     run_asm,
     sync,
     wait_for_all,
@@ -48,13 +47,13 @@ from parhelion.ops.decoder_block.gluon_ring import (
 
 @gluon.jit
 def consume(
-    ring, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, input_norm,
+    ring, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, seq_lens, input_norm,
     qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm, gate_up_scales, down_scales, new_hidden, new_residual,
     scratch, counters, epsilon: gl.constexpr, head_epsilon: gl.constexpr, scale: gl.constexpr, shape: gl.constexpr,
-    heads: gl.constexpr, block_size: gl.constexpr, keys_a_program: gl.constexpr,
-    grid: gl.constexpr, tile_k: gl.constexpr, slots: gl.constexpr, programmatic: gl.constexpr,
+    heads: gl.constexpr, splits: gl.constexpr, cached: gl.constexpr, grid: gl.constexpr, tile_k: gl.constexpr,
+    slots: gl.constexpr, programmatic: gl.constexpr,
 ):  # fmt: skip
-    """What the warps that multiply do."""
+    """What the warps that multiply do, and attend."""
     hidden_size: gl.constexpr = shape[0]
     heads_size: gl.constexpr = shape[1]
     qkv_size: gl.constexpr = shape[2]
@@ -63,7 +62,9 @@ def consume(
     num_kv_heads: gl.constexpr = heads[1]
     head_dim: gl.constexpr = heads[2]
     per_key: gl.constexpr = num_heads // num_kv_heads
-    most_splits: gl.constexpr = 16 if grid // num_kv_heads > 16 else grid // num_kv_heads
+    keys_a_program: gl.constexpr = splits[0]
+    most_splits: gl.constexpr = splits[1]
+    keys: gl.constexpr = cached_keys(tile_k, head_dim)
     acc: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 32])
     token: gl.constexpr = gl.BlockedLayout([1, tile_k // 32], [1, 32], [4, 1], [1, 0])
     token_heads: gl.constexpr = gl.BlockedLayout(
@@ -72,11 +73,8 @@ def consume(
     row: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     pair: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [4, 1], [1, 0])
     queries: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
-    keys: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    asking: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [4, 1], [1, 0])
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [1, 4], [16, 8])
     bf16: gl.constexpr = gl.pointer_type(gl.bfloat16)
-    early_tiles: gl.constexpr = keys_a_program // KEYS
     in_tiles: gl.constexpr = hidden_size // PARTS // tile_k
     out_tiles: gl.constexpr = heads_size // PARTS // tile_k
     down_tiles: gl.constexpr = inner_size // PARTS // tile_k
@@ -103,22 +101,8 @@ def consume(
         x = gl.load(hidden + at).to(gl.float32) + gl.load(residual + at).to(gl.float32)
         total = total + (x.to(gl.bfloat16),)
 
-    # Which of a key head's keys this program takes, and where they are.
-    num_splits = gl.minimum(gl.maximum((seq_len + keys_a_program - 1) // keys_a_program, 1), most_splits)
-    share = (seq_len + num_splits * 16 - 1) // (num_splits * 16) * 16
-    kv_head = pid % num_kv_heads
-    split = pid // num_kv_heads
-    begin = split * share
-    end = gl.minimum(begin + share, seq_len)
-    owns = (end == seq_len) & (begin < seq_len)
-    # The token's own key is not in the cache yet.
-    old_end = gl.where(owns, end - 1, end)
+    num_splits, kv_head, split, begin, old_end, owns = share_of(seq_len, pid, num_kv_heads, keys_a_program, most_splits)
     works = split < num_splits
-    tile_places = ()
-    for tile in gl.static_range(early_tiles):
-        own_end = gl.where(works, old_end, 0)
-        tile_places = tile_places + (places(block_table, begin + tile * KEYS, own_end, kv_head, keys, num_kv_heads,
-                                            head_dim, block_size),)  # fmt: skip
     d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, queries))
     cos = gl.load(cos_sin + position * head_dim + d % (head_dim // 2))
     sin = gl.load(cos_sin + position * head_dim + head_dim // 2 + d % (head_dim // 2))
@@ -131,23 +115,11 @@ def consume(
 
     xs, factor = normed(total, weights, in_tiles, hidden_size, epsilon)
     factor *= encode(xbuf, xs, in_tiles, tile_k)
-    if works:
-        # What earlier steps have left in the cache changes no more; a line has 64 elements.
-        line = gl.arange(0, head_dim // 64, layout=gl.SliceLayout(0, asking))[None, :] * 64
-        for tile in gl.static_range(early_tiles):
-            token_at, there = places(block_table, begin + tile * KEYS, old_end, kv_head, asking, num_kv_heads,
-                                      head_dim, block_size)  # fmt: skip
-            ask_for(kv_cache + token_at + line)
-            ask_for(kv_cache + token_at + num_kv_heads * head_dim + line)
     c = multiply(ring, full, empty, xbuf, c, qkv_scales, made_qkv, factor, pid, qkv_size, hidden_size, False, grid,
                   tile_k, slots, acc, row, pair)  # fmt: skip
 
     # Attention: several programs a key head, each with a share of the keys.
     arrive(counters)
-    early = ()
-    for tile in gl.static_range(early_tiles):
-        token_at, there = tile_places[tile]
-        early = early + (keys_and_values(kv_cache, token_at, there, keys, num_kv_heads, head_dim),)
     wait_for_all(counters, grid)
     if works:
         head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, queries))
@@ -170,14 +142,9 @@ def consume(
         out_d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, scores_layout))
         own_value = gl.load(made_qkv + heads_size + (num_kv_heads + kv_head) * head_dim + out_d, cache_modifier=".cg")
         result = sums[:, None] * own_value.to(gl.float32)[None, :]
-        for tile in gl.static_range(early_tiles):
-            counts = old_end - begin - tile * KEYS
-            top, sums, result = attend(asked, early[tile][0], early[tile][1], counts, scale, top, sums, result,
-                                        scores_layout)  # fmt: skip
-        for start in range(begin + early_tiles * KEYS, old_end, KEYS):
-            token_at, there = places(block_table, start, old_end, kv_head, keys, num_kv_heads, head_dim, block_size)
-            key, value = keys_and_values(kv_cache, token_at, there, keys, num_kv_heads, head_dim)
-            top, sums, result = attend(asked, key, value, old_end - start, scale, top, sums, result, scores_layout)
+        for start in range(begin, old_end, keys):
+            c, top, sums, result = attend(ring, full, empty, c, asked, old_end - start, scale, top, sums, result,
+                                           scores_layout, cached, keys, head_dim, slots)  # fmt: skip
         is_any = sums > 0.0
         result = result * gl.where(is_any, 1.0 / sums, 0.0)[:, None]
         row_head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, scores_layout))
@@ -239,6 +206,33 @@ def consume(
 
 
 @gluon.jit
+def produce(
+    ring, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, shape: gl.constexpr,
+    heads: gl.constexpr, splits: gl.constexpr, cached: gl.constexpr, fetching: gl.constexpr, reading: gl.constexpr,
+    block_size: gl.constexpr, grid: gl.constexpr, tile_k: gl.constexpr, slots: gl.constexpr, in_flight: gl.constexpr,
+    programmatic: gl.constexpr,
+):  # fmt: skip
+    """What the warps that fetch do: weights change no more, and the rest is there once the predecessor has ended."""
+    hidden: gl.constexpr = shape[0]
+    heads_size: gl.constexpr = shape[1]
+    qkv_size: gl.constexpr = shape[2]
+    inner: gl.constexpr = shape[3]
+    num_kv_heads: gl.constexpr = heads[1]
+    head_dim: gl.constexpr = heads[2]
+    pid = gl.program_id(0)
+    c = pid * 0
+    c = fetch(ring, full, empty, qkv, c, pid, fetching, qkv_size, hidden, False, grid, tile_k, slots, in_flight)
+    if programmatic:
+        run_asm("griddepcontrol.wait; mov.u32 $0, 0;", pid)
+    _, kv_head, _, begin, end, _ = share_of(gl.load(seq_lens), pid, num_kv_heads, splits[0], splits[1])
+    c = fetch_keys(ring, full, empty, kv_cache, block_table, begin, end, kv_head, c, reading, cached, num_kv_heads,
+                   head_dim, block_size, cached_keys(tile_k, head_dim), slots, in_flight)  # fmt: skip
+    c = fetch(ring, full, empty, out, c, pid, fetching, hidden, heads_size, False, grid, tile_k, slots, in_flight)
+    c = fetch(ring, full, empty, gate_up, c, pid, fetching, 2 * inner, hidden, True, grid, tile_k, slots, in_flight)
+    fetch(ring, full, empty, down, c, pid, fetching, hidden, inner, False, grid, tile_k, slots, in_flight)
+
+
+@gluon.jit
 def _gluon_decoder_block(
     hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, input_norm, qkv, qkv_scales, cos_sin,
     q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales, down, down_scales, new_hidden, new_residual,
@@ -257,6 +251,10 @@ def _gluon_decoder_block(
     reach: gl.constexpr = (widest if widest > intermediate_size else intermediate_size) // PARTS
     if programmatic:
         run_asm("griddepcontrol.launch_dependents; mov.u32 $0, 0;", gl.program_id(0))
+    most_splits: gl.constexpr = 16 if num_programs // num_kv_heads > 16 else num_programs // num_kv_heads
+    splits: gl.constexpr = (keys_a_program, most_splits)
+    cached: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
+    reading: gl.constexpr = gl.BlockedLayout([1, 8], [256 // head_dim, head_dim // 8], [producer_warps, 1], [1, 0])
     tiles = gl.allocate_shared_memory(gl.float8e4nv, [ring, TILE_ROWS, tile_k], operand)
     xbuf = gl.allocate_shared_memory(gl.float8e4nv, [reach // tile_k, COLUMNS, tile_k], operand)
     full = gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout())
@@ -267,13 +265,13 @@ def _gluon_decoder_block(
     sync()
     gl.warp_specialize(
         [
-            (consume, (tiles, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, block_table,
-                        seq_lens, input_norm, qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm,
-                        gate_up_scales, down_scales, new_hidden, new_residual, scratch, counters, epsilon, head_epsilon,
-                        scale, shape, heads, block_size, keys_a_program, num_programs, tile_k, ring,
+            (consume, (tiles, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, seq_lens,
+                        input_norm, qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm, gate_up_scales,
+                        down_scales, new_hidden, new_residual, scratch, counters, epsilon, head_epsilon, scale, shape,
+                        heads, splits, cached, num_programs, tile_k, ring, programmatic)),
+            (produce, (tiles, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, shape, heads,
+                        splits, cached, fetching, reading, block_size, num_programs, tile_k, ring, in_flight,
                         programmatic)),
-            (produce, (tiles, full, empty, qkv, out, gate_up, down, shape, fetching, tile_k, ring, in_flight,
-                        num_programs)),
         ],
         [producer_warps],
         [64],

@@ -31,14 +31,6 @@ def run_asm(text: gl.constexpr, argument):
 
 
 @gluon.jit
-def ask_for(places):
-    """Bring what lies there into the L2 cache."""
-    gl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [places], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
 def arrive(counter):
     """What this program has stored is there for all that await the counter."""
     sync()
@@ -72,6 +64,19 @@ def forget(counter, left, count):
 
 
 @gluon.jit
+def put(tile, full, empty, c, places, there, slots: gl.constexpr, in_flight: gl.constexpr):
+    """Ask for tile ``c`` once its slot is empty; zeros where ``there`` is not None and false."""
+    slot = c % slots
+    mbarrier.wait(empty.index(slot), ((c // slots) & 1) ^ 1)
+    copy(tile, places, mask=there)
+    async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
+    # Much that is asked for at once only makes those wait who ask for little.
+    async_copy.commit_group()
+    async_copy.wait_group(in_flight)
+    return c + 1
+
+
+@gluon.jit
 def fetch(
     ring, full, empty, weight, c, pid, layout: gl.constexpr, n: gl.constexpr, k: gl.constexpr, gated: gl.constexpr,
     grid: gl.constexpr, tile_k: gl.constexpr, slots: gl.constexpr, in_flight: gl.constexpr,
@@ -90,33 +95,8 @@ def fetch(
     for unit in range(pid, n // OUTPUTS, grid):
         first = weight + unit * stride
         for tile in range(tiles):
-            slot = c % slots
-            mbarrier.wait(empty.index(slot), ((c // slots) & 1) ^ 1)
-            copy(ring.index(slot), first + tile * tile_k + at)
-            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-            # Much that is asked for at once only makes those wait who ask for little.
-            async_copy.commit_group()
-            async_copy.wait_group(in_flight)
-            c += 1
+            c = put(ring.index(c % slots), full, empty, c, first + tile * tile_k + at, None, slots, in_flight)
     return c
-
-
-@gluon.jit
-def produce(
-    ring, full, empty, qkv, out, gate_up, down, shape: gl.constexpr, layout: gl.constexpr, tile_k: gl.constexpr,
-    slots: gl.constexpr, in_flight: gl.constexpr, grid: gl.constexpr,
-):  # fmt: skip
-    """What the warps that fetch do."""
-    hidden: gl.constexpr = shape[0]
-    heads: gl.constexpr = shape[1]
-    qkv_size: gl.constexpr = shape[2]
-    inner: gl.constexpr = shape[3]
-    pid = gl.program_id(0)
-    c = pid * 0
-    c = fetch(ring, full, empty, qkv, c, pid, layout, qkv_size, hidden, False, grid, tile_k, slots, in_flight)
-    c = fetch(ring, full, empty, out, c, pid, layout, hidden, heads, False, grid, tile_k, slots, in_flight)
-    c = fetch(ring, full, empty, gate_up, c, pid, layout, 2 * inner, hidden, True, grid, tile_k, slots, in_flight)
-    fetch(ring, full, empty, down, c, pid, layout, hidden, inner, False, grid, tile_k, slots, in_flight)
 
 
 @gluon.jit
