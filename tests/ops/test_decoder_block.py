@@ -159,7 +159,7 @@ def test_there_are_candidates_for_one_token_on_a_hopper_and_none_elsewhere():
         assert len(found) == len(set(found)) == 8
         assert {config.num_programs for config in found} == {132, 128}
         assert {config.in_flight for config in found} == {1, 2, 3}
-        assert {config.keys_a_program for config in found} == {64, 128}
+        assert {config.keys_a_program for config in found} == {128, 192}
         for config in found:
             assert all(depth % (4 * config.tile_k) == 0 for depth in contract.depths)
             held = config.ring * 64 * config.tile_k + 2 * max(contract.depths)

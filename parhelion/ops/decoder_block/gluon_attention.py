@@ -8,7 +8,7 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
-from parhelion.ops.decoder_block.gluon_ring import PARTS, put, sync
+from parhelion.ops.decoder_block.gluon_ring import PARTS, put, sync, taken_as
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 HEADS = gl.constexpr(16)
@@ -84,9 +84,9 @@ def fetch_keys(
         at = kv_cache + (token * (2 * num_kv_heads * head_dim) + kv_head * head_dim)[:, None] + d
         there = (key < end)[:, None]
         block = blocks_of(block_table, start + keys, end, keys, layout, block_size)
-        c = put(ring.index(c % slots)._reinterpret(gl.bfloat16, [keys, head_dim], cached), full, empty, c, at, there,
+        c = put(taken_as(ring.index(c % slots), gl.bfloat16, [keys, head_dim], cached), full, empty, c, at, there,
                 slots, in_flight)  # fmt: skip
-        c = put(ring.index(c % slots)._reinterpret(gl.bfloat16, [keys, head_dim], cached), full, empty, c,
+        c = put(taken_as(ring.index(c % slots), gl.bfloat16, [keys, head_dim], cached), full, empty, c,
                 at + num_kv_heads * head_dim, there, slots, in_flight)  # fmt: skip
     return c
 
@@ -102,7 +102,7 @@ def attend(
     scores = gl.full([HEADS, keys], 0.0, gl.float32, layout=layout)
     slot = c % slots
     mbarrier.wait(full.index(slot), (c // slots) & 1)
-    tile = ring.index(slot)._reinterpret(gl.bfloat16, [keys, head_dim], cached)
+    tile = taken_as(ring.index(slot), gl.bfloat16, [keys, head_dim], cached)
     scores = mma_v2(asked, tile.permute((1, 0)).load(gl.DotOperandLayout(1, layout, 2)), scores)
     there = gl.arange(0, keys, layout=gl.SliceLayout(0, layout)) < counts
     scores = gl.where(there[None, :], scores * (scale * LOG2_E), NOTHING)
@@ -113,7 +113,7 @@ def attend(
     shares = gl.convert_layout(shares.to(gl.bfloat16), gl.DotOperandLayout(0, layout, 2))
     next_slot = (c + 1) % slots
     mbarrier.wait(full.index(next_slot), ((c + 1) // slots) & 1)
-    tile = ring.index(next_slot)._reinterpret(gl.bfloat16, [keys, head_dim], cached)
+    tile = taken_as(ring.index(next_slot), gl.bfloat16, [keys, head_dim], cached)
     value = tile.load(gl.DotOperandLayout(1, layout, 2))
     sync()
     mbarrier.arrive(empty.index(slot), count=1)

@@ -274,7 +274,7 @@ def _gluon_decoder_block(
                         programmatic)),
         ],
         [producer_warps],
-        [64],
+        [80],
     )  # fmt: skip
 
 

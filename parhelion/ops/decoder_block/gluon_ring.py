@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 # The same under two names, by Triton's version.
 sync = getattr(gl, "barrier", None) or gl.thread_barrier
 copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+taken_as = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 
 TILE_ROWS = gl.constexpr(64)
 PARTS = gl.constexpr(4)
