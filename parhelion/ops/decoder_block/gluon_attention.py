@@ -8,30 +8,12 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
-from parhelion.ops.decoder_block.gluon_ring import PARTS, put, sync, taken_as
+from parhelion.ops.decoder_block.gluon_ring import PARTS, put
+from parhelion.ops.gluon_parts import LOG2_E, sync, taken_as
 
-LOG2_E = gl.constexpr(1.4426950408889634)
 HEADS = gl.constexpr(16)
 AT_ONCE = gl.constexpr(6)
 NOTHING = gl.constexpr(-1.0e30)
-
-
-@gluon.jit
-def rotated(x, turned, normalizes: gl.constexpr, weights, cos, sin, d, head_dim: gl.constexpr, epsilon: gl.constexpr):
-    """Heads, [rows, head_dim], normalized if they are to be, rotated and rounded.
-
-    Args:
-        turned: the heads with their halves exchanged.
-        weights: of the norm, in the order of either.
-    """
-    half: gl.constexpr = head_dim // 2
-    x = x.to(gl.float32)
-    turned = gl.where((d < half)[None, :], -turned.to(gl.float32), turned.to(gl.float32))
-    if normalizes:
-        factor = gl.rsqrt(gl.sum(x * x, axis=1) / head_dim + epsilon)[:, None]
-        x = x * factor * weights[0]
-        turned = turned * factor * weights[1]
-    return (x * cos[None, :] + turned * sin[None, :]).to(gl.bfloat16)
 
 
 @gluon.jit

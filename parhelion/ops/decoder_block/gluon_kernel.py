@@ -19,13 +19,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from parhelion.ops.decoder_block.gluon_attention import (
     HEADS,
-    LOG2_E,
     NOTHING,
     attend,
     cached_keys,
     combined,
     fetch_keys,
-    rotated,
     share_of,
 )
 from parhelion.ops.decoder_block.gluon_ring import (
@@ -39,10 +37,9 @@ from parhelion.ops.decoder_block.gluon_ring import (
     multiply,
     normed,
     places_of,
-    run_asm,
-    sync,
     wait_for_all,
 )
+from parhelion.ops.gluon_parts import LOG2_E, rotated, start_successor, sync, wait_for_predecessor
 
 
 @gluon.jit
@@ -89,8 +86,7 @@ def consume(
     weights = ()
     for tile in gl.static_range(in_tiles):
         weights = weights + (gl.load(input_norm + places_of(tile, hidden_size, tile_k, token)),)
-    if programmatic:
-        run_asm("griddepcontrol.wait; mov.u32 $0, 0;", pid)
+    wait_for_predecessor(programmatic)
 
     # Norm, queries, keys and values.
     seq_len = gl.load(seq_lens)
@@ -107,8 +103,8 @@ def consume(
     cos = gl.load(cos_sin + position * head_dim + d % (head_dim // 2))
     sin = gl.load(cos_sin + position * head_dim + head_dim // 2 + d % (head_dim // 2))
     turned_d = (d + head_dim // 2) % head_dim
-    q_weights = (1.0, 1.0)
-    k_weights = (1.0, 1.0)
+    q_weights = None
+    k_weights = None
     if q_norm is not None:
         q_weights = (gl.load(q_norm + d).to(gl.float32)[None, :], gl.load(q_norm + turned_d).to(gl.float32)[None, :])
         k_weights = (gl.load(k_norm + d).to(gl.float32)[None, :], gl.load(k_norm + turned_d).to(gl.float32)[None, :])
@@ -131,8 +127,8 @@ def consume(
         query_turned = gl.load(query_at + turned_d[None, :], mask=is_head, other=0.0, cache_modifier=".cg")
         own_key = gl.load(key_at + d[None, :], cache_modifier=".cg")
         own_key_turned = gl.load(key_at + turned_d[None, :], cache_modifier=".cg")
-        query = rotated(query, query_turned, q_norm is not None, q_weights, cos, sin, d, head_dim, head_epsilon)
-        own_key = rotated(own_key, own_key_turned, q_norm is not None, k_weights, cos, sin, d, head_dim, head_epsilon)
+        query = rotated(query, query_turned, q_weights, cos, sin, d, head_dim, head_epsilon)
+        own_key = rotated(own_key, own_key_turned, k_weights, cos, sin, d, head_dim, head_epsilon)
         own_scores = gl.sum(query.to(gl.float32) * own_key.to(gl.float32), axis=1)
         own_scores = gl.convert_layout(own_scores, gl.SliceLayout(1, scores_layout)) * (scale * LOG2_E)
         own_scores = gl.where(owns, own_scores, NOTHING)
@@ -222,8 +218,7 @@ def produce(
     pid = gl.program_id(0)
     c = pid * 0
     c = fetch(ring, full, empty, qkv, c, pid, fetching, qkv_size, hidden, False, grid, tile_k, slots, in_flight)
-    if programmatic:
-        run_asm("griddepcontrol.wait; mov.u32 $0, 0;", pid)
+    wait_for_predecessor(programmatic)
     _, kv_head, _, begin, end, _ = share_of(gl.load(seq_lens), pid, num_kv_heads, splits[0], splits[1])
     c = fetch_keys(ring, full, empty, kv_cache, block_table, begin, end, kv_head, c, reading, cached, num_kv_heads,
                    head_dim, block_size, cached_keys(tile_k, head_dim), slots, in_flight)  # fmt: skip
@@ -249,8 +244,7 @@ def _gluon_decoder_block(
     operand: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
     widest: gl.constexpr = hidden_size if hidden_size > heads_size else heads_size
     reach: gl.constexpr = (widest if widest > intermediate_size else intermediate_size) // PARTS
-    if programmatic:
-        run_asm("griddepcontrol.launch_dependents; mov.u32 $0, 0;", gl.program_id(0))
+    start_successor(programmatic)
     most_splits: gl.constexpr = 16 if num_programs // num_kv_heads > 16 else num_programs // num_kv_heads
     splits: gl.constexpr = (keys_a_program, most_splits)
     cached: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])

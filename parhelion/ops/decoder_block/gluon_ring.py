@@ -12,10 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# The same under two names, by Triton's version.
-sync = getattr(gl, "barrier", None) or gl.thread_barrier
-copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-taken_as = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
+from parhelion.ops.gluon_parts import copy, sync
 
 TILE_ROWS = gl.constexpr(64)
 PARTS = gl.constexpr(4)
@@ -24,11 +21,6 @@ COLUMNS = gl.constexpr(8)
 LARGEST = gl.constexpr(448.0)
 STEPS = gl.constexpr(16.0)
 SPLITTER = gl.constexpr(129.0)
-
-
-@gluon.jit
-def run_asm(text: gl.constexpr, argument):
-    gl.inline_asm_elementwise(text, "=r,r", [argument], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
