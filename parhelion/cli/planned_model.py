@@ -22,7 +22,7 @@ from parhelion.ops.source_hash import source_hashes
 from parhelion.ops.top_k_top_p_sampling import TopKTopPSampling
 from parhelion.packs.format import Row
 from parhelion.packs.location import find_packs, open_pack
-from parhelion.packs.lookup import stale_ops
+from parhelion.packs.lookup import stale_sources
 from parhelion.packs.store import StoredPack, read_pack
 from parhelion.quantization import UNQUANTIZED
 from parhelion.tuning.head_calls import is_head, tuned_head
@@ -179,7 +179,7 @@ def known_times(device_name: str, pack_name: str = "auto", untuned: bool = False
         notes.append(f"all scaled to {device.device} by the {device.known_from} limits")
     if untuned:
         notes.append("as served without a pack")
-    notes += [f"{op}: measured with other sources than those here" for op in stale_ops(pack, source_hashes())]
+    notes += [f"{name}: measured with other sources than those here" for name in stale_sources(pack, source_hashes())]
     if untuned:
         times = KernelTimes(device, pack.rows, same, untuned_us)
     else:

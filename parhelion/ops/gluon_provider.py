@@ -8,6 +8,9 @@ Helion writes those that it generates:
 
 It is read and recorded where packs are built (``tuning/host_recipe.py``, ``tuning/record.py``) and never run while
 serving. What the host does before it stands in the op's ``launch.py``, as for all tile programs.
+
+The program may be an op's second one, beside Helion's: then both files stand in a folder of their own, which the
+provider names (``ops/tile_programs.py``).
 """
 
 from __future__ import annotations
@@ -20,9 +23,16 @@ from parhelion.ops.provider import BaseProvider
 
 
 class GluonProvider(BaseProvider):
-    """Programs that a pack brings, and nobody compiles while serving."""
+    """Programs that a pack brings, and nobody compiles while serving.
+
+    Args:
+        folder: under ``parhelion/ops``, where they are; None: in the op's own.
+    """
 
     name = "gluon"
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
 
     def why_not(self, device: torch.device) -> str | None:
         return "its programs are launched from a pack, where that says that they are the quickest"

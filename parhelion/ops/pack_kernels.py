@@ -18,14 +18,14 @@ from parhelion.errors import PackError
 from parhelion.ops.block_times import BlockTimes, key_of_programs
 from parhelion.ops.contract import Contract, Launcher
 from parhelion.ops.kernel_config import KernelConfig
-from parhelion.ops.launching import launch_module
 from parhelion.ops.packed_launch import PackedAssumptionError, PackedKernel, PackedRunner, PackMissError
 from parhelion.ops.provider import Provider, fixed
 from parhelion.ops.registry import op
+from parhelion.ops.tile_programs import programs_module
 from parhelion.ops.ways import Way
 from parhelion.packs.blocks import with_rows
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Binary, Candidate, Row
-from parhelion.packs.lookup import BucketTable, rows_by_contract, usable_rows
+from parhelion.packs.lookup import BucketTable, rows_by_contract, served_as_in, usable_rows
 from parhelion.packs.match import Chosen
 from parhelion.packs.store import StoredPack
 from parhelion.platform.driver import Function, load_function
@@ -79,9 +79,7 @@ class PackKernels:
         self.match = chosen.match
         self._rows = {key_of_programs(key): group for key, group in rows_by_contract(rows).items()}
         self._tables: dict[Contract, BucketTable | None] = {}
-        self._blocks = BlockTimes(
-            with_rows(pack.blocks, {(row.contract, row.num_tokens) for row in rows}), self._table
-        )  # fmt: skip
+        self._blocks = BlockTimes(with_rows(pack.blocks, served_as_in(pack, rows)), self._table)
         self._binaries: dict[str, list[Binary]] = {}
         for binary in pack.binaries:
             self._binaries.setdefault(binary.file, []).append(binary)
@@ -189,7 +187,7 @@ class PackKernels:
         return otherwise()(*inputs)
 
     def _tile_programs(self, contract: Contract, row: Row, candidate: Candidate) -> Launcher:
-        module = launch_module(contract.name)
+        module = programs_module(contract.name, candidate.provider)
         try:
             config = msgspec.convert(candidate.config, module.Config)
         except msgspec.ValidationError as error:

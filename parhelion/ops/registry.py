@@ -35,7 +35,7 @@ class Op:
 
     @property
     def tile_programs(self) -> str:
-        """The name of the provider of its own tile programs, one of ``TILE_PROGRAMS``."""
+        """The name of the provider of the tile programs in its own folder, one of ``TILE_PROGRAMS``."""
         return next((each.name for each in self.providers if each.name in TILE_PROGRAMS), TILE_PROGRAMS[0])
 
     def provider(self, name: str) -> Provider:

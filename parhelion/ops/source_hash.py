@@ -3,7 +3,8 @@
 An op's sources are its ``helion_kernel.py`` or ``gluon_kernel.py``, ``launch.py`` and ``contract.py``, the modules of
 ``parhelion.ops`` that those import, and the files of the tile programs that they name (``"gemm.gemm"``), and so on from
 there. They are read and never imported. A package's ``__init__.py`` is not among them: it names the providers, on which
-no binary depends.
+no binary depends. Where a provider has its programs in another folder (``ops/tile_programs.py``), that folder's sources
+are hashed in the same way and by themselves: an op's own binaries do not depend on them.
 
 What is hashed is the syntax tree, so that comments, strings that stand alone (docstrings) and formatting do not count.
 It is written out here: ``ast.dump`` and ``ast.unparse`` write the same tree in different ways in different versions of
@@ -16,10 +17,11 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from parhelion.ops.registry import op, op_names
+from parhelion.ops.tile_programs import folder_of, providers_of
 
 HASH_VERSION = 1
 """Raised when what is hashed changes, or what binaries depend on besides sources."""
@@ -38,20 +40,29 @@ _UNHASHED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 _TILE_PROGRAM = re.compile(r"(\w+)\.\w+")
 
 
-def source_hash(op_name: str) -> str:
+def source_hash(name: str) -> str:
     """16 hexadecimal digits that change when an op's binaries or configs may have to.
+
+    Args:
+        name: the op's, or ``op.provider`` of a provider with a folder of its own.
 
     Raises:
         ConfigError: there is no such op.
     """
+    op_name, _, provider = name.partition(".")
     if op_name not in op_names():
         op(op_name)
-    return hash_in(Path(__file__).parent, op_name)
+    return hash_in(Path(__file__).parent, folder_of(op_name, provider) if provider else op_name)
 
 
-def source_hashes() -> dict[str, str]:
-    """The hash of every op."""
-    return {name: source_hash(name) for name in op_names()}
+def source_hashes(ops: Iterable[str] | None = None) -> dict[str, str]:
+    """The hash of every op, or of these, and under ``op.provider`` of their providers with a folder of their own."""
+    return {name: source_hash(name) for op_name in (op_names() if ops is None else ops) for name in _names(op_name)}
+
+
+def _names(op_name: str) -> Iterator[str]:
+    yield op_name
+    yield from (f"{op_name}.{each}" for each in providers_of(op_name) if folder_of(op_name, each) != op_name)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ NEVER_SERVE = ("inductor", "cutlass")
 """Providers that are measured and never serve from a pack: they would compile while serving."""
 
 TILE_PROGRAMS = ("helion", "gluon")
-"""Providers whose programs a pack brings, by the language that they are written in; an op has one of them."""
+"""Providers whose programs a pack brings, by the language that they are written in; an op has one or both."""
 
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,7 +238,8 @@ class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         format_version: ``FORMAT_VERSION``.
         name: such as ``h100-sxm``.
         fingerprint: where it was measured, or what it was built for.
-        source_hashes: op to the hash of what its binaries and configs depend on; see ``parhelion.ops.source_hash``.
+        source_hashes: op to the hash of what its binaries and configs depend on, and ``op.provider`` to that of what a
+            provider has in another folder; see ``parhelion.ops.source_hash``.
         versions: package to version: parhelion, torch, triton, helion of the machine that tuned, and of the one that
             built under ``build.`` names.
         command: what made it.

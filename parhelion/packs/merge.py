@@ -12,6 +12,7 @@ import msgspec
 from parhelion.errors import PackError
 from parhelion.packs.blocks import with_rows
 from parhelion.packs.format import Binary, BlockTime, Candidate, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.lookup import rows_without, served_as_in
 from parhelion.packs.store import StoredPack
 
 
@@ -87,24 +88,24 @@ def _fingerprint(packs: Sequence[Pack]) -> Fingerprint:
 
 
 def _rows(packs: Sequence[Pack]) -> list[_RowFrom]:
-    """The last pack's row for each bucket, of those with the last pack's sources; sorted by contract and M."""
+    """The last pack's row for each bucket, of those with the last pack's sources and without candidates with others;
+    sorted by contract and M.
+    """
     hashes = {op: hash_ for pack in packs for op, hash_ in pack.source_hashes.items()}
     rows = {
         (row.contract, row.num_tokens): _RowFrom(index, row)
         for index, pack in enumerate(packs)
-        for row in pack.rows
-        if pack.source_hashes.get(row.op) == hashes.get(row.op)
+        for row in rows_without(pack.rows, {name for name in hashes if pack.source_hashes.get(name) != hashes[name]})
     }
     return [rows[bucket] for bucket in sorted(rows)]
 
 
 def _blocks(packs: Sequence[Pack], rows: Sequence[_RowFrom]) -> tuple[BlockTime, ...]:
     """Of each pack those whose rows are all its own."""
-    buckets = {(each.row.contract, each.row.num_tokens): each.pack for each in rows}
     kept: list[BlockTime] = []
     for index, pack in enumerate(packs):
-        kept += with_rows(pack.blocks, [bucket for bucket, own in buckets.items() if own == index])
-    return with_rows(kept, buckets)
+        kept += with_rows(pack.blocks, served_as_in(pack, [each.row for each in rows if each.pack == index]))
+    return with_rows(kept, {(each.row.contract, each.row.num_tokens) for each in rows})
 
 
 def _binaries(packs: Sequence[StoredPack], rows: Iterable[_RowFrom]) -> list[_BinaryFrom]:

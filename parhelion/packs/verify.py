@@ -10,7 +10,7 @@ import msgspec
 from parhelion.errors import PackError
 from parhelion.packs.blocks import Bucket, with_rows
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Binary, BlockTime, Row
-from parhelion.packs.lookup import stale_ops
+from parhelion.packs.lookup import stale_sources
 from parhelion.packs.recipe import recipe_problems
 from parhelion.packs.store import StoredPack
 
@@ -38,7 +38,7 @@ def verify(stored: StoredPack, source_hashes: Mapping[str, str] | None = None) -
         *_block_problems(pack.blocks, {(row.contract, row.num_tokens) for row in pack.rows}),
     ]
     if source_hashes is not None:
-        problems += stale_ops(pack, source_hashes).values()
+        problems += stale_sources(pack, source_hashes).values()
     return problems
 
 

@@ -13,8 +13,9 @@ from parhelion import __version__
 from parhelion.ops.contract import Contract
 from parhelion.ops.launching import BUCKETS
 from parhelion.ops.registry import has_programs
-from parhelion.ops.source_hash import source_hash
+from parhelion.ops.source_hash import source_hashes
 from parhelion.packs.format import FORMAT_VERSION, Fingerprint, Ledger, ModelEntry, Pack, Row
+from parhelion.packs.lookup import names_of, rows_without, stale_sources
 from parhelion.tuning.build_rows import (
     UNTUNED,
     Builder,
@@ -69,7 +70,7 @@ def untuned_pack(name: str, contracts: Sequence[Contract], models: Sequence[Mode
         if has_programs(contract, bucket, target.name)
     ]
     fingerprint = unknown_device(target)
-    return Pack(FORMAT_VERSION, name, fingerprint, tuple(rows), (), _hashes(rows), {}, "", "", tuple(models))
+    return Pack(FORMAT_VERSION, name, fingerprint, tuple(rows), (), source_hashes_of(rows), {}, "", "", tuple(models))
 
 
 def build_pack(
@@ -96,10 +97,11 @@ def build_pack(
     Raises:
         PackError: a contract or a config of the pack is not known here.
     """
-    hashes = _hashes(source.rows)
     is_same = source.fingerprint.target == target.name
-    current = {op for op, value in hashes.items() if is_same and source.source_hashes.get(op) == value}
-    drafts = [RowDraft(row, target, row.op in current) for row in source.rows]
+    stale = stale_sources(source, source_hashes())
+    # Of a row that keeps its measurements, those of a second program may be others' all the same.
+    rows_here = rows_without(source.rows, {name for name in stale if "." in name}) if is_same else source.rows
+    drafts = [RowDraft(row, target, is_same and row.op not in stale) for row in rows_here]
     builder = Builder(compiler, progress)
     builder.build(request for draft in drafts for request in draft.requests())
     builder.build(draft.spare for draft in drafts if draft.row(builder) is None)
@@ -116,7 +118,7 @@ def build_pack(
         fingerprint=source.fingerprint if is_same else unknown_device(target),
         rows=kept,
         binaries=binaries,
-        source_hashes=hashes,
+        source_hashes=source_hashes_of(kept),
         versions=(tuned_with if is_same else {}) | built_with(),
         command=command,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,5 +137,7 @@ def unknown_device(target: Target) -> Fingerprint:
     return Fingerprint(_VENDORS[target.backend], "", target.name, 0, 0)
 
 
-def _hashes(rows: Iterable[Row]) -> dict[str, str]:
-    return {op: source_hash(op) for op in sorted({row.op for row in rows})}
+def source_hashes_of(rows: Iterable[Row]) -> dict[str, str]:
+    """The hashes of the sources here that rows depend on."""
+    here = source_hashes()
+    return {name: here[name] for name in sorted({name for row in rows for name in names_of(row, here)})}

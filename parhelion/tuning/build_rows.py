@@ -13,6 +13,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import launch_module
 from parhelion.ops.registry import op
+from parhelion.ops.tile_programs import programs_module
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Candidate, Row
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.jobs import Compiler
@@ -154,7 +155,7 @@ def unmeasured(contract: Contract, config: Any, files: tuple[str, ...] = ()) -> 
 
 def _config(row: Row, candidate: Candidate) -> Any:
     try:
-        return msgspec.convert(candidate.config, launch_module(row.op).Config)
+        return msgspec.convert(candidate.config, programs_module(row.op, candidate.provider).Config)
     except msgspec.ValidationError as error:
         raise PackError(
             f"{row.contract}: the config {candidate.config} is none of {row.op}'s ({error}); tune its rows again"

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from parhelion.errors import PackError
+from parhelion.ops.tile_programs import provider_of
 from parhelion.tuning.compile_ahead import CompileAhead, Results
 from parhelion.tuning.jobs import Request
 from parhelion.tuning.journal import Compiled, Journal
@@ -138,4 +139,6 @@ class BuiltPrograms:
             self._programs[request] = built
         spilled = 0 if isinstance(built, str) else spilled_bytes(built)
         at_s = self._elapsed()
-        self._journal.add(Compiled(contract.key(), bucket, plain(config_of(named)), problem, spilled, seconds, at_s))
+        config = config_of(named)
+        provider = provider_of(contract.name, config)
+        self._journal.add(Compiled(contract.key(), bucket, plain(config), problem, spilled, seconds, at_s, provider))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parhelion.ops.launching import launch_module
+from parhelion.ops.tile_programs import all_candidates
 from parhelion.tuning.passes import Effort
 from parhelion.tuning.plan import Plan, PlannedRow, grouped
 
@@ -101,5 +101,5 @@ def estimate(plan: Plan, effort: Effort, cores: int) -> Estimate:
 
 
 def _num_candidates(row: PlannedRow, plan: Plan, effort: Effort) -> int:
-    found = launch_module(row.contract.name).candidates(row.contract, row.bucket, plan.target)
+    found = all_candidates(row.contract, row.bucket, plan.target)
     return min(effort.candidates(row.contract, plan.target), len(found))

@@ -42,6 +42,7 @@ class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
         stack_bytes: that a thread spills at most.
         compile_s: processor seconds.
         at_s: seconds since the session began.
+        provider: of the tile programs that the config is for; empty in older journals, of ops that have one.
     """
 
     contract: str
@@ -51,6 +52,7 @@ class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
     stack_bytes: int
     compile_s: float
     at_s: float = 0.0
+    provider: str = ""
 
 
 class Timed(msgspec.Struct, frozen=True, tag="timed"):
@@ -247,10 +249,10 @@ class Journal:
             )
         if changed := sorted(set(head.versions.items()) ^ set(self._head.versions.items())):
             return f"they were found with another version of {changed[0][0]}"
-        ops = sorted(head.source_hashes) if isinstance(entry, Step) else [entry.contract.partition("(")[0]]
-        for op in ops:
-            if head.source_hashes.get(op) != self._head.source_hashes.get(op):
-                return f"the sources of {op} have changed since"
+        names = sorted(head.source_hashes) if isinstance(entry, Step) else _sources(entry)
+        for name in names:
+            if head.source_hashes.get(name) != self._head.source_hashes.get(name):
+                return f"the sources of {name} have changed since"
         return None
 
 
@@ -261,6 +263,12 @@ def _lines(content: bytes) -> Iterator[Line]:
             yield decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
+
+
+def _sources(entry: Compiled | Timed | Searched) -> list[str]:
+    """What the hashes of an entry's sources stand under; the second has none but where a provider has its own."""
+    op = entry.contract.partition("(")[0]
+    return [op] if isinstance(entry, Searched) else [op, f"{op}.{entry.provider}"]
 
 
 def _device(fingerprint: Fingerprint) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import MAX_SPLIT_K, GemmConfig, GemmShape, shared_bytes, split_span
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.launching import launch_module
+from parhelion.ops.tile_programs import module_for
 from parhelion.tuning.prune import gemm_of
 
 _SPLITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, MAX_SPLIT_K)
@@ -33,7 +33,8 @@ def neighbours(config: Any, contract: Contract, bucket: int, target: GemmTarget)
         overlap = {
             name: getattr(config, name) for name in ("programmatic", "ahead", "prefetched") if hasattr(config, name)
         }
-        found = [replace(each, **overlap) for each in launch_module(contract.name).candidates(contract, bucket, target)]
+        own = module_for(contract.name, config).candidates(contract, bucket, target)
+        found = [replace(each, **overlap) for each in own]
         return [each for each in dict.fromkeys(found) if _differing_fields(each, config) == 1]
     moved = (normal(each, shape) for each in _moves(config, bucket))
     return [each for each in dict.fromkeys(moved) if each != config and fits(each, shape, target)]

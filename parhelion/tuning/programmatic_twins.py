@@ -36,7 +36,7 @@ def twins(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> l
     if not target.programmatic or bucket > MOST_TOKENS or not hasattr(config, "programmatic"):
         return []
     twin = dataclasses.replace(config, programmatic=True)
-    if isinstance(twin, RopeAttentionConfig):
+    if type(twin) is RopeAttentionConfig:
         return [twin, *(dataclasses.replace(twin, ahead=keys, prefetched=more) for keys, more in AHEAD)]
     if isinstance(contract, WeightOnlyMv) and isinstance(twin, MvConfig):
         return with_more_or_less_ahead(contract, twin)

@@ -17,7 +17,8 @@ import msgspec
 from parhelion.ops.contract import Contract
 from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
-from parhelion.ops.launching import build_sizes, launch_module
+from parhelion.ops.launching import LaunchModule, build_sizes
+from parhelion.ops.tile_programs import module_for
 from parhelion.packs.format import Binary
 from parhelion.tuning.cross_compile import BuildError, cross_compile, short_reason
 from parhelion.tuning.host_recipe import RecipeError, recipe_of
@@ -66,10 +67,10 @@ def recorded_programs(
     Raises:
         BuildError: no code can be generated.
     """
-    module = launch_module(contract.name)
+    module = module_for(contract.name, config_of(config))
     recorder = _BuildRecorder(target.name, code)
     try:
-        for inputs in _build_inputs(contract, bucket, "timed_inputs" if isinstance(config, Timed) else "build_inputs"):
+        for inputs in _build_inputs(module, contract, bucket, isinstance(config, Timed)):
             module.launch(contract, recorder, config_of(config), *inputs)
     # Generating code may fail in as many ways as compiling it.
     except Exception as error:
@@ -118,9 +119,9 @@ class _BuildRecorder(Recorder):
         super().__call__(kernel, config, *arguments)
 
 
-def _build_inputs(contract: Contract, bucket: int, which: str) -> list[tuple[Any, ...]]:
+def _build_inputs(module: LaunchModule, contract: Contract, bucket: int, is_timed: bool) -> list[tuple[Any, ...]]:
     """Empty inputs that between them launch all programs that are wanted, none of them with an M of 1."""
-    of_op = getattr(launch_module(contract.name), which, None)
+    of_op = getattr(module, "timed_inputs" if is_timed else "build_inputs", None)
     if of_op is not None:
         found: list[tuple[Any, ...]] = of_op(contract, bucket)
         return found

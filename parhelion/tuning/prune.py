@@ -17,6 +17,7 @@ from parhelion.ops.gemm.launch import shape_of
 from parhelion.ops.gemm.operands import GemmContract
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import launch_module
+from parhelion.ops.tile_programs import all_candidates
 from parhelion.tuning.programs import Program
 from parhelion.tuning.target import Target
 
@@ -52,7 +53,7 @@ def gemm_of(contract: Contract, target: GemmTarget) -> GemmShape | None:
 
 def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
     """All candidates, the most promising first, but so that the first ones differ in their tiles."""
-    found = launch_module(contract.name).candidates(contract, bucket, target)
+    found = all_candidates(contract, bucket, target)
     shape = gemm_of(contract, target)
     if shape is None:
         return spread(found, [algorithm(config) for config in found])
@@ -62,7 +63,7 @@ def ranked(contract: Contract, bucket: int, target: GemmTarget) -> list[Any]:
 
 def algorithm(config: Any) -> object:
     """Which of an op's algorithms a config is for: the same for all where it has one. GEMMs are told apart by tiles."""
-    return getattr(config, "on_matrix_unit", False), getattr(config, "lookup_ahead", True)
+    return type(config), getattr(config, "on_matrix_unit", False), getattr(config, "lookup_ahead", True)
 
 
 def kept(candidates: Sequence[Any], count: int, always: Sequence[Any]) -> list[Any]:

@@ -22,6 +22,7 @@ from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import bucket_of, launch_module
 from parhelion.ops.packed_kinds import kind_of
 from parhelion.ops.registry import most_tokens
+from parhelion.ops.tile_programs import module_for
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode
     Args:
         config: the op's; None for the untuned one.
     """
-    module = launch_module(contract.name)
     if config is None:
-        config = module.default_config(contract, bucket_of(num_tokens), gemm_target(target))
+        config = launch_module(contract.name).default_config(contract, bucket_of(num_tokens), gemm_target(target))
+    module = module_for(contract.name, config)
     preparer = Preparer(target, code)
     if num_tokens == 1 and most_tokens(contract, 2) == 2:
         # Helion takes an M of 1 for a constant. A server is given code for any M, so it is generated for two tokens.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.registry import op
+from parhelion.ops.tile_programs import provider_of
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS
 from parhelion.tuning.jobs import Outcome, Request
 from parhelion.tuning.plan import PlannedRow, program_bucket
@@ -61,8 +61,8 @@ class RowState:
         return self.planned.weight
 
     def choice(self, config: Any) -> Choice:
-        """The op's tile programs with a config."""
-        return op(self.contract.name).tile_programs, config
+        """The tile programs that a config is for, with it."""
+        return provider_of(self.contract.name, config), config
 
     @property
     def evaluations(self) -> int:

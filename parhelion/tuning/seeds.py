@@ -14,6 +14,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import launch_module
+from parhelion.ops.tile_programs import module_for, programs_module
 from parhelion.packs.format import TILE_PROGRAMS, Pack, Row
 from parhelion.tuning.contract_key import contract_of_key
 from parhelion.tuning.model_contracts import kind
@@ -105,7 +106,10 @@ def fitted(config: Any, contract: Contract, bucket: int, target: GemmTarget) -> 
     """A config as another row can use it; None if it cannot."""
     shape = gemm_of(contract, target)
     if shape is None or not isinstance(config, GemmConfig):
-        return config
+        # An op's second program may be for other rows alone.
+        module = module_for(contract.name, config)
+        is_first = module is launch_module(contract.name)
+        return config if is_first or module.candidates(contract, bucket, target) else None
     # A tile with more rows than there are tokens is waste; with a few tokens it holds all of them.
     rows = max(16, bucket)
     if config.block_m > rows or rows <= 64:
@@ -129,7 +133,7 @@ def _winners(row: Row) -> Iterator[Winner]:
         if candidate.provider in TILE_PROGRAMS and candidate.config is not None:
             contract = contract_of_key(row.contract)
             try:
-                config = msgspec.convert(candidate.config, launch_module(row.op).Config)
+                config = msgspec.convert(candidate.config, programs_module(row.op, candidate.provider).Config)
             except msgspec.ValidationError as error:
                 raise PackError(f"{row.contract}: the config {candidate.config} is not known here ({error})") from None
             yield Winner(contract, row.num_tokens, config)

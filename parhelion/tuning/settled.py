@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from parhelion.ops.launching import launch_module
-from parhelion.ops.source_hash import source_hash
+from parhelion.ops.source_hash import source_hashes
+from parhelion.ops.tile_programs import programs_module
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS, Candidate, ModelEntry, Pack
+from parhelion.packs.lookup import usable_rows
 from parhelion.platform.measure import Summary
 from parhelion.tuning.head_calls import TunedHead
 from parhelion.tuning.jobs import Outcome
@@ -37,11 +38,8 @@ def standing(rows: Sequence[RowState], before: Pack) -> list[RowState]:
     """Those of the rows that the pack has, of whichever model, with the sources that are here. They are told who serves
     them.
     """
-    best = {
-        (row.contract, row.num_tokens): row.best
-        for row in before.rows
-        if before.source_hashes.get(row.op) == source_hash(row.op)
-    }
+    usable, _ = usable_rows(before, source_hashes())
+    best = {(row.contract, row.num_tokens): row.best for row in usable}
     found = []
     for row in rows:
         candidate = best.get((row.contract.key(), row.bucket))
@@ -68,7 +66,7 @@ def _outcome(row: RowState, candidate: Candidate) -> Outcome | None:
     config = None
     if candidate.provider in TILE_PROGRAMS:
         try:
-            config = msgspec.convert(candidate.config, launch_module(row.contract.name).Config)
+            config = msgspec.convert(candidate.config, programs_module(row.contract.name, candidate.provider).Config)
         except msgspec.ValidationError:
             return None
     middle, low, high = candidate.time_us, candidate.time_us_p10, candidate.time_us_p90

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.launching import launch_module
+from parhelion.ops.tile_programs import module_for
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def timed_request(contract: Contract, bucket: int, config: Any) -> tuple[Contrac
     """The ``Request`` that builds a config to be timed, the same for all rows and configs that then launch the same
     programs; None if these are what serves.
     """
-    of_op = getattr(launch_module(contract.name), "timed_programs", None)
+    of_op = getattr(module_for(contract.name, config), "timed_programs", None)
     if of_op is None:
         return None
     shared_bucket, shared_config = of_op(bucket, config)

@@ -14,12 +14,12 @@ from parhelion.ops.contract import Contract, Launcher, Tensors
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.inputs import map_tensors
 from parhelion.ops.kernel_timer import Timing, make_room, rotating_inputs, time_launcher
-from parhelion.ops.launching import launch_module
 from parhelion.ops.oracle import Oracle
 from parhelion.ops.pack_kernels import Load, RowRunner
 from parhelion.ops.packed_launch import PackedKernel
 from parhelion.ops.provider import forget_shapes
 from parhelion.ops.registry import op
+from parhelion.ops.tile_programs import programs_module
 from parhelion.packs.format import TILE_PROGRAMS
 from parhelion.platform.driver import load_function
 from parhelion.platform.measure import scaled
@@ -153,7 +153,8 @@ def launcher_of(contract: Contract, trial: Trial, device: torch.device, load: Lo
         function = load(program.data, program.binary.symbol, program.binary.shared_bytes)
         kernels.append(PackedKernel(program.binary, function, processors))
     run = RowRunner(kernels, target_of_device(device).name)
-    return functools.partial(launch_module(contract.name).launch, contract, run, trial.config)
+    module = programs_module(contract.name, trial.provider)
+    return functools.partial(module.launch, contract, run, trial.config)
 
 
 def num_processors(device: torch.device) -> int:

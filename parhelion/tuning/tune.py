@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from parhelion.ops.contract import Contract
+from parhelion.ops.source_hash import source_hashes
 from parhelion.packs.format import TILE_PROGRAMS, Fingerprint, Ledger, ModelEntry, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
@@ -34,7 +35,6 @@ from parhelion.tuning.tuned_pack import (
     PackFacts,
     held_back,
     read_before,
-    source_hashes_of,
     tuned_pack,
     versions,
     write,
@@ -185,7 +185,7 @@ def tune(
     left = [] if there is None or step_tuner is None else standing(states(plan.others), there)
     beside = [*of_others, *left]
     ops = {row.contract.name for row in (*rows, *left)}
-    head = Head(fingerprint, source_hashes_of(ops), versions(), _now())
+    head = Head(fingerprint, source_hashes(sorted(ops)), versions(), _now())
 
     def elapsed() -> float:
         return clock() - start

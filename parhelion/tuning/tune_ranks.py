@@ -10,8 +10,9 @@ import msgspec
 import torch
 
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.launching import BUCKETS, launch_module
+from parhelion.ops.launching import BUCKETS
 from parhelion.ops.registry import op, op_names
+from parhelion.ops.tile_programs import all_candidates
 from parhelion.packs.format import TILE_PROGRAMS, Fingerprint, Ledger, Pack
 from parhelion.packs.location import pack_name
 from parhelion.tuning.build_rows import untuned_config
@@ -137,7 +138,7 @@ def _built(rows: Sequence[RowState], configs_target: GemmTarget, compiler: Compi
     requests = [
         (row.contract, row.bucket, config)
         for row in rows
-        for each in launch_module(row.contract.name).candidates(row.contract, row.bucket, configs_target)
+        for each in all_candidates(row.contract, row.bucket, configs_target)
         for config in ((each, replace(each, programmatic=True)) if configs_target.programmatic else (each,))
     ]
     found = {}

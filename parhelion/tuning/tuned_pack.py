@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from parhelion.errors import ConfigError
-from parhelion.ops.source_hash import source_hash
+from parhelion.ops.source_hash import source_hashes
 from parhelion.packs.blocks import Bucket, with_rows
 from parhelion.packs.files import RECORD
 from parhelion.packs.format import (
@@ -23,9 +23,10 @@ from parhelion.packs.format import (
     Pack,
     Row,
 )
+from parhelion.packs.lookup import served_as_in, usable_rows
 from parhelion.packs.merge import united
 from parhelion.packs.store import read_pack, write_pack
-from parhelion.tuning.build_pack import BUILD, built_with
+from parhelion.tuning.build_pack import BUILD, built_with, source_hashes_of
 from parhelion.tuning.jobs import Outcome
 from parhelion.tuning.programs import Program, distinct, plain
 from parhelion.tuning.row_state import RowState
@@ -83,7 +84,7 @@ def tuned_pack(
         fingerprint=facts.fingerprint,
         rows=tuple(sorted(made, key=lambda row: (row.contract, row.num_tokens))),
         binaries=binaries,
-        source_hashes=source_hashes_of({row.op for row in made}),
+        source_hashes=source_hashes_of(made),
         versions=versions(),
         command=facts.command,
         created_at=facts.created_at,
@@ -100,7 +101,7 @@ def held_back(new: Pack, before: Pack | None) -> set[Bucket]:
     """
     if before is None:
         return set()
-    usable = _buckets(_usable(before))
+    usable = served_as_in(before, _usable(before))
     known, again = (
         {(key, block.num_tokens) for block in blocks for key in block.contracts}
         for blocks in (with_rows(before.blocks, usable), new.blocks)
@@ -113,7 +114,6 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
     (``held_back``) and that are not stale; and with the older one's times of whole blocks all of whose rows these are.
     """
     usable = _usable(before.pack)
-    current = source_hashes_of({row.op for row in usable})
     held = held_back(new.pack, before.pack)
     made = [row for row in new.pack.rows if (row.contract, row.num_tokens) not in held]
     had = _buckets(made)
@@ -134,9 +134,9 @@ def with_rows_of(new: TunedPack, before: TunedPack) -> TunedPack:
         new.pack,
         rows=rows,
         binaries=tuple(binaries[file] for file in sorted(binaries)),
-        source_hashes=new.pack.source_hashes | {row.op: current[row.op] for row in kept},
+        source_hashes=new.pack.source_hashes | source_hashes_of(kept),
         models=united([*called, *new.pack.models]),
-        blocks=with_rows((*new.pack.blocks, *with_rows(old, _buckets(kept))), had | _buckets(kept)),
+        blocks=with_rows((*new.pack.blocks, *with_rows(old, served_as_in(before.pack, kept))), had | _buckets(kept)),
     )
     # Files are named by what is in them, so those of one name are the same.
     own = {file: new.binaries[file] for file in own_files}
@@ -175,11 +175,6 @@ def write(tuned: TunedPack, before: TunedPack | None, path: Path) -> Pack:
     return whole.pack
 
 
-def source_hashes_of(ops: Collection[str]) -> dict[str, str]:
-    """The hash of each op's sources here."""
-    return {op: source_hash(op) for op in sorted(ops)}
-
-
 def versions() -> dict[str, str]:
     """Of what tuned, and of what built: here they are the same."""
     built = built_with()
@@ -187,9 +182,9 @@ def versions() -> dict[str, str]:
 
 
 def _usable(pack: Pack) -> list[Row]:
-    """Rows that are not stale."""
-    current = source_hashes_of({row.op for row in pack.rows})
-    return [row for row in pack.rows if pack.source_hashes.get(row.op) == current[row.op]]
+    """Rows that are not stale, without candidates that are."""
+    rows, _ = usable_rows(pack, source_hashes())
+    return list(rows)
 
 
 def _files(rows: Iterable[Row]) -> set[str]:

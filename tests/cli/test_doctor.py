@@ -18,6 +18,7 @@ from parhelion.cli.doctor import check_device, check_pack, check_torch, examine_
 from parhelion.cli.main import build_app
 from parhelion.ops.provider import Availability
 from parhelion.ops.registry import op, op_names
+from parhelion.ops.tile_programs import providers_of
 from parhelion.packs import location
 from parhelion.packs.format import ModelEntry
 from parhelion.packs.store import write_pack
@@ -95,7 +96,7 @@ def test_the_tables_name_who_can_serve_an_op_and_give_each_reason_once(
     assert len(reasons) == 1
     assert f"{sum(op(name).tile_programs == 'helion' for name in op_names())} ops" in reasons[0]
     [gluon] = [line for line in result.output.splitlines() if "launched from a pack" in line]
-    assert "decoder_block" in gluon
+    assert f"{sum('gluon' in providers_of(name) for name in op_names())} ops" in gluon
 
 
 def test_without_a_gpu_the_device_is_the_cpu(no_gpu: None) -> None:

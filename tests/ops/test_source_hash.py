@@ -39,8 +39,10 @@ def changed(copy: Path, file: str, old: str, new: str, tmp_path: Path) -> set[st
 
 
 def test_a_copy_has_the_same_hashes(copy: Path) -> None:
-    assert {name: hash_in(copy, name) for name in op_names()} == source_hashes()
-    assert len(set(source_hashes().values())) == len(op_names())
+    own = {name: hash_in(copy, name) for name in op_names()}
+    assert own | {"fused_rope_attention.gluon": hash_in(copy, "decode_attention")} == source_hashes()
+    assert len(set(source_hashes().values())) == len(op_names()) + 1
+    assert source_hashes(["rms_norm", "decoder_block"]) == {name: own[name] for name in ("rms_norm", "decoder_block")}
 
 
 def test_a_tile_program_concerns_its_own_op(copy: Path, tmp_path: Path) -> None:
@@ -112,6 +114,19 @@ def test_comments_docstrings_and_formatting_do_not_count(copy: Path, tmp_path: P
 def test_providers_do_not_count(copy: Path) -> None:
     for name in op_names():
         assert not any(path.name in ("providers.py", "__init__.py") for path in sources_in(copy, name))
+
+
+def test_an_ops_second_program_depends_on_the_op_and_the_op_not_on_it(copy: Path, tmp_path: Path) -> None:
+    before = hash_in(copy, "decode_attention")
+    for number, folder in enumerate(("decode_attention/gluon_kernel.py", "decode_attention/launch.py")):
+        assert changed(copy, folder, "import Any", "import Any as Any", tmp_path / str(number)) == set()
+        assert hash_in(tmp_path / str(number) / "changed", "decode_attention") != before
+    file = "fused_rope_attention/launch.py"
+    assert "fused_rope_attention" in changed(copy, file, "TOGETHER = 4", "TOGETHER = 8", tmp_path)
+    assert hash_in(tmp_path / "changed", "decode_attention") != before
+    shutil.copytree(copy, tmp_path / "tried")
+    (tmp_path / "tried" / "decode_attention" / "candidates.py").write_text("NONE = ()")
+    assert hash_in(tmp_path / "tried", "decode_attention") == before
 
 
 def test_an_unknown_op_is_refused() -> None:

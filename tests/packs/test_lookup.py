@@ -10,8 +10,17 @@ import pytest
 
 from parhelion.errors import PackError
 from parhelion.packs import lookup
-from parhelion.packs.lookup import MAX_TABLE, BucketTable, rows_by_contract, stale_ops, usable_rows
-from tests.packs.sample import GEMM, HASHES, RMS_NORM, pack, row
+from parhelion.packs.format import Candidate, Pack
+from parhelion.packs.lookup import (
+    MAX_TABLE,
+    BucketTable,
+    names_of,
+    rows_by_contract,
+    served_as_in,
+    stale_sources,
+    usable_rows,
+)
+from tests.packs.sample import GEMM, HASHES, RMS_NORM, candidate, pack, row
 
 
 def test_each_m_is_served_by_the_smallest_bucket_that_holds_it() -> None:
@@ -88,5 +97,52 @@ def test_stale_rows_are_left_out_with_one_note_an_op(packed: dict, here: dict, w
     assert re.search(why, note)
 
 
+GLUON = Candidate("gluon", {}, 3.0, 3.0, 3.0, ("gluon.cubin",))
+SECOND = HASHES | {"rms_norm.gluon": "c" * 64}
+"""Sources of an op that has a second program, from another folder."""
+
+
+def with_a_second_program(hashes: dict = SECOND) -> Pack:
+    both = row(1, best=GLUON, runners_up=(candidate(), candidate("torch", 8.0)))
+    behind = row(16, runners_up=(GLUON, candidate("torch", 8.0)))
+    alone = row(64, best=GLUON, runners_up=(candidate("inductor", 9.0),))
+    return pack(rows=(both, behind, alone, row(16, GEMM)), source_hashes=hashes)
+
+
+def test_an_ops_second_program_has_a_hash_of_its_own() -> None:
+    packed = with_a_second_program()
+    assert usable_rows(packed, SECOND) == (packed.rows, ())
+    assert [names_of(each, SECOND) for each in packed.rows] == [["rms_norm", "rms_norm.gluon"]] * 3 + [["linear"]]
+    # What was never measured with it has no need of the hash.
+    assert usable_rows(pack(), SECOND) == (pack().rows, ())
+
+
+@pytest.mark.parametrize(
+    ("packed", "here", "why"),
+    [
+        (SECOND, SECOND | {"rms_norm.gluon": "f" * 64}, r"with other sources \(cccccccccccc; here: ffffffffffff\)"),
+        (SECOND, HASHES, "from a folder that is not here"),
+        (HASHES, SECOND, "does not say which sources"),
+    ],
+)
+def test_a_stale_second_program_leaves_the_row_to_the_others(packed: dict, here: dict, why: str) -> None:
+    old = with_a_second_program(packed)
+    rows, notes = usable_rows(old, here)
+    [note] = notes
+    assert note.startswith("rms_norm.gluon: its programs in 3 rows of pack h100-sxm are not used: ")
+    assert re.search(why, note)
+    # Nobody is left for M up to 64 who may serve.
+    assert [(each.op, each.num_tokens) for each in rows] == [("rms_norm", 1), ("rms_norm", 16), ("linear", 16)]
+    assert [each.best for each in rows[:2]] == [candidate()] * 2
+    assert [each.runners_up for each in rows[:2]] == [(candidate("torch", 8.0),)] * 2
+    # Of the first the pack's times of whole blocks say nothing any more.
+    assert served_as_in(old, rows) == {(RMS_NORM, 16), (GEMM, 16)}
+
+
+def test_a_stale_op_is_named_without_its_second_program() -> None:
+    here = SECOND | {"rms_norm": "f" * 64, "rms_norm.gluon": "f" * 64}
+    assert list(stale_sources(with_a_second_program(), here)) == ["rms_norm"]
+
+
 def test_an_op_without_rows_is_not_called_stale() -> None:
-    assert stale_ops(pack(rows=(row(1),)), HASHES | {"linear": "f"}) == {}
+    assert stale_sources(pack(rows=(row(1),)), HASHES | {"linear": "f"}) == {}

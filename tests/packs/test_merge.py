@@ -226,3 +226,24 @@ def test_a_row_that_names_an_unknown_binary_or_a_damaged_one_stops_the_merge(sto
         merge([damaged], "one")
     with pytest.raises(PackError, match="no packs to merge"):
         merge([], "none")
+
+
+def test_a_second_program_whose_sources_a_later_pack_has_otherwise_is_left_out(stored: Stored, tmp_path: Path) -> None:
+    gluon = Candidate("gluon", {}, 2.0, 2.0, 2.0, ("gluon.cubin",))
+    built = binary(b"of another program", file="gluon.cubin", kernel="norms.norms")
+    files = {"rms_norm.cubin": CODE, "gluon.cubin": b"of another program"}
+    rows = (row(1, best=gluon, runners_up=(candidate(),)), row(16))
+    blocks = tuple(BlockTime((RMS_NORM,), num_tokens, 9.0) for num_tokens in (1, 16))
+    name = "rms_norm.gluon"
+    old, same, new = (HASHES | {name: hash_} for hash_ in ("c", "c", "d"))
+    a = stored("a.zip", files=files, binaries=(binary(), built), rows=rows, blocks=blocks, source_hashes=old)
+    for hashes in (same, new, HASHES):
+        b = stored("b.zip", rows=(row(64),), source_hashes=hashes)
+        merged, data = merge([a, b], "both")
+        is_kept = hashes is not new
+        assert buckets(merged)[RMS_NORM, 1].best.provider == ("gluon" if is_kept else "helion")
+        assert buckets(merged)[RMS_NORM, 16].best.provider == "helion"
+        assert ("gluon.cubin" in data) == is_kept
+        assert [each.num_tokens for each in merged.blocks] == ([1, 16] if is_kept else [16])
+        assert merged.source_hashes[name] == hashes.get(name, "c")
+        assert verify(saved(merged, data, tmp_path / "both.zip"), merged.source_hashes) == []

@@ -10,11 +10,15 @@ import msgspec
 import pytest
 
 from parhelion.errors import PackError
+from parhelion.ops.decode_attention.launch import default_config
+from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import BUCKETS
 from parhelion.ops.registry import ops
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.ops.silu_and_mul import SiluAndMul
-from parhelion.packs.format import Argument, Binary, Candidate, ModelEntry, Pack, Recipe
+from parhelion.ops.source_hash import source_hashes
+from parhelion.packs.format import Argument, Binary, Candidate, ModelEntry, Pack, Recipe, Row
 from parhelion.packs.store import read_pack, write_pack
 from parhelion.packs.verify import verify
 from parhelion.tuning.build_pack import BuiltPack, build_pack, untuned_pack
@@ -117,6 +121,29 @@ def test_measurements_are_kept_for_the_same_target_and_sources():
     stale = msgspec.structs.replace(source, source_hashes={"rms_norm": "other"})
     (row,) = build(stale, FakeCompiler()).pack.rows
     assert (row.best.time_us, row.floor_us, row.runners_up, row.chosen_by) == (0.0, 0.0, (), "seed")
+
+
+def test_of_an_op_with_two_programs_one_that_is_stale_is_left_out():
+    attention = FusedRopeAttention(16, 8, 128, 16, 4096, 128**-0.5, 1e-6)
+    gluon, helion = (
+        Candidate(provider, plain(config), 3.0, 2.9, 3.1, ("old.cubin",))
+        for provider, config in (
+            ("gluon", default_config(attention, 16, gemm_target("sm_90"))),
+            ("helion", untuned_config(attention, 16, SM_90)),
+        )
+    )
+    row = Row("fused_rope_attention", attention.key(), 16, gluon, (helion,))
+    source = measured(FakeCompiler())
+    current = source_hashes(["fused_rope_attention"])
+    source = msgspec.structs.replace(source, rows=(row,), source_hashes=current)
+    (found,) = build(source, FakeCompiler()).pack.rows
+    assert [each.provider for each in (found.best, *found.runners_up)] == ["gluon", "helion"]
+    assert found.best.binaries != found.runners_up[0].binaries
+    stale = msgspec.structs.replace(source, source_hashes=current | {"fused_rope_attention.gluon": "other"})
+    built = build(stale, FakeCompiler()).pack
+    (found,) = built.rows
+    assert (found.best.provider, found.best.time_us, found.runners_up) == ("helion", 3.0, ())
+    assert set(built.source_hashes) == {"fused_rope_attention"}
 
 
 def test_another_target_keeps_configs_and_no_measurements():

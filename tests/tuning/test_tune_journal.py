@@ -41,6 +41,25 @@ def written(path: Path, fingerprint: Head | None = None) -> None:
         journal.add(Step(16, "x", {NORM: 1}, None, 4.0, 7.0))
 
 
+def test_of_an_ops_two_programs_each_has_its_own_sources(tmp_path: Path):
+    hashes = HASHES | {"rms_norm.gluon": "c"}
+    one, other = {"num_warps": 4}, {"tile_keys": 64}
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, head(hashes=hashes)) as journal:
+        journal.add(msgspec.structs.replace(timed(), provider="gluon"))
+        journal.add(timed(config=one))
+        journal.add(Compiled(NORM, 16, one, None, 0, 1.0, provider="helion"))
+        journal.add(Compiled(NORM, 16, other, None, 0, 1.0, provider="gluon"))
+    with Journal(path, head(hashes=hashes | {"rms_norm.gluon": "d"})) as journal:
+        assert journal.notes == [
+            f"journal {path}: 2 results are not used: the sources of rms_norm.gluon have changed since"
+        ]
+        assert known(journal, config=one) is not None
+        assert journal.timed(NORM, 16, "gluon", None, 3, False) is None
+        assert journal.compiled(NORM, 16, one) is not None
+        assert journal.compiled(NORM, 16, other) is None
+
+
 def test_everything_comes_back(tmp_path: Path):
     path = tmp_path / "journal.jsonl"
     written(path)

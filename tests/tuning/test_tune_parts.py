@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from parhelion.errors import ConfigError
+from parhelion.ops.decode_attention.config import DecodeAttentionConfig
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.fused_rope_attention.launch import RopeAttentionConfig
 from parhelion.ops.gemm.config import GemmConfig
 from parhelion.ops.gemm.target import gemm_target
 from parhelion.ops.launching import BUCKETS
@@ -298,8 +300,14 @@ def test_algorithms_take_turns():
 def test_ways_to_look_block_numbers_up_take_turns_and_the_deepest_pipelines_are_among_the_first(bucket: int):
     attention = FusedRopeAttention(32, 8, 128, 16, 4096, 128**-0.5, 1e-6)
     found = ranked(attention, bucket, SM_90)
-    assert [algorithm(config) for config in found[:6]] == [(False, True), (False, False)] * 3
-    in_iteration = [config for config in found[: 2 * FIRST_OF_OTHERS] if not config.lookup_ahead]
+    # Beside the other program of the op.
+    kinds = [
+        (RopeAttentionConfig, False, True),
+        (RopeAttentionConfig, False, False),
+        (DecodeAttentionConfig, False, True),
+    ]
+    assert [algorithm(config) for config in found[:6]] == kinds * 2
+    in_iteration = [config for config in found[: 3 * FIRST_OF_OTHERS] if not config.lookup_ahead]
     assert len(in_iteration) == FIRST_OF_OTHERS
     assert all(config.programmatic and config.ahead == 64 for config in in_iteration)
     for name, values in {

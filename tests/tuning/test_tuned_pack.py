@@ -5,16 +5,18 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parhelion.packs.format import BlockTime, Pack
+from parhelion.packs.format import BlockTime, Candidate, Pack
 from parhelion.tuning.tuned_pack import TunedPack, held_back, with_rows_of
 from tests.packs.sample import CODE, GEMM, HASHES, RMS_NORM, binary, candidate, pack, row
 
 BLOCK = (RMS_NORM, GEMM)
+HERE = HASHES | {"rms_norm.gluon": "c" * 64}
 
 
 @pytest.fixture(autouse=True)
 def _known_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parhelion.tuning.tuned_pack.source_hash", HASHES.__getitem__)
+    for module in ("tuned_pack", "build_pack"):
+        monkeypatch.setattr(f"parhelion.tuning.{module}.source_hashes", lambda: HERE)
 
 
 def before(**changes) -> Pack:
@@ -62,3 +64,22 @@ def test_stale_rows_hold_nothing_back():
     stale = before(source_hashes={**HASHES, "rms_norm": "f" * 64})
     assert held_back(after(16).pack, stale) == set()
     assert held_back(after(16).pack, None) == set()
+
+
+@pytest.mark.parametrize("there", ["c", "d"])
+def test_an_older_row_is_kept_without_a_second_program_whose_sources_have_changed(there: str):
+    hashes = HASHES | {"rms_norm.gluon": there * 64}
+    quicker = Candidate("gluon", {}, 3.0, 3.0, 3.0, ("gluon.cubin",))
+    rows = (row(16, best=quicker, runners_up=(candidate(),)), *before().rows[1:])
+    built = binary(b"gluon", file="gluon.cubin", kernel="norms.norms")
+    old = before(source_hashes=hashes)
+    old = msgspec.structs.replace(old, rows=rows, binaries=(binary(), built))
+    files = {"rms_norm.cubin": CODE, "gluon.cubin": b"gluon"}
+    is_current = hashes == HERE
+    # Nothing of a block is known any more that was measured with what is stale.
+    assert held_back(after(16).pack, old) == ({(RMS_NORM, 16)} if is_current else set())
+    whole = with_rows_of(after(64), TunedPack(old, files))
+    assert times(whole.pack) == {(RMS_NORM, 16): 3.0 if is_current else 4.0, (GEMM, 16): 4.0, (RMS_NORM, 64): 2.0}
+    assert ("gluon.cubin" in whole.binaries) == is_current
+    assert whole.pack.source_hashes == (HERE if is_current else HASHES)
+    assert whole.pack.blocks == ((BlockTime(BLOCK, 16, 9.0),) if is_current else ())

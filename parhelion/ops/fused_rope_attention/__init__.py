@@ -4,6 +4,7 @@ import torch
 
 from parhelion.ops.fused_rope_attention.contract import FusedRopeAttention
 from parhelion.ops.fused_rope_attention.providers import FLASH_ATTENTION, TORCH, VLLM
+from parhelion.ops.gluon_provider import GluonProvider
 from parhelion.ops.helion_provider import HelionProvider
 from parhelion.ops.paged_attention.providers import InductorPagedAttention
 from parhelion.ops.provider import ReferenceProvider
@@ -12,7 +13,15 @@ from parhelion.ops.registry import Op
 
 OP = Op(
     FusedRopeAttention,
-    (ReferenceProvider(), InductorPagedAttention(), HelionProvider(), TORCH, FLASH_ATTENTION, VLLM),
+    (
+        ReferenceProvider(),
+        InductorPagedAttention(),
+        HelionProvider(),
+        GluonProvider("decode_attention"),
+        TORCH,
+        FLASH_ATTENTION,
+        VLLM,
+    ),
     examples=(
         FusedRopeAttention(4, 2, 64, 16, 2048, 0.125, dtype=torch.float32),
         FusedRopeAttention(9, 3, 64, 16, 2048, 0.125),

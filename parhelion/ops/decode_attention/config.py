@@ -1,0 +1,33 @@
+"""How the Gluon program of ``fused_rope_attention`` is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from parhelion.ops.fused_rope_attention.contract import FusedRopeAttention
+from parhelion.ops.fused_rope_attention.launch import RopeAttentionConfig
+from parhelion.ops.fused_rope_attention.launch import default_config as helion_config
+from parhelion.ops.gemm.target import GemmTarget
+
+
+@dataclass(frozen=True)
+class DecodeAttentionConfig(RopeAttentionConfig):
+    """The choices of ``RopeAttentionConfig``, of which ``programs``, ``heads_first`` and ``programmatic`` are the Gluon
+    program's too; the others are for the steps that it is not for.
+
+    Attributes:
+        tile_keys: keys of a tile, which has as many values.
+        ring: tiles that shared memory holds.
+        gluon_warps: of a program.
+    """
+
+    tile_keys: int = 64
+    ring: int = 3
+    gluon_warps: int = 4
+
+
+def untuned(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> DecodeAttentionConfig:
+    """As Helion's program without measuring; it starts early where it can."""
+    usual = helion_config(contract, bucket, target)
+    shared = {field.name: getattr(usual, field.name) for field in fields(usual)}
+    return DecodeAttentionConfig(**shared | {"programmatic": target.programmatic})

@@ -1,0 +1,153 @@
+"""How ``fused_rope_attention`` is launched with its Gluon program: that one where every row has a single token and a
+sequence of its own, and Helion's programs in every other step.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from parhelion.ops.contract import Tensors
+from parhelion.ops.decode_attention.candidates import worth_trying
+from parhelion.ops.decode_attention.config import DecodeAttentionConfig, untuned
+from parhelion.ops.fused_rope_attention.contract import FusedRopeAttention
+from parhelion.ops.fused_rope_attention.launch import _combined
+from parhelion.ops.fused_rope_attention.launch import build_inputs as build_helion_inputs
+from parhelion.ops.fused_rope_attention.launch import launch as launch_helion
+from parhelion.ops.fused_rope_attention.launch import timed_inputs as timed_helion_inputs
+from parhelion.ops.fused_rope_attention.launch import timed_programs as timed_helion_programs
+from parhelion.ops.gemm.target import GemmTarget
+from parhelion.ops.kernel_config import KernelConfig
+from parhelion.ops.launching import Runner, target_of
+from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
+from parhelion.ops.paged_attention.tiling import num_splits
+
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+"""That the program is written for."""
+
+HEAD_DIM = 128
+"""That it takes."""
+
+MOST_HEADS = 16
+"""That share a key head, at most: the rows of the matrix unit."""
+
+Config = DecodeAttentionConfig
+
+
+def has_program(contract: FusedRopeAttention) -> bool:
+    """Whether the program takes these static dimensions."""
+    c = contract
+    group, rest = divmod(c.num_heads, c.num_kv_heads)
+    is_plain = (c.dtype, c.head_dim, c.sliding_window, c.soft_cap) == (torch.bfloat16, HEAD_DIM, None, None)
+    return is_plain and group <= MOST_HEADS and rest == 0
+
+
+def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> DecodeAttentionConfig:
+    """Untuned."""
+    return untuned(contract, bucket, target)
+
+
+def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> list[DecodeAttentionConfig]:
+    """What is worth trying; nothing but for steps of single tokens, and where the program runs."""
+    if bucket > MOST_DECODES or target.name not in TARGETS or not has_program(contract):
+        return []
+    return worth_trying(untuned(contract, bucket, target))
+
+
+def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
+    """The steps of Helion's programs."""
+    return [_anywhere(*each) for each in build_helion_inputs(contract, bucket)]
+
+
+def timed_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
+    """The steps of Helion's programs."""
+    return [_anywhere(*each) for each in timed_helion_inputs(contract, bucket)]
+
+
+def timed_programs(bucket: int, config: DecodeAttentionConfig) -> tuple[int, Any]:
+    """As of Helion's programs: whatever a row's keys are divided into."""
+    return timed_helion_programs(bucket, config)
+
+
+def launch(
+    contract: FusedRopeAttention,
+    run: Runner,
+    config: DecodeAttentionConfig,
+    *inputs: Any,
+) -> Tensors:
+    """See ``FusedRopeAttention``.
+
+    Raises:
+        ValueError: there is no program for what ``run`` launches on.
+    """
+    target = target_of(run)
+    if target is not None and target not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise ValueError(f"{contract.name} has a program in Gluon for {known}, and {target} is another target")
+    qkv, _, _, kv_cache, batch = inputs[:5]
+    num_tokens, num_rows = qkv.shape[0], batch.seq_lens.shape[0]
+    if num_tokens == num_rows and 1 in (batch.max_query_len, num_tokens) and has_program(contract):
+        return *_decode(contract, run, config, *inputs), kv_cache
+    return launch_helion(contract, run, config, *inputs)
+
+
+def _decode(
+    contract: FusedRopeAttention,
+    run: Runner,
+    config: DecodeAttentionConfig,
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: AttentionBatch,
+    cos_sin: torch.Tensor,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+) -> Tensors:
+    c, num_tokens = contract, qkv.shape[0]
+    splits = num_splits(c.attention, num_tokens, batch.max_seq_len, config.programs)
+    lse = qkv.new_empty((num_tokens, splits, c.num_heads), dtype=torch.float32)
+    parts = qkv.new_empty((*lse.shape, c.head_dim), dtype=torch.float32 if splits > 1 else c.dtype)
+    run(
+        "decode_attention.decode_attention",
+        _kernel_config(config.gluon_warps),
+        qkv.contiguous(),
+        positions,
+        slot_mapping,
+        kv_cache,
+        cos_sin,
+        q_weight,
+        k_weight,
+        batch.block_table,
+        batch.seq_lens,
+        parts,
+        lse,
+        0.0 if c.epsilon is None else c.epsilon,
+        c.scale,
+        c.num_heads,
+        c.num_kv_heads,
+        c.head_dim,
+        c.block_size,
+        splits > 1,
+        config.tile_keys,
+        config.ring,
+        config.heads_first,
+        config.gluon_warps,
+        config.programmatic,
+    )
+    return _combined(c, run, config, parts, lse, batch)
+
+
+@functools.cache
+def _kernel_config(num_warps: int) -> KernelConfig:
+    return KernelConfig(num_warps=num_warps, num_stages=1)
+
+
+def _anywhere(*inputs: Any) -> tuple[Any, ...]:
+    """The same, the block table too at any address: it is a view of the engine's buffer of integers."""
+    *before, batch, cos_sin = inputs[:6]
+    table = batch.block_table.new_empty(batch.block_table.numel() + 1)[1:].view(batch.block_table.shape)
+    return *before, replace(batch, block_table=table), cos_sin, *inputs[6:]
