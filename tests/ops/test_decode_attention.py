@@ -88,6 +88,8 @@ def test_there_are_candidates_for_single_tokens_where_the_program_is_built():
         {"soft_cap": 50.0},
         {"num_heads": 32, "num_kv_heads": 1},
         {"num_heads": 12},
+        {"num_heads": 72},
+        {"block_size": 8},
     ],
     ids=str,
 )
@@ -103,7 +105,7 @@ def test_it_takes_some_dimensions_only_and_helions_program_the_others(changes: d
 def test_single_tokens_are_its_own(contract: FusedRopeAttention, programs: int, splits: int):
     inputs = step(contract, 3)
     qkv, positions, slots, cache, batch, table, *weights = inputs
-    run = launched(contract, inputs, programs=programs, gluon_warps=8, heads_first=True)
+    run = launched(contract, inputs, programs=programs, gluon_warps=8, ring=2)
     kernel, config, arguments = run.calls[0]
     assert (kernel, config.num_warps) == (PROGRAM, 8)
     given = [qkv, positions, slots, cache, table, *(weights or [None, None]), batch.block_table, batch.seq_lens]
@@ -113,7 +115,7 @@ def test_single_tokens_are_its_own(contract: FusedRopeAttention, programs: int, 
     assert (lse.dtype, tuple(lse.shape)) == (torch.float32, (3, splits, 16))
     assert parts.dtype == (torch.bfloat16 if splits == 1 else torch.float32)
     epsilon = 0.0 if contract is PLAIN else 1e-6
-    assert arguments[len(given) + 2 :] == (epsilon, 128**-0.5, 16, 8, 128, 16, splits > 1, 64, 3, True, 8, True)
+    assert arguments[len(given) + 2 :] == (epsilon, 128**-0.5, 16, 8, 128, 16, splits > 1, 2, 8, True)
     # The parts are put together as those that Helion's program leaves.
     assert [each[0] for each in run.calls[1:]] == ["paged_attention.paged_attention_combine"] * (splits > 1)
 

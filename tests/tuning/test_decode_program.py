@@ -51,7 +51,7 @@ def _as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def built() -> dict[int, list[Program]]:
     """The programs of a measured step by the warps of the Gluon one."""
-    configs = {warps: replace(default_config(NORMED, 16, SM_90), gluon_warps=warps) for warps in (4, 8)}
+    configs = {warps: replace(default_config(NORMED, 16, SM_90), gluon_warps=warps) for warps in (2, 4)}
     return {
         warps: programs_of(NORMED, 16, Timed(config), target("sm_90"), GeneratedCode())
         for warps, config in configs.items()
@@ -71,7 +71,7 @@ def test_it_is_built_and_fits(built: dict[int, list[Program]]):
 
 
 def test_a_launch_finds_it_for_any_rows_and_splits(built: dict[int, list[Program]]):
-    config = replace(default_config(NORMED, 16, SM_90), heads_first=False)
+    config = default_config(NORMED, 16, SM_90)
     generator = torch.Generator().manual_seed(0)
     for num_tokens, programs, splits in ((1, 1, 1), (1, 256, 32), (7, 256, 4), (16, 1, 1), (16, 512, 4)):
         find = Grids(built[4])
@@ -104,13 +104,13 @@ def test_the_tuner_tries_both_programs(tmp_path: Path):
     def time_us(contract: Any, size: int, provider: str, config: Any) -> float:
         if provider != "gluon":
             return 60.0
-        return 30.0 + abs(config.programs - 512) / 64 + 5 * (config.gluon_warps != 8) + 5 * (not config.heads_first)
+        return 30.0 + abs(config.programs - 64) / 64 + 5 * (config.gluon_warps != 2) + 5 * (config.ring != 6)
 
     it = World(tmp_path, (PlannedRow(NORMED, 16, 28, ("torch",)),), time_us)
     result = it.tune()
     assert result.pack is not None
     (row,) = result.pack.rows
-    best = replace(default_config(NORMED, 16, SM_90), programs=512, gluon_warps=8, heads_first=True)
+    best = replace(default_config(NORMED, 16, SM_90), programs=64, gluon_warps=2, ring=6)
     assert (row.op, row.best.provider, row.best.config) == ("fused_rope_attention", "gluon", plain(best))
     assert {each.provider for each in row.runners_up} >= {"torch"}
     assert {provider for _, _, provider, _, _ in it.timer.trials} == {"helion", "gluon", "torch"}
@@ -131,7 +131,7 @@ def test_its_configs_stay_among_themselves():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
 @pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain, group of 4", "quantized"])
-@pytest.mark.parametrize("of_config", [{"programs": 1}, {"programs": 512}, {"programs": 512, "heads_first": True}])
+@pytest.mark.parametrize("of_config", [{"programs": 1}, {"programs": 512}])
 def test_on_a_gpu_it_computes_what_the_contract_says(
     contract: FusedRopeAttention, of_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,16 +12,14 @@ from parhelion.ops.gemm.target import GemmTarget
 
 @dataclass(frozen=True)
 class DecodeAttentionConfig(RopeAttentionConfig):
-    """The choices of ``RopeAttentionConfig``, of which ``programs``, ``heads_first`` and ``programmatic`` are the Gluon
-    program's too; the others are for the steps that it is not for.
+    """The choices of ``RopeAttentionConfig``, of which ``programs`` and ``programmatic`` are the Gluon program's too;
+    the others are for the steps that it is not for.
 
     Attributes:
-        tile_keys: keys of a tile, which has as many values.
-        ring: tiles that shared memory holds.
+        ring: tiles that shared memory holds, each of 16 keys a warp and their values.
         gluon_warps: of a program.
     """
 
-    tile_keys: int = 64
     ring: int = 3
     gluon_warps: int = 4
 

@@ -31,8 +31,11 @@ TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 HEAD_DIM = 128
 """That it takes."""
 
-MOST_HEADS = 16
-"""That share a key head, at most: the rows of the matrix unit."""
+MOST_HEADS = 8
+"""That share a key head, at most: the columns of the matrix unit."""
+
+KEYS = 16
+"""Of a block, which has a multiple of them: a warp reads so many at a time."""
 
 Config = DecodeAttentionConfig
 
@@ -42,7 +45,7 @@ def has_program(contract: FusedRopeAttention) -> bool:
     c = contract
     group, rest = divmod(c.num_heads, c.num_kv_heads)
     is_plain = (c.dtype, c.head_dim, c.sliding_window, c.soft_cap) == (torch.bfloat16, HEAD_DIM, None, None)
-    return is_plain and group <= MOST_HEADS and rest == 0
+    return is_plain and group <= MOST_HEADS and rest == 0 and c.block_size % KEYS == 0
 
 
 def default_config(contract: FusedRopeAttention, bucket: int, target: GemmTarget) -> DecodeAttentionConfig:
@@ -54,7 +57,7 @@ def candidates(contract: FusedRopeAttention, bucket: int, target: GemmTarget) ->
     """What is worth trying; nothing but for steps of single tokens, and where the program runs."""
     if bucket > MOST_DECODES or target.name not in TARGETS or not has_program(contract):
         return []
-    return worth_trying(untuned(contract, bucket, target))
+    return worth_trying(untuned(contract, bucket, target), bucket)
 
 
 def build_inputs(contract: FusedRopeAttention, bucket: int) -> list[tuple[Any, ...]]:
@@ -132,9 +135,7 @@ def _decode(
         c.head_dim,
         c.block_size,
         splits > 1,
-        config.tile_keys,
         config.ring,
-        config.heads_first,
         config.gluon_warps,
         config.programmatic,
     )
