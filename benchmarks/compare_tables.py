@@ -52,7 +52,7 @@ def compare_table(content: bytes) -> str:
         f"greedy, no prefix caching, both engines alive, round by round: medians of {settings.rounds} rounds with "
         f"their range; ratios are formed within a round, above 1 Parhelion is the faster. A block's calls are those of "
         f"Parhelion's decoding, by provider: of 8, norms, activation and attention quantize what they make; of 5, "
-        f"activations are not quantized. {result.device}; "
+        f"activations are not quantized, as in a single one, which is all of them. {result.device}; "
         f"{versions}; {result.measured_at[:10]}; `{result.command}`."
     )
     return "\n".join([*lines, "", note])
