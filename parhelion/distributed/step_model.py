@@ -12,7 +12,7 @@ from parhelion.distributed.kernel_times import KernelTimes, StepRows
 from parhelion.distributed.layouts import Layout
 from parhelion.distributed.model_size import ELEMENT, ModelSize
 from parhelion.ops.contract import Contract
-from parhelion.ops.registry import needs_other_ranks, own_parts
+from parhelion.ops.registry import needs_other_ranks, needs_single_rows, own_parts
 from parhelion.ops.ways import Way, quickest
 
 LIKELIEST = 16
@@ -259,19 +259,24 @@ class StepModel:
 @dataclass(frozen=True)
 class _TimesOf:
     """What is known of a step's rows; of ops that the pack does not cover nothing is, nor of sums over ranks that were
-    not measured with what follows them.
+    not measured with what follows them, nor of what such rows cannot be given to.
     """
 
     times: KernelTimes
     rows: StepRows
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        if not self._takes((contract,)):
+            return None
         if needs_other_ranks(contract):
             return self.times.shared_us(contract, num_tokens)
         return self.times.of(contract, self.rows).us if self.times.covers(contract, num_tokens) else None
 
     def block_us(self, way: Way, num_tokens: int) -> float | None:
-        return self.times.block_us(way, num_tokens)
+        return self.times.block_us(way, num_tokens) if self._takes(way) else None
+
+    def _takes(self, way: Way) -> bool:
+        return set(self.rows.query_lens) <= {1} or not needs_single_rows(way)
 
 
 def summed(costs: Iterable[Cost]) -> Cost:

@@ -1,7 +1,7 @@
 """The fusions that plans are made of: a quantization swallowed by the norm or the activation before it; on a GPU also
 rotation, the write to the cache and attention in one, with the quantization of what it makes, the sum over the ranks
 and the norm behind it, the activation between two products, and for a single token all that stands before and behind a
-product, or the block as a whole.
+product, or for a few the block as a whole.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ SINGLE_LAUNCH: Plan = (
     Chain((WeightOnlyMv, FusedRopeAttention, WeightOnlyMv, WeightOnlyMv, WeightOnlyMv), (5,), _whole_block),
 )
 """The same, and the five of a layer of FP8 weights as one, which begins to read each product's weight while the one
-before is computed. A model's first layer adds no hidden and keeps its five.
+before is computed: for a token, or a few of as many rows. A model's first layer adds no hidden: it keeps its five,
+which are for a single token, so ``LayerPrograms`` computes it under another plan.
 """
 
 ON_GPU: tuple[Plan, ...] = (FUSED_ON_GPU, FEWER_LAUNCHES, SINGLE_TOKEN, SINGLE_LAUNCH)

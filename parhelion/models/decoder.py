@@ -211,7 +211,8 @@ class DecoderModel:
         head_scheme: of the output head.
         launches_per_layer: calls of the last block, which is like all but the first, under the first plan.
         linear_provider: who multiplies in the last block's linear layers.
-        block_kernels: ``op=provider`` for each call of the last block, in order, at each size of M in ``BUCKETS``.
+        block_kernels: ``op=provider`` for each call of the last block, in order, at each size of M in ``BUCKETS``, of
+            a step of single tokens where others call something else.
         tables: the embedding's and the output matrix, each [vocab_size, hidden_size] as stored, if they are kept; of
             several ranks each has its rows.
     """

@@ -74,6 +74,13 @@ def has_programs(contract: Contract, num_tokens: int, target: str) -> bool:
     return num_tokens == most_tokens(contract, num_tokens) and target in getattr(contract, "targets", (target,))
 
 
+def needs_single_rows(contracts: Iterable[Contract]) -> bool:
+    """Whether one of these has programs only for steps in which each token is the only one of its row
+    (``single_rows``).
+    """
+    return any(getattr(each, "single_rows", False) for each in contracts)
+
+
 def own_parts(contracts: Iterable[Contract]) -> list[Contract]:
     """What one rank does of these by itself: of a contract that several must call together what it names as its own
     part (``own_part``), or nothing.

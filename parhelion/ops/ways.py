@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from parhelion.ops.contract import Contract
-from parhelion.ops.registry import needs_other_ranks, own_parts
+from parhelion.ops.registry import needs_other_ranks, needs_single_rows, own_parts
 
 Way = Sequence[Contract]
 """What a block calls, in order."""
@@ -27,6 +28,25 @@ class Times(Protocol):
         """Microseconds of a whole block among others like it, of which a rank calls nothing with others; None if nobody
         measured it.
         """
+
+
+@dataclass(frozen=True)
+class OfAnyRows:
+    """What is known of steps whose rows may have several tokens: nothing of what has no programs for them.
+
+    Attributes:
+        times: of all.
+    """
+
+    times: Times
+
+    def time_us(self, contract: Contract, num_tokens: int) -> float | None:
+        """See ``Times``."""
+        return None if needs_single_rows((contract,)) else self.times.time_us(contract, num_tokens)
+
+    def block_us(self, way: Way, num_tokens: int) -> float | None:
+        """See ``Times``."""
+        return None if needs_single_rows(way) else self.times.block_us(way, num_tokens)
 
 
 def quickest(ways: Sequence[Way], num_tokens: int, times: Times) -> int:

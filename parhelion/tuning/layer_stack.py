@@ -11,17 +11,18 @@ from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights
 from parhelion.layers.fusions import ON_GPU
 from parhelion.layers.program import Call, Program, cover
 from parhelion.ops.contract import Contract, Launcher
+from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.paged_attention.batch import MOST_DECODES, AttentionBatch
 from parhelion.ops.paged_attention.sample import places, sample_rows, sampled_lens
 from parhelion.ops.provider import fixed
 from parhelion.ops.resolve import Resolver
 from parhelion.platform.ceilings import l2_bytes
 from parhelion.quantization import LinearWeights, QuantScheme, quantize_per_block, quantize_per_channel
-from parhelion.tuning.model_calls import TunedModel
+from parhelion.tuning.model_calls import TunedModel, is_first_apart
 from parhelion.tuning.model_contracts import BLOCK_SIZE
 
 LEAST_LAYERS = 8
-"""The first block is one of many, as in a model: not in every way is it computed as the others are."""
+"""The first block is one of many, as in a model."""
 
 MOST_LAYERS = 64
 
@@ -58,6 +59,9 @@ class LayerStack:
     Up to 256 tokens are as many rows that each decode one, with some 576 in their caches; more are prompts. Of several
     ranks it is the part of one, which adds nothing up.
 
+    In a way that makes one call of a block and cannot of a model's first, all blocks are as those behind it, and the
+    step's tokens come with what a block before has left.
+
     Args:
         model: whose.
         num_tokens: M.
@@ -81,8 +85,10 @@ class LayerStack:
     ) -> None:
         shape = model.rank_shape
         self._plan = ON_GPU[way]
+        self._has_first = not is_first_apart(model, target_of_device(device), self._plan, dtype)
         self._random = _Random(device, dtype)
         self._embedded = self._random.normal(num_tokens, shape.hidden_size)
+        self._left = None if self._has_first else self._random.normal(num_tokens, shape.hidden_size)
         self._attention, num_blocks = _attention(num_tokens, model.max_position, device)
         self._positions, self._slots = places(self._attention, num_tokens, BLOCK_SIZE)
         cache = (num_blocks, BLOCK_SIZE, 2 * shape.num_kv_heads, shape.head_dim)
@@ -98,7 +104,7 @@ class LayerStack:
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             values: list[Any] = [None] * num_values
             # A copy, as blocks add to it in place.
-            values[1:4] = self._embedded.clone(), self._positions, self._slots
+            values[:4] = self._left, self._embedded.clone(), self._positions, self._slots
             values[5] = self._attention
             for program, cache in zip(programs, self._caches, strict=True):
                 values[4] = cache
@@ -125,7 +131,9 @@ class LayerStack:
                 sliding_window=model.windows[index % len(model.windows)] if model.windows else None,
                 dtype=dtype,
             )
-            layers.append(cover(layer_calls(dims, self._weights(model), cos_sin, index == 0), self._plan))
+            layers.append(
+                cover(layer_calls(dims, self._weights(model), cos_sin, index == 0 and self._has_first), self._plan)
+            )
         return layers
 
     def _weights(self, model: TunedModel) -> LayerWeights:

@@ -22,7 +22,7 @@ from parhelion.ops.contract import Contract
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.linear import Linear
-from parhelion.ops.registry import needs_other_ranks, own_parts
+from parhelion.ops.registry import needs_other_ranks, needs_single_rows, own_parts
 from parhelion.ops.step_inputs import StepInputs
 from parhelion.ops.weight_only_mm import WeightOnlyMm
 from parhelion.quantization import (
@@ -137,12 +137,24 @@ def check_ranks(shape: ModelShape, quantization: QuantScheme, tp: int) -> None:
 def layer_contracts(
     model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16, plan: Plan = ON_GPU[0]
 ) -> Counter[Contract]:
-    """What all blocks and the last norm call in one step on a target, of several ranks what each calls by itself."""
+    """What all blocks and the last norm call in one step on a target, of several ranks what each calls by itself.
+
+    Where a plan makes one call of a block and cannot of the first one, that is computed under the first plan.
+    """
     counts: Counter[Contract] = Counter()
     for index in range(model.num_layers):
-        counts.update(_block(model, target, dtype, index, plan))
+        own = plan if index or not is_first_apart(model, target, plan, dtype) else ON_GPU[0]
+        counts.update(_block(model, target, dtype, index, own))
     counts.update(_last_norm(model, dtype, plan))
     return counts
+
+
+def is_first_apart(model: TunedModel, target: GemmTarget, plan: Plan, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether a plan computes the blocks behind the first in calls for rows of single tokens, and not the first."""
+    # Of a model with but one block too, what another one would be.
+    more = replace(model, num_layers=2, windows=model.windows[:1] * 2)
+    first, later = (needs_single_rows(_block(more, target, dtype, index, plan)) for index in range(2))
+    return later and not first
 
 
 def served_contracts(model: TunedModel, target: GemmTarget, dtype: torch.dtype = torch.bfloat16) -> list[Contract]:

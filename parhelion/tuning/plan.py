@@ -15,7 +15,8 @@ from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.launching import BUCKETS, bucket_of, launch_module
 from parhelion.ops.preferences import preferred
 from parhelion.ops.provider import Provider
-from parhelion.ops.registry import has_programs, op
+from parhelion.ops.registry import has_programs, needs_single_rows, op
+from parhelion.ops.tile_programs import all_candidates
 from parhelion.packs.format import NEVER_SERVE, TILE_PROGRAMS
 from parhelion.tuning.head_calls import TunedHead, head_contracts, sees_requests, shared_head_contracts
 from parhelion.tuning.model_calls import (
@@ -40,7 +41,7 @@ COMPILING_SIZES = (1, 16, 256)
 MOST_ALTERNATIVE = 64
 """Up to so many tokens another way to compute a layer may be quicker: it saves launches."""
 
-ONE_TOKEN_OPS = ("weight_only_mv", "decoder_block")
+ONE_TOKEN_OPS = ("weight_only_mv",)
 """What pays for one token only."""
 
 SHARED_BUCKET = 16
@@ -155,9 +156,16 @@ def _called_by_model(model: TunedModel, target: GemmTarget, buckets: tuple[int, 
     of_few_tokens = _called_by_few_tokens(model, target)
     for contract, count in alternative_contracts(model, target).items():
         most = MOST_ALTERNATIVE if contract in of_few_tokens else 1
-        own = tuple(bucket for bucket in buckets if bucket <= most and has_programs(contract, bucket, target.name))
+        own = tuple(bucket for bucket in buckets if bucket <= most and _can_run(contract, bucket, target))
         counts.append(_Called(contract, count, own, is_alternative=True))
     return counts
+
+
+def _can_run(contract: Contract, bucket: int, target: GemmTarget) -> bool:
+    """Whether there are programs; those that wait for one another need so many processors."""
+    if not has_programs(contract, bucket, target.name):
+        return False
+    return not needs_single_rows((contract,)) or bool(all_candidates(contract, bucket, target))
 
 
 def _called_by_head(head: TunedHead, buckets: tuple[int, ...]) -> list[_Called]:
@@ -172,7 +180,7 @@ def _sampled(buckets: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _called_by_few_tokens(model: TunedModel, target: GemmTarget) -> set[Contract]:
-    """What blocks call in a way that more tokens than one may take."""
+    """What blocks call in a way that more tokens than one may take, if need be of as many rows."""
     ways = called_contracts(model, target)
     return set().union(*(way for way in ways if all(each.name not in ONE_TOKEN_OPS for each in way)))
 

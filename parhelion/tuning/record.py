@@ -21,8 +21,10 @@ from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import bucket_of, launch_module
 from parhelion.ops.packed_kinds import kind_of
-from parhelion.ops.registry import most_tokens
-from parhelion.ops.tile_programs import module_for
+from parhelion.ops.tile_programs import module_for, providers_of
+
+HELION = "helion"
+"""The provider whose code is generated for what it is given; Gluon's is written."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def record(contract: Contract, num_tokens: int, target: str, code: GeneratedCode
         config = launch_module(contract.name).default_config(contract, bucket_of(num_tokens), gemm_target(target))
     module = module_for(contract.name, config)
     preparer = Preparer(target, code)
-    if num_tokens == 1 and most_tokens(contract, 2) == 2:
+    if num_tokens == 1 and HELION in providers_of(contract.name):
         # Helion takes an M of 1 for a constant. A server is given code for any M, so it is generated for two tokens.
         module.launch(contract, preparer, config, *empty_inputs(contract, 2))
     recorder = Recorder(preparer)

@@ -12,7 +12,8 @@ import msgspec
 
 from parhelion.ops.contract import Contract
 from parhelion.ops.gemm.target import GemmTarget
-from parhelion.ops.ways import Way, quickest, sum_us
+from parhelion.ops.registry import needs_single_rows
+from parhelion.ops.ways import OfAnyRows, Way, quickest, sum_us
 from parhelion.packs.format import TILE_PROGRAMS, BlockTime
 from parhelion.tuning.built_programs import BuiltPrograms
 from parhelion.tuning.jobs import Outcome, Trial
@@ -113,9 +114,11 @@ class StepChoices:
                 elif near and step.block_us is not None:
                     times.blocks[tuple(self._ways[way])] = step.block_us
                     measured.append(_Measured(self._block(bucket, way, step.block_us), _chosen(few, step)))
-            taken = steps.get(quickest(self._compared, bucket, times))
-            for row, choice in (_chosen(few, taken) if taken is not None else {}).items():
-                row.chosen = choice
+            # Of what only other steps call, and a first block, the way that these are computed in; then the way itself.
+            for of_rows in (OfAnyRows(times), times):
+                taken = steps.get(quickest(self._compared, bucket, of_rows))
+                for row, choice in (_chosen(few, taken) if taken is not None else {}).items():
+                    row.chosen = choice
             self._measured += measured
         return notes
 
@@ -134,8 +137,10 @@ class StepChoices:
             is_new = contracts not in self._ways[:way]
             if is_new and all(times.time_us(each, bucket) is not None for each in self._called[way]):
                 sums[way] = sum_us(Counter(contracts), bucket, times) or 0.0
-        least = min(sums.values(), default=0.0)
-        return sorted((way for way in sums if sums[way] <= NEAR * least), key=lambda way: sums[way])
+        # Steps of other rows than single tokens, and a first block, are computed in a way for any rows.
+        of_any_rows = {way: us for way, us in sums.items() if not needs_single_rows(self._ways[way])}
+        near = {*_near_least(sums), *_near_least(of_any_rows)}
+        return sorted(near, key=lambda way: sums[way])
 
     def _block(self, bucket: int, way: int, block_us: float) -> BlockTime:
         return BlockTime(tuple(contract.key() for contract in self._ways[way]), bucket, block_us)
@@ -180,6 +185,10 @@ class _Times:
 
     def block_us(self, way: Way, num_tokens: int) -> float | None:
         return self.blocks.get(tuple(way))
+
+
+def _near_least(sums: Mapping[int, float]) -> list[int]:
+    return [way for way in sums if sums[way] <= NEAR * min(sums.values())]
 
 
 def _chosen(few: Sequence[Few], step: Step) -> dict[RowState, Choice]:

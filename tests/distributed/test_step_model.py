@@ -13,6 +13,7 @@ from parhelion.distributed.layouts import Layout
 from parhelion.distributed.step_model import FIRST_TOKEN_US, Cost, RankCalls, StepModel
 from parhelion.ops.all_reduce_rms_norm import AllReduceRmsNorm
 from parhelion.ops.collectives.all_reduce import AllReduce
+from parhelion.ops.decoder_block import DecoderBlock
 from parhelion.ops.embedding import Embedding
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
 from parhelion.ops.linear import Linear
@@ -109,6 +110,18 @@ def test_other_fusions_count_only_where_they_were_measured() -> None:
     steps = StepModel(MODEL, lambda tp: RankCalls(ways, ((slow,), (quick,)), (), ()), known, FABRIC)
     assert steps.tpot(Layout(1), 1, 576).cost.total == pytest.approx(80.0)
     assert steps.tpot(Layout(1), 2, 576).cost.total > 8 * 50.0
+
+
+def test_a_block_in_one_launch_counts_for_rows_of_single_tokens_alone() -> None:
+    slow, block = Linear(4096, 8192), DecoderBlock(4096, 12288, 32, 8, 128, 16, 40960, 128**-0.5, 1e-6, 1e-6)
+    ways = (Counter({slow: 8}), Counter({block: 8}))
+    rows = [row(each, 8, us) for each, us in ((slow, 100.0), (block, 60.0))]
+    blocks = [BlockTime((each.key(),), 8, us) for each, us in ((slow, 100.0), (block, 60.0))]
+    decodes, prompt = StepRows((1,) * 8, (576,) * 8), StepRows((8,), (8,))
+    for known in (KernelTimes(H100, rows), KernelTimes(H100, rows, blocks=blocks)):
+        steps = StepModel(MODEL, lambda tp: RankCalls(ways, ((slow,), (block,)), (), ()), known, FABRIC)
+        assert steps.stages(Layout(1), decodes, 8).layers.total == pytest.approx(8 * 60.0, rel=0.05)
+        assert steps.stages(Layout(1), prompt, 1).layers.total == pytest.approx(8 * 100.0)
 
 
 def test_a_layer_takes_what_its_whole_block_was_measured_to_take() -> None:

@@ -1,4 +1,6 @@
-"""The plan whose block of one token is one launch: which blocks it covers, and that it computes what the five do."""
+"""The plan whose block of few tokens is one launch: which blocks and steps it is for, and that it computes what the
+five do.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from parhelion.layers.alternatives import LayerPrograms
 from parhelion.layers.decoder_layer import STEP_VALUES, LayerShape, LayerWeights, add_norm, layer_calls
 from parhelion.layers.fusions import FUSED_ON_GPU, ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN, plans
-from parhelion.layers.program import Call, Program, cover
+from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.decoder_block import DecoderBlock
 from parhelion.ops.paged_attention.sample import places, sample_rows
@@ -118,7 +120,7 @@ def test_it_is_the_last_plan_of_a_gpu_with_ranks_that_exchange_and_without():
 
 
 class Quick(Resolver):
-    """References, of which the block in one launch is said to be quick for one token."""
+    """References, of which the block in one launch is said to be quick for up to two tokens."""
 
     def __init__(self) -> None:
         names = ("paged_attention", "fused_rope_attention", "decoder_block", "weight_only_mv")
@@ -126,54 +128,109 @@ class Quick(Resolver):
 
     def time_us(self, contract: Contract, num_tokens: int) -> float | None:
         if contract.name == "decoder_block":
-            return 1.0 if num_tokens == 1 else None
+            return 1.0 if num_tokens <= 2 else None
+        if contract.name == "weight_only_mv" and num_tokens > 1:
+            return None
         return 10.0
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2])
-def test_a_model_computes_the_same_in_one_launch_a_block_as_in_five(num_tokens: int):
-    generator = torch.Generator().manual_seed(3)
-    blocks = [block(generator) for _ in range(3)]
-    embedded = torch.randn(num_tokens, SHAPE.hidden_size, generator=generator).to(SHAPE.dtype)
-    heads = (SHAPE.num_heads, SHAPE.num_kv_heads, SHAPE.head_dim, SHAPE.block_size)
-    _, cache, attention = sample_rows([1] * num_tokens, [20, 33][:num_tokens], heads, SHAPE.dtype, CPU, generator)
-    positions, slots = places(attention, num_tokens, SHAPE.block_size)
+class Model:
+    """Three blocks, and a step of some rows.
 
-    def computed(program: Callable[[int, LayerWeights], Any]) -> list[torch.Tensor]:
+    Args:
+        query_lens, seq_lens: of each row.
+        of_batch: what the step says of its rows beyond.
+    """
+
+    def __init__(self, query_lens: list[int], seq_lens: list[int], **of_batch: Any) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.blocks = [block(generator) for _ in range(3)]
+        self.num_tokens = sum(query_lens)
+        self._embedded = torch.randn(self.num_tokens, SHAPE.hidden_size, generator=generator).to(SHAPE.dtype)
+        heads = (SHAPE.num_heads, SHAPE.num_kv_heads, SHAPE.head_dim, SHAPE.block_size)
+        _, self._cache, attention = sample_rows(query_lens, seq_lens, heads, SHAPE.dtype, CPU, generator)
+        self._positions, self._slots = places(attention, self.num_tokens, SHAPE.block_size)
+        self._attention = replace(attention, **of_batch)
+        self.resolver = Quick()
+
+    def computed(self, program: Callable[[int, LayerWeights], Any]) -> list[torch.Tensor]:
         """What the blocks leave: hidden, the residual, and the last one's cache."""
-        values: list[Any] = [None, embedded.clone(), positions, slots, None, attention, *[None] * 20]
-        for index, weights in enumerate(blocks):
-            values[4] = cache.clone()
+        values: list[Any] = [None, self._embedded.clone(), self._positions, self._slots, None, self._attention]
+        values += [None] * 20
+        for index, weights in enumerate(self.blocks):
+            values[4] = self._cache.clone()
             program(index, weights)(values)
         return [values[0], values[1], values[4]]
 
-    resolver = Quick()
+    def under(self, plan: Any, of_first: Any = None) -> list[torch.Tensor]:
+        """With each block under a plan, the first one under another if there is one."""
 
-    def under(plan: Any) -> list[torch.Tensor]:
-        return computed(
-            lambda index, weights: Program(cover(calls_of(weights, is_first=index == 0), plan), resolver, STEP_VALUES)
-        )
+        def program(index: int, weights: LayerWeights) -> Program:
+            own = of_first if index == 0 and of_first is not None else plan
+            return Program(cover(calls_of(weights, is_first=index == 0), own), self.resolver, STEP_VALUES)
 
-    one, five, usual = map(under, (SINGLE_LAUNCH, SINGLE_TOKEN, FUSED_ON_GPU))
-    for ours, theirs in zip(one, five, strict=True):
+        return self.computed(program)
+
+    def served(self) -> tuple[list[Way], list[torch.Tensor]]:
+        """As a server computes it: what is called where each token has a row of its own, and what comes of the step."""
+        programs = LayerPrograms(ON_GPU, self.resolver)
+        later = calls_of(self.blocks[1])
+        ways: list[Way] = []
+
+        def chosen(index: int, weights: LayerWeights) -> Any:
+            program = programs.program(calls_of(weights, is_first=index == 0), STEP_VALUES, later)
+            ways.append(program.contracts_at(self.num_tokens))
+            return program
+
+        found = self.computed(chosen)
+        return ways, found
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3])
+def test_a_model_computes_the_same_in_one_launch_a_block_as_in_five(num_tokens: int):
+    model = Model([1] * num_tokens, [20, 33, 7][:num_tokens])
+    one, five, usual = map(model.under, (SINGLE_LAUNCH, SINGLE_TOKEN, FUSED_ON_GPU))
+    assert_same(one, five)
     total, other = (found[0].float() + found[1].float() for found in (one, usual))
     # The same but for what quantized activations lose, a few percent.
     assert 0 < (total - other).norm() < 0.1 * other.norm()
 
-    programs = LayerPrograms(ON_GPU, resolver)
-    later = calls_of(blocks[1])
-    served: list[Way] = []
+    served, found = model.served()
+    if num_tokens == 3:
+        assert all(each.name not in ("decoder_block", "weight_only_mv") for way in served for each in way)
+        return
+    assert [[each.name for each in way] for way in served[1:]] == [["decoder_block"]] * 2
+    # The first one in five launches, or where that is for a token alone, as it would be without any of this.
+    first = SINGLE_TOKEN if num_tokens == 1 else served_plan(served[0])
+    assert_same(found, model.under(SINGLE_LAUNCH, first))
 
-    def chosen(index: int, weights: LayerWeights) -> Any:
-        program = programs.program(calls_of(weights, is_first=index == 0), STEP_VALUES, later)
-        served.append(program.contracts_at(num_tokens))
-        return program
 
-    found = computed(chosen)
-    if num_tokens == 1:
-        assert [len(way) for way in served] == [5, 1, 1]
-        for ours, theirs in zip(found, one, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    else:
-        assert all(each.name != "decoder_block" for way in served for each in way)
+def served_plan(way: Way) -> Plan:
+    """The plan of a first block, which is none for a token alone."""
+    assert all(each.name != "weight_only_mv" for each in way)
+    first = calls_of(block(torch.Generator().manual_seed(3)), is_first=True)
+    return next(plan for plan in ON_GPU if tuple(call.contract for call in cover(first, plan)) == tuple(way))
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "seq_lens", "of_batch"),
+    [
+        ([2], [20], {}),
+        ([1, 1], [20, 33], {"max_query_len": 2}),
+        ([1, 1], [20, 21], {"max_query_len": 2, "max_siblings": 2, "row_slots": torch.zeros(2, dtype=torch.int32)}),
+    ],
+    ids=["a prompt", "rows that may be prompts", "a guess"],
+)
+def test_a_step_whose_rows_may_have_several_tokens_is_computed_in_another_way(
+    query_lens: list[int], seq_lens: list[int], of_batch: dict[str, Any]
+):
+    model = Model(query_lens, seq_lens, **of_batch)
+    served, found = model.served()
+    # Of single tokens the same program would be another.
+    assert [each.name for each in served[1]] == ["decoder_block"]
+    assert_same(found, model.under(served_plan(served[0])))

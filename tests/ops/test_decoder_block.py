@@ -45,7 +45,7 @@ def inputs_of(contract: DecoderBlock, num_tokens: int = 1, seed: int = 1) -> tup
     return contract.sample_inputs(num_tokens, CPU, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("num_tokens", [1, 3, 16])
 @pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
 def test_it_is_its_five_parts_one_after_the_other(contract: DecoderBlock, num_tokens: int):
     hidden, residual, positions, slots, cache, batch, *weights = inputs_of(contract, num_tokens)
@@ -106,21 +106,32 @@ class Recorded:
         self.calls.append((kernel, config, arguments))
 
 
-@pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
-def test_its_program_is_given_all_inputs_in_order_and_room_for_what_it_makes(contract: DecoderBlock):
-    inputs = inputs_of(contract)
+def behind_tensors(run: Recorded, inputs: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a program was given behind all inputs and what it makes of them, which stand in order."""
+    ((_, _, arguments),) = run.calls
     hidden, residual, positions, slots, cache, batch, *weights = inputs
-    config = replace(default_config(contract, 1, SM_90), num_programs=128, keys_a_program=64, programmatic=False)
-    run = Recorded()
-    new_hidden, new_residual, new_cache = launch(contract, run, config, *inputs)
-    ((kernel, kernel_config, arguments),) = run.calls
-    assert kernel == "decoder_block.decoder_block"
-    assert kernel_config == KernelConfig(num_warps=4, num_stages=1)
-    heads = weights[4:6] if contract is NORMED else [None, None]
+    new_hidden, new_residual, new_cache = results
+    heads = weights[4:6] if len(weights) == 13 else [None, None]
     given = [hidden, residual, positions, slots, cache, batch.block_table, batch.seq_lens]
     given += [*weights[:4], *heads, *weights[-7:], new_hidden, new_residual]
     assert all(ours is theirs for ours, theirs in zip(arguments, given, strict=False))
-    scratch, counters = arguments[len(given) : len(given) + 2]
+    assert new_cache is cache
+    assert new_hidden.shape == new_residual.shape == hidden.shape
+    assert new_hidden is not hidden
+    assert new_residual is not residual
+    return arguments[len(given) :]
+
+
+@pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
+def test_its_program_is_given_all_inputs_in_order_and_room_for_what_it_makes(contract: DecoderBlock):
+    inputs = inputs_of(contract)
+    config = replace(default_config(contract, 1, SM_90), num_programs=128, keys_a_program=64, programmatic=False)
+    run = Recorded()
+    results = launch(contract, run, config, *inputs)
+    ((kernel, kernel_config, _),) = run.calls
+    assert kernel == "decoder_block.decoder_block"
+    assert kernel_config == KernelConfig(num_warps=4, num_stages=1)
+    scratch, counters, *numbers = behind_tensors(run, inputs, results)
     size = (8 * 128 + 512 + 1024 + 16 * 512) // 2 + 16 * 4
     assert (
         (scratch.dtype, tuple(scratch.shape)) == (torch.float32, (size,)) == (torch.float32, (scratch_size(contract),))
@@ -129,19 +140,19 @@ def test_its_program_is_given_all_inputs_in_order_and_room_for_what_it_makes(con
     head_epsilon = 1e-6 if contract is NORMED else 0.0
     dims = (1e-6, head_epsilon, 128**-0.5, 512, 4, 2, 128, 1024, 16)
     layout = (128, 128, 24, 2, 64, 4, False)
-    assert arguments[len(given) + 2 :] == (*dims, *layout)
-    assert new_cache is cache
-    assert new_hidden.shape == new_residual.shape == hidden.shape
-    assert new_hidden is not hidden
-    assert new_residual is not residual
+    assert tuple(numbers) == (*dims, *layout)
     # Nobody but the last programs writes to the counters.
     assert not counters.any()
 
 
 def test_it_says_what_it_is_not_for():
     config = default_config(PLAIN, 1, SM_90)
-    with pytest.raises(ValueError, match="one token of one row, and there are 2 of 2"):
+    with pytest.raises(ValueError, match="the program is for one token, and there are 2"):
         launch(PLAIN, Recorded(), config, *inputs_of(PLAIN, 2))
+    *before, batch = inputs_of(PLAIN)[:6]
+    two = replace(batch, seq_lens=torch.cat((batch.seq_lens, batch.seq_lens)))
+    with pytest.raises(ValueError, match="1 in 2 rows"):
+        launch(PLAIN, Recorded(), config, *before, two, *inputs_of(PLAIN)[6:])
     with pytest.raises(ValueError, match="a program for sm_90, and sm_80 is another"):
         launch(PLAIN, Recorded("sm_80"), config, *inputs_of(PLAIN))
     run = Recorded()
@@ -164,7 +175,7 @@ def test_there_are_candidates_for_one_token_on_a_hopper_and_none_elsewhere():
             assert all(depth % (4 * config.tile_k) == 0 for depth in contract.depths)
             held = config.ring * 64 * config.tile_k + 2 * max(contract.depths)
             assert held < SM_90.shared_bytes
-        assert [candidates(contract, bucket, SM_90) for bucket in (2, 64)] == [[], []]
+        assert candidates(contract, 64, SM_90) == []
         assert [candidates(contract, 1, gemm_target(name)) for name in ("sm_80", "sm_100", "gfx942")] == [[]] * 3
     assert [has_programs(PLAIN, *where) for where in ((1, "sm_90"), (2, "sm_90"), (1, "sm_100"))] == [
         True,

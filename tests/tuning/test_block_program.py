@@ -22,7 +22,7 @@ from parhelion.tuning.target import target
 from tests.tuning.triton_programs import cast_launch
 
 SM_90 = target("sm_90")
-PLAIN, NORMED, _ = OP.examples
+PLAIN, NORMED, LARGE = OP.examples
 
 MADE = re.compile(r"\bF2FP\.\S*E4M3\.F16\S*")
 """FP8 codes of float16: of the types that a conversion names, the first is what it gives."""
@@ -61,6 +61,22 @@ def test_the_program_fits_a_processor_and_reads_no_code_back(contract, tmp_path:
     assert "QGMMA" in shown
     assert MADE.search(shown)
     # ptxas 12.8 mistakes the register of a code that is also stored.
+    assert READ_BACK.findall(shown) == []
+
+
+@pytest.mark.parametrize(("contract", "bucket"), [(NORMED, 8), (LARGE, 16)], ids=["1.7B, 8", "8B, 16"])
+def test_the_program_of_several_tokens_fits_and_reads_no_code_back(contract, bucket: int, tmp_path: Path):
+    config = untuned_config(contract, bucket, SM_90)
+    (program,) = programs_of(contract, bucket, config, SM_90, GeneratedCode())
+    binary = program.binary
+    assert binary.symbol == "gluon_decoder_rows"
+    assert binary.num_warps == 8 + 4
+    assert spilled_bytes([program]) == 0
+    assert config.ring * 64 * config.tile_k < binary.shared_bytes <= SM_90.max_shared_bytes
+    assert why_dropped([program], SM_90) is None
+    shown = instructions(program.data, tmp_path)
+    assert "QGMMA" in shown
+    assert MADE.search(shown)
     assert READ_BACK.findall(shown) == []
 
 

@@ -29,7 +29,8 @@ from parhelion.tuning.programs import Program, programs_of
 from parhelion.tuning.prune import why_dropped
 from parhelion.tuning.record import GeneratedCode, Preparer, Recorder, record
 from parhelion.tuning.target import target
-from tests.tuning.test_programs import Finder
+from tests.tuning.test_programs import Finder, check_guards
+from tests.tuning.watched_code import evaluated
 
 SM_90, SM_100 = target("sm_90"), target("sm_100")
 PLAIN, NORMED, _ = OP.examples
@@ -92,6 +93,49 @@ def test_a_launch_finds_the_program_that_was_built_for_it(contract: Contract):
     assert find.launched == [first.binary] * 2
 
 
+@pytest.mark.parametrize(("bucket", "sizes"), [(2, (1, 2)), (4, (3, 4)), (16, (1, 9, 13, 16))])
+def test_a_program_of_several_tokens_serves_all_numbers_of_its_bucket(bucket: int, sizes: tuple[int, ...]):
+    """And fewer tokens, should a pack have nothing else for them: the tokens that it is written for are no argument."""
+    config = replace(untuned_config(NORMED, bucket, SM_90), warps=4 if bucket == 2 else 8)
+    (program,) = programs_of(NORMED, bucket, config, SM_90, GeneratedCode())
+    binary = program.binary
+    assert binary.kernel == "decoder_block.decoder_rows"
+    assert binary.symbol == "_gluon_decoder_rows"
+    assert binary.num_warps == config.warps + 4
+    assert binary.programmatic
+    recipe = binary.recipe
+    assert recipe.grid == ("num_programs",)
+    assert [(each.value, each.type) for each in recipe.arguments][-3:] == [
+        ("hidden.size(0)", "i32"),
+        ("block_table.stride(0)", "i32"),
+        ("scale", "fp32"),
+    ]
+    # Nothing of how many tokens there are, or how wide a table is, was taken for granted.
+    assert recipe.equal == ()
+    assert not {"hidden.size(0)", "block_table.stride(0)"} & set(recipe.aligned)
+    assert not {"positions", "slot_mapping", "block_table", "seq_lens"} & set(recipe.aligned)
+    steps = [(size, empty_inputs(NORMED, size)) for size in sizes]
+    for size, inputs in steps:
+        launched = Only(program)
+        launch(NORMED, launched, config, *inputs)
+        assert launched.passed[-3:-1] == [size, inputs[5].block_table.stride(0)]
+
+
+class Only:
+    """A runner as a pack's row has it, of which nothing but the name tells programs apart."""
+
+    def __init__(self, program: Program) -> None:
+        self.target = "sm_90"
+        self.passed: list[Any] = []
+        self._binary = program.binary
+
+    def __call__(self, kernel: str, config: Any, *arguments: Any) -> None:
+        assert (kernel, config.num_warps) == (self._binary.kernel, self._binary.config["num_warps"])
+        check_guards(self._binary, arguments)
+        names = dict(zip(self._binary.recipe.parameters, arguments, strict=True))
+        self.passed += [evaluated(each.value, names) for each in self._binary.recipe.arguments]
+
+
 def test_it_is_recorded_as_one_launch_of_its_own_text():
     (found,) = record(PLAIN, 1, "sm_90", GeneratedCode())
     assert found.source == SOURCE
@@ -110,6 +154,11 @@ def test_it_is_built_for_its_target_alone():
     there, elsewhere = (build(Task(PLAIN, each, (1, 16, 256))) for each in (SM_90, SM_100))
     assert [(each.num_tokens, each.built, each.num_warps) for each in there] == [((1,), True, 8)]
     assert [(each.num_tokens, each.built, each.instead) for each in elsewhere] == [((1,), False, "weight_only_mv")]
+    rows = build(Task(NORMED, SM_90, (1, 16, 256)))
+    assert [(each.kernel.partition(".")[2], each.num_tokens, each.num_warps) for each in rows] == [
+        ("decoder_block", (1,), 8),
+        ("decoder_rows", (16,), 12),
+    ]
 
 
 class Here:
@@ -130,6 +179,16 @@ def test_a_pack_has_its_row_for_one_token_and_serves_it(tmp_path: Path):
     (row,) = made.pack.rows
     assert (row.num_tokens, row.best.provider, row.chosen_by) == (1, "gluon", "untuned")
     assert row.best.binaries == (made.pack.binaries[0].file,)
+    write_pack(made.pack, made.binaries, tmp_path / "tiny.zip")
+    assert verify(read_pack(tmp_path / "tiny.zip"), made.pack.source_hashes) == []
+
+
+def test_a_pack_has_rows_for_up_to_16_tokens(tmp_path: Path):
+    made = build_pack(untuned(NORMED, SM_90), SM_90, Here(), name="new", command="parhelion build tiny")
+    assert [(row.num_tokens, row.best.provider) for row in made.pack.rows] == [(m, "gluon") for m in (1, 2, 4, 8, 16)]
+    kernels = {each.file: each.kernel.partition(".")[2] for each in made.pack.binaries}
+    served = [kernels[file] for row in made.pack.rows for file in row.best.binaries]
+    assert served == ["decoder_block", *["decoder_rows"] * 4]
     write_pack(made.pack, made.binaries, tmp_path / "tiny.zip")
     assert verify(read_pack(tmp_path / "tiny.zip"), made.pack.source_hashes) == []
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parhelion.layers.fusions import ON_GPU
+from parhelion.layers.fusions import ON_GPU, SINGLE_LAUNCH, SINGLE_TOKEN
+from parhelion.layers.program import cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.fused_add_rms_norm import FusedAddRmsNorm
 from parhelion.ops.gemm.target import gemm_target, target_of_device
@@ -20,7 +21,7 @@ from parhelion.ops.provider import ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.platform.measure import summarize
 from parhelion.quantization import FP8_PER_TOKEN, INT8_PER_TOKEN, UNQUANTIZED, QuantScheme
-from parhelion.tuning import step_tuning
+from parhelion.tuning import layer_stack, step_tuning
 from parhelion.tuning.jobs import Trial
 from parhelion.tuning.layer_stack import ChosenResolver, LayerStack, layers_beyond_l2
 from parhelion.tuning.model_calls import TunedModel, layer_contracts, tuned_model
@@ -155,21 +156,34 @@ def test_every_way_to_compute_a_block_runs_and_has_rows_for_one_token(quantizati
     assert (found - usual).norm() < 0.1 * usual.norm()
 
 
-def test_a_block_in_one_launch_runs_behind_a_first_one_in_five():
-    model = TunedModel(ModelShape("wide", 512, 1024, 4, 1, 128, 256, 1e-6, qk_norm=True), 2, FP8_PER_TOKEN)
-    planned = {row.contract for row in make_plan(model, H100, refuses, sizes=(1,)).rows}
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_blocks_in_one_launch_are_alike_and_compute_what_their_parts_do(num_tokens: int, monkeypatch):
+    model = TunedModel(ModelShape("wide", 2048, 2048, 12, 2, 128, 256, 1e-6, qk_norm=True), 2, FP8_PER_TOKEN)
+    planned = {row.contract for row in make_plan(model, H100, refuses, sizes=(num_tokens,)).rows}
     reference = ReferenceProvider()
 
-    def computed(way: int) -> list[torch.Tensor]:
-        torch.manual_seed(0)  # of the rotary table
-        stack = LayerStack(model, 1, CPU, num_layers=3, way=way)
-        assert set(stack.contracts) <= planned
-        assert [each.name for each in stack.contracts].count("decoder_block") == (2 if way == 3 else 0)
+    def computed(stack: LayerStack) -> list[torch.Tensor]:
         given = {contract: reference.launcher(contract) for contract in stack.contracts}
         return [each.clone() for each in stack.bound(ChosenResolver(CPU, given))()]
 
-    for found, expected in zip(computed(3), computed(2), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    whole = ON_GPU.index(SINGLE_LAUNCH)
+    torch.manual_seed(0)  # of the rotary table
+    stack = LayerStack(model, num_tokens, CPU, num_layers=3, way=whole)
+    (block,) = set(stack.contracts)
+    assert block in planned
+    assert len(stack.contracts) == 3
+    found = computed(stack)
+    # None is a model's first: what a block before has left counts too.
+    left = stack._left
+    assert left is not None
+    stack._left = torch.zeros_like(left)
+    assert not torch.equal(computed(stack)[0], found[0])
+    monkeypatch.setattr(layer_stack, "cover", lambda calls, plan: cover(calls, SINGLE_TOKEN))
+    torch.manual_seed(0)
+    parts = LayerStack(model, num_tokens, CPU, num_layers=3, way=whole)
+    assert len(parts.contracts) == 15
+    for ours, theirs in zip(found, computed(parts), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 300, 1100])

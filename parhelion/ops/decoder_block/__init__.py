@@ -1,4 +1,4 @@
-"""``decoder_block``: what a block of a decoder does with a single token, from one residual to the next."""
+"""``decoder_block``: what a block of a decoder does with up to 16 tokens of as many rows, in one launch."""
 
 from parhelion.ops.decoder_block.contract import DecoderBlock
 from parhelion.ops.gluon_provider import GluonProvider

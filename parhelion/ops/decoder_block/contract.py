@@ -1,4 +1,6 @@
-"""``decoder_block``: what a block of a decoder does with a single token, from one residual to the next."""
+"""``decoder_block``: what a block of a decoder does with a token, or with a few of as many rows, from one residual to
+the next.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,21 @@ STEP = 512
 MOST_HEADS = 16
 """That share a key head."""
 
+MOST_TOKENS = 16
+"""Of a launch, each of a row (a request) of its own."""
+
+UNIT = 64
+"""Rows of a weight that a program of several tokens multiplies at a time."""
+
+ROW_HEADS = 8
+"""That share a key head, where there are several tokens."""
+
+ROW_PROGRAMS = 128
+"""Of several tokens, that run at once."""
+
+ROW_PARTS = 4
+"""Parts of K that these programs divide a product into, each for some of them."""
+
 
 @dataclass(frozen=True)
 class DecoderBlock(Contract):
@@ -39,6 +56,10 @@ class DecoderBlock(Contract):
     Outputs: hidden and residual [M, hidden_size], tensors of their own; kv_cache, which is written in place.
 
     What one part hands the next is rounded to ``dtype`` as where each is a launch. A program may keep more of it.
+
+    The programs take up to ``most_tokens``, of which each is the only one of its row: token i is of row i. A padding
+    row, of length 0 and with a slot of -1, leaves anything of its own and nothing of the others'. The reference takes
+    any rows.
 
     Attributes:
         epsilon: of the two norms of hidden_size.
@@ -63,7 +84,7 @@ class DecoderBlock(Contract):
     free: ClassVar[tuple[str, ...]] = ("max_position",)
     mutated: ClassVar[tuple[int, ...]] = (4,)
     instead: ClassVar[str] = "weight_only_mv"
-    most_tokens: ClassVar[int] = 1
+    single_rows: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ("sm_90",)
 
     # What attention adds to the residual is off by 1e-2, as three parts may be by 4e-3, 8e-3 and 4e-3; of the sum,
@@ -113,6 +134,25 @@ class DecoderBlock(Contract):
             (self.dtype, self.quant_dtype, self.head_dim) == (torch.bfloat16, FP8, HEAD_DIM)
             and all(depth % STEP == 0 for depth in self.depths)
             and (heads_a_key <= MOST_HEADS and rest == 0)
+        )
+
+    @property
+    def most_tokens(self) -> int:
+        """Up to so many tokens there are programs for."""
+        return MOST_TOKENS if self.takes_rows else 1
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the program of several tokens takes these static dimensions too, laid out as it usually is: each
+        program has as many outputs of every product as the others, and every row's key head a program of its own.
+        """
+        outputs = self.qkv_size, self.hidden_size, 2 * self.intermediate_size
+        shared_out = UNIT * (ROW_PROGRAMS // ROW_PARTS)
+        return (
+            self.has_program
+            and all(count % shared_out == 0 for count in outputs)
+            and self.num_kv_heads * MOST_TOKENS <= ROW_PROGRAMS
+            and self.num_heads <= ROW_HEADS * self.num_kv_heads
         )
 
     @property

@@ -29,19 +29,16 @@ def cached_keys(tile_k, head_dim):
 
 
 @gluon.jit
-def share_of(seq_len, pid, num_kv_heads: gl.constexpr, keys_a_program: gl.constexpr, most_splits: gl.constexpr):
-    """Which of a key head's keys this program takes: how many programs share them, the head, its number among these,
-    where its share of the cached ones begins and ends, and whether the token's own key, which is not in the cache yet,
-    is its too.
+def share_of(seq_len, split, keys_a_program: gl.constexpr, most_splits: gl.constexpr):
+    """How many programs share a row's keys, and of number ``split`` among them where its share of the cached ones
+    begins and ends, and whether the token's own key, which is not in the cache yet, is its too.
     """
     num_splits = gl.minimum(gl.maximum((seq_len + keys_a_program - 1) // keys_a_program, 1), most_splits)
     share = (seq_len + num_splits * 16 - 1) // (num_splits * 16) * 16
-    kv_head = pid % num_kv_heads
-    split = pid // num_kv_heads
     begin = split * share
     end = gl.minimum(begin + share, seq_len)
     owns = (end == seq_len) & (begin < seq_len)
-    return num_splits, kv_head, split, begin, gl.where(split < num_splits, gl.where(owns, end - 1, end), 0), owns
+    return num_splits, begin, gl.where(split < num_splits, gl.where(owns, end - 1, end), 0), owns
 
 
 @gluon.jit
@@ -55,7 +52,7 @@ def blocks_of(block_table, begin, end, keys: gl.constexpr, layout: gl.constexpr,
 def fetch_keys(
     ring, full, empty, kv_cache, block_table, begin, end, kv_head, c, layout: gl.constexpr, cached: gl.constexpr,
     num_kv_heads: gl.constexpr, head_dim: gl.constexpr, block_size: gl.constexpr, keys: gl.constexpr,
-    slots: gl.constexpr, in_flight: gl.constexpr,
+    slots: gl.constexpr, in_flight: gl.constexpr, fences: gl.constexpr,
 ):  # fmt: skip
     """Ask for a program's keys and values, a tile of either after the other, as the ring has room."""
     d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, layout))[None, :]
@@ -67,9 +64,9 @@ def fetch_keys(
         there = (key < end)[:, None]
         block = blocks_of(block_table, start + keys, end, keys, layout, block_size)
         c = put(taken_as(ring.index(c % slots), gl.bfloat16, [keys, head_dim], cached), full, empty, c, at, there,
-                slots, in_flight)  # fmt: skip
+                slots, in_flight, fences)  # fmt: skip
         c = put(taken_as(ring.index(c % slots), gl.bfloat16, [keys, head_dim], cached), full, empty, c,
-                at + num_kv_heads * head_dim, there, slots, in_flight)  # fmt: skip
+                at + num_kv_heads * head_dim, there, slots, in_flight, fences)  # fmt: skip
     return c
 
 

@@ -39,6 +39,7 @@ from parhelion.ops.decoder_block.gluon_ring import (
     places_of,
     wait_for_all,
 )
+from parhelion.ops.decoder_block.gluon_rows import gluon_decoder_rows
 from parhelion.ops.gluon_parts import LOG2_E, rotated, start_successor, sync, wait_for_predecessor
 
 
@@ -97,7 +98,9 @@ def consume(
         x = gl.load(hidden + at).to(gl.float32) + gl.load(residual + at).to(gl.float32)
         total = total + (x.to(gl.bfloat16),)
 
-    num_splits, kv_head, split, begin, old_end, owns = share_of(seq_len, pid, num_kv_heads, keys_a_program, most_splits)
+    kv_head = pid % num_kv_heads
+    split = pid // num_kv_heads
+    num_splits, begin, old_end, owns = share_of(seq_len, split, keys_a_program, most_splits)
     works = split < num_splits
     d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, queries))
     cos = gl.load(cos_sin + position * head_dim + d % (head_dim // 2))
@@ -219,9 +222,10 @@ def produce(
     c = pid * 0
     c = fetch(ring, full, empty, qkv, c, pid, fetching, qkv_size, hidden, False, grid, tile_k, slots, in_flight)
     wait_for_predecessor(programmatic)
-    _, kv_head, _, begin, end, _ = share_of(gl.load(seq_lens), pid, num_kv_heads, splits[0], splits[1])
+    kv_head = pid % num_kv_heads
+    _, begin, end, _ = share_of(gl.load(seq_lens), pid // num_kv_heads, splits[0], splits[1])
     c = fetch_keys(ring, full, empty, kv_cache, block_table, begin, end, kv_head, c, reading, cached, num_kv_heads,
-                   head_dim, block_size, cached_keys(tile_k, head_dim), slots, in_flight)  # fmt: skip
+                   head_dim, block_size, cached_keys(tile_k, head_dim), slots, in_flight, False)  # fmt: skip
     c = fetch(ring, full, empty, out, c, pid, fetching, hidden, heads_size, False, grid, tile_k, slots, in_flight)
     c = fetch(ring, full, empty, gate_up, c, pid, fetching, 2 * inner, hidden, True, grid, tile_k, slots, in_flight)
     fetch(ring, full, empty, down, c, pid, fetching, hidden, inner, False, grid, tile_k, slots, in_flight)
@@ -287,4 +291,24 @@ def decoder_block(
         gate_up_scales, down, down_scales, new_hidden, new_residual, scratch, counters, epsilon, head_epsilon, scale,
         hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, block_size, num_programs, tile_k, ring,
         in_flight, keys_a_program, producer_warps, programmatic, num_warps=4,
+    )  # fmt: skip
+
+
+def decoder_rows(
+    hidden: Any, residual: Any, positions: Any, slot_mapping: Any, kv_cache: Any, block_table: Any, seq_lens: Any,
+    input_norm: Any, qkv: Any, qkv_scales: Any, cos_sin: Any, q_norm: Any, k_norm: Any, out: Any, out_scales: Any,
+    post_norm: Any, gate_up: Any, gate_up_scales: Any, down: Any, down_scales: Any, new_hidden: Any, new_residual: Any,
+    scratch: Any, counters: Any, epsilon: Any, head_epsilon: Any, scale: Any, hidden_size: Any, num_heads: Any,
+    num_kv_heads: Any, head_dim: Any, intermediate_size: Any, block_size: Any, tokens: Any, num_programs: Any,
+    tile_k: Any, ring: Any, in_flight: Any, keys_a_program: Any, parts: Any, down_parts: Any, rounds: Any, warps: Any,
+    producer_warps: Any, programmatic: Any, *, _launcher: Any,
+) -> None:  # fmt: skip
+    """Launch the program of several tokens (``gluon_rows.py``)."""
+    _launcher(
+        gluon_decoder_rows, (num_programs,), hidden, residual, positions, slot_mapping, kv_cache, block_table,
+        seq_lens, input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up,
+        gate_up_scales, down, down_scales, new_hidden, new_residual, scratch, counters, hidden.size(0),
+        block_table.stride(0), epsilon, head_epsilon, scale, hidden_size, num_heads, num_kv_heads, head_dim,
+        intermediate_size, block_size, tokens, num_programs, tile_k, ring, in_flight, keys_a_program, parts, down_parts,
+        rounds, warps, producer_warps, programmatic, num_warps=warps,
     )  # fmt: skip

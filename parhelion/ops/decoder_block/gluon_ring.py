@@ -57,16 +57,41 @@ def forget(counter, left, count):
 
 
 @gluon.jit
-def put(tile, full, empty, c, places, there, slots: gl.constexpr, in_flight: gl.constexpr):
-    """Ask for tile ``c`` once its slot is empty; zeros where ``there`` is not None and false."""
+def put(tile, full, empty, c, places, there, slots: gl.constexpr, in_flight: gl.constexpr, fences: gl.constexpr):
+    """Ask for tile ``c`` once its slot is empty; zeros where ``there`` is not None and false.
+
+    Args:
+        fences: say that a tile is there, and for the matrix unit too, when ``in_flight`` more have been asked for. Else
+            each says so for itself, and who multiplies it has to fence it.
+    """
     slot = c % slots
     mbarrier.wait(empty.index(slot), ((c // slots) & 1) ^ 1)
     copy(tile, places, mask=there)
-    async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
+    if not fences:
+        async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
     # Much that is asked for at once only makes those wait who ask for little.
     async_copy.commit_group()
     async_copy.wait_group(in_flight)
+    if fences:
+        tell(full, c - in_flight, slots)
     return c + 1
+
+
+@gluon.jit
+def tell(full, c, slots: gl.constexpr):
+    """Tile ``c`` is there."""
+    fence_async_shared()
+    sync()
+    if c >= 0:
+        mbarrier.arrive(full.index(c % slots), count=1)
+
+
+@gluon.jit
+def tell_last(full, c, slots: gl.constexpr, in_flight: gl.constexpr):
+    """So are the last of ``c`` tiles."""
+    async_copy.wait_group(0)
+    for number in gl.static_range(in_flight):
+        tell(full, c - in_flight + number, slots)
 
 
 @gluon.jit
@@ -88,7 +113,8 @@ def fetch(
     for unit in range(pid, n // OUTPUTS, grid):
         first = weight + unit * stride
         for tile in range(tiles):
-            c = put(ring.index(c % slots), full, empty, c, first + tile * tile_k + at, None, slots, in_flight)
+            c = put(ring.index(c % slots), full, empty, c, first + tile * tile_k + at, None, slots, in_flight,
+                    False)  # fmt: skip
     return c
 
 
@@ -101,6 +127,19 @@ def places_of(tile: gl.constexpr, k: gl.constexpr, tile_k: gl.constexpr, layout:
 
 
 @gluon.jit
+def codes_of(value):
+    """FP8 codes of numbers up to ``LARGEST``, and codes of ``STEPS`` times what these lack."""
+    # float16 has 11 bits, and 8 of an element count. Four of them make a code (Dekker, "A floating-point technique for
+    # extending the available precision", 1971): what has been made a code is not read back, since ptxas 12.8 mistakes
+    # the register if the code is also stored.
+    value = value.to(gl.float16)
+    # As a product it would be contracted with what follows, and nothing be split.
+    far = gl.fma(value, gl.full_like(value, SPLITTER), gl.full_like(value, 0.0))
+    code = far - (far - value)
+    return code.to(gl.float8e4nv), ((value - code) * STEPS).to(gl.float8e4nv)
+
+
+@gluon.jit
 def encode(xbuf, xs, tiles: gl.constexpr, tile_k: gl.constexpr):
     """Put a token's elements, a tensor a tile, on the matrix unit's right: their codes, and those of what they lack.
     Gives what an element of the sums counts.
@@ -110,15 +149,8 @@ def encode(xbuf, xs, tiles: gl.constexpr, tile_k: gl.constexpr):
         most = gl.maximum(most, gl.abs(xs[tile]))
     largest = gl.maximum(gl.max(gl.max(most.to(gl.float32), axis=1), axis=0), 1e-20)
     for tile in gl.static_range(tiles):
-        # float16 has 11 bits, and 8 of an element count. Four of them make a code (Dekker, "A floating-point technique
-        # for extending the available precision", 1971): what has been made a code is not read back, since ptxas 12.8
-        # mistakes the register if the code is also stored.
-        value = (xs[tile].to(gl.float32) * (LARGEST / largest)).to(gl.float16)
-        # As a product it would be contracted with what follows, and nothing be split.
-        far = gl.fma(value, gl.full_like(value, SPLITTER), gl.full_like(value, 0.0))
-        code = far - (far - value)
-        lack = (value - code) * STEPS
-        both = gl.permute(gl.join(code.to(gl.float8e4nv), lack.to(gl.float8e4nv)), (0, 2, 1))
+        code, lack = codes_of(xs[tile].to(gl.float32) * (LARGEST / largest))
+        both = gl.permute(gl.join(code, lack), (0, 2, 1))
         xbuf.index(tile).store(gl.reshape(both, [COLUMNS, tile_k]))
     fence_async_shared()
     sync()

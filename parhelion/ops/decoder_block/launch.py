@@ -10,39 +10,53 @@ import torch
 
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.contract import Tensors
-from parhelion.ops.decoder_block.candidates import worth_trying
-from parhelion.ops.decoder_block.config import MOST_SPLITS, DecoderBlockConfig, untuned
-from parhelion.ops.decoder_block.contract import DecoderBlock
+from parhelion.ops.decoder_block.candidates import worth_trying, worth_trying_rows
+from parhelion.ops.decoder_block.config import MOST_SPLITS, DecoderBlockConfig, untuned, untuned_rows
+from parhelion.ops.decoder_block.contract import MOST_TOKENS, DecoderBlock
 from parhelion.ops.gemm.target import GemmTarget
 from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
-from parhelion.ops.launching import Runner, target_of
+from parhelion.ops.launching import Runner, build_sizes, target_of
 from parhelion.ops.paged_attention.batch import AttentionBatch
+from parhelion.ops.paged_attention.single_rows import has_single_rows
 
 NUM_COUNTERS = 8
 """Arrivals that programs count, zeros between launches."""
+
+NUM_ROW_COUNTERS = 512
+"""The same where groups of programs wait for one another too."""
 
 Config = DecoderBlockConfig
 
 
 def default_config(contract: DecoderBlock, bucket: int, target: GemmTarget) -> DecoderBlockConfig:
     """Untuned."""
-    return untuned(contract, target)
+    return untuned(contract, target) if bucket == 1 else untuned_rows(contract, min(bucket, MOST_TOKENS), target)
 
 
 def candidates(contract: DecoderBlock, bucket: int, target: GemmTarget) -> list[DecoderBlockConfig]:
-    """What is worth trying; nothing but for one token and where the program runs."""
+    """What is worth trying; nothing for more tokens than there is a program for, and where none runs."""
     if bucket > contract.most_tokens or target.name not in contract.targets:
         return []
-    return worth_trying(untuned(contract, target), target.num_processors)
+    return worth_trying(contract, target) if bucket == 1 else worth_trying_rows(contract, bucket, target)
 
 
 def build_inputs(contract: DecoderBlock, bucket: int) -> list[tuple[Any, ...]]:
-    """A step of one token, its integers at any address: they are views of the engine's buffer."""
-    hidden, residual, positions, slots, kv_cache, batch, *weights = empty_inputs(contract, 1)
+    """Steps of single tokens, their integers at any address: they are views of the engine's buffer. All that a bucket
+    has are launched alike, so a few say what does not follow their number.
+    """
+    sizes = [size for size in build_sizes(bucket) if size <= bucket] if bucket > 1 else [1]
+    return [_built(contract, size) for size in sizes]
+
+
+def _built(contract: DecoderBlock, num_tokens: int) -> tuple[Any, ...]:
+    hidden, residual, positions, slots, kv_cache, batch, *weights = empty_inputs(contract, num_tokens)
     assert isinstance(batch, AttentionBatch)
-    own = replace(batch, block_table=_anywhere(batch.block_table), seq_lens=_anywhere(batch.seq_lens))
-    return [(hidden, residual, _anywhere(positions), _anywhere(slots), kv_cache, own, *weights)]
+    num_rows, width = batch.block_table.shape
+    # A table's rows are as long as an engine's longest text: of an odd length nothing is taken for granted.
+    table = _anywhere(batch.block_table.new_empty(num_rows, 2 * width + 1))
+    own = replace(batch, block_table=table, seq_lens=_anywhere(batch.seq_lens))
+    return hidden, residual, _anywhere(positions), _anywhere(slots), kv_cache, own, *weights
 
 
 def launch(
@@ -57,11 +71,12 @@ def launch(
     batch: AttentionBatch,
     *weights: torch.Tensor,
 ) -> Tensors:
-    """See ``DecoderBlock``.
+    """See ``DecoderBlock``. The config says which program it is: of one token, or of up to ``most_tokens`` of as many
+    rows.
 
     Raises:
-        ValueError: there is more than one token or row, there is no program for what ``run`` launches on, or not all
-            programs would run at once.
+        ValueError: there are other tokens or rows than the program is for, there is no program for what ``run``
+            launches on, or not all programs would run at once.
     """
     c = contract
     new_hidden, new_residual = torch.empty_like(hidden), torch.empty_like(residual)
@@ -70,9 +85,10 @@ def launch(
     _check(c, run, config, hidden, batch)
     of_qkv, of_attention, of_out, of_gate_up, of_down = c.weights_by_part(weights)
     cos_sin, q_weight, k_weight = of_attention if c.head_epsilon is not None else (*of_attention, None, None)
+    of_rows = config.parts > 0
     run(
-        "decoder_block.decoder_block",
-        _kernel_config(config.programmatic),
+        "decoder_block.decoder_rows" if of_rows else "decoder_block.decoder_block",
+        _kernel_config(config.warps, config.programmatic),
         hidden,
         residual,
         positions,
@@ -89,8 +105,8 @@ def launch(
         *of_down,
         new_hidden,
         new_residual,
-        hidden.new_empty(scratch_size(c), dtype=torch.float32),
-        arrival_counters(hidden.device, NUM_COUNTERS),
+        hidden.new_empty(row_scratch_size(c, config) if of_rows else scratch_size(c), dtype=torch.float32),
+        arrival_counters(hidden.device, NUM_ROW_COUNTERS if of_rows else NUM_COUNTERS),
         c.epsilon,
         0.0 if c.head_epsilon is None else c.head_epsilon,
         c.scale,
@@ -100,11 +116,13 @@ def launch(
         c.head_dim,
         c.intermediate_size,
         c.block_size,
+        *([_padded(hidden.shape[0])] if of_rows else []),
         config.num_programs,
         config.tile_k,
         config.ring,
         config.in_flight,
         config.keys_a_program,
+        *([config.parts, config.down_parts, config.rounds, config.warps] if of_rows else []),
         config.producer_warps,
         config.programmatic,
     )
@@ -120,12 +138,38 @@ def scratch_size(contract: DecoderBlock) -> int:
     return rounded // 2 + MOST_SPLITS * c.num_heads
 
 
+def row_scratch_size(contract: DecoderBlock, config: DecoderBlockConfig) -> int:
+    """The same of the program of several tokens, enough for any number of them: the sums of each product's parts of K;
+    of each program, the squares that two norms are made of; logarithms, and in bfloat16 what was found for each head
+    and what is activated.
+    """
+    c = contract
+    sums = config.parts * (c.qkv_size + c.hidden_size + 2 * c.intermediate_size) + config.down_parts * c.hidden_size
+    squares = 2 * config.parts * (config.num_programs // config.parts + 1)
+    # Programs that share a row's keys are as many as are left when every row's key head has one.
+    num_found = max(MOST_TOKENS, config.num_programs // c.num_kv_heads)
+    found = num_found * (c.num_heads + c.attended_size // 2)
+    return MOST_TOKENS * (sums + squares + c.intermediate_size // 2) + found
+
+
+def _padded(num_tokens: int) -> int:
+    """Tokens that a program is written for: a power of two, and more than one."""
+    return max(2, 1 << (num_tokens - 1).bit_length())
+
+
 def _check(
     contract: DecoderBlock, run: Runner, config: DecoderBlockConfig, hidden: torch.Tensor, batch: AttentionBatch
 ) -> None:
     num_tokens, num_rows = hidden.shape[0], batch.seq_lens.shape[0]
-    if (num_tokens, num_rows) != (1, 1):
-        raise ValueError(f"{contract.name} is for one token of one row, and there are {num_tokens} of {num_rows}")
+    most = contract.most_tokens if config.parts else 1
+    if num_tokens > most:
+        allowed = f"up to {most} tokens" if most > 1 else "one token"
+        raise ValueError(f"{contract.name}: the program is for {allowed}, and there are {num_tokens}")
+    if not has_single_rows(batch, num_tokens):
+        raise ValueError(
+            f"{contract.name} is for tokens of a row each, and there are {num_tokens} in {num_rows} rows of up to "
+            f"{batch.max_query_len}: compute the step in other launches"
+        )
     target = target_of(run)
     if target is not None and target not in contract.targets:
         known = ", ".join(contract.targets)
@@ -143,8 +187,8 @@ def _num_processors(device: torch.device) -> int:
 
 
 @functools.cache
-def _kernel_config(programmatic: bool) -> KernelConfig:
-    return KernelConfig(num_warps=4, num_stages=1, programmatic=programmatic)
+def _kernel_config(num_warps: int, programmatic: bool) -> KernelConfig:
+    return KernelConfig(num_warps=num_warps, num_stages=1, programmatic=programmatic)
 
 
 def _anywhere(integers: torch.Tensor) -> torch.Tensor:
