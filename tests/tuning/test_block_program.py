@@ -45,14 +45,22 @@ def instructions(cubin: bytes, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+OF_ONE = ("_gluon_decoder_block", 4 + 4)
+OF_ROWS = ("gluon_decoder_rows", 8 + 4)
+"""Which program it is, and its warps."""
+
+
 # Each takes some ten seconds, most of them in ptxas.
-@pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])
-def test_the_program_fits_a_processor_and_reads_no_code_back(contract, tmp_path: Path):
-    config = untuned_config(contract, 1, SM_90)
-    (program,) = programs_of(contract, 1, config, SM_90, GeneratedCode())
+@pytest.mark.parametrize(
+    ("contract", "bucket", "expected"),
+    [(PLAIN, 1, OF_ONE), (NORMED, 1, OF_ONE), (NORMED, 8, OF_ROWS), (LARGE, 16, OF_ROWS)],
+    ids=["plain", "head norms", "head norms, 8 tokens", "8B, 16 tokens"],
+)
+def test_the_program_fits_a_processor_and_reads_no_code_back(contract, bucket: int, expected, tmp_path: Path):
+    config = untuned_config(contract, bucket, SM_90)
+    (program,) = programs_of(contract, bucket, config, SM_90, GeneratedCode())
     binary = program.binary
-    assert binary.symbol == "_gluon_decoder_block"
-    assert binary.num_warps == 8
+    assert (binary.symbol, binary.num_warps) == expected
     assert spilled_bytes([program]) == 0
     # The ring is there, and all that lies beside it.
     assert config.ring * 64 * config.tile_k < binary.shared_bytes <= SM_90.max_shared_bytes
@@ -61,22 +69,6 @@ def test_the_program_fits_a_processor_and_reads_no_code_back(contract, tmp_path:
     assert "QGMMA" in shown
     assert MADE.search(shown)
     # ptxas 12.8 mistakes the register of a code that is also stored.
-    assert READ_BACK.findall(shown) == []
-
-
-@pytest.mark.parametrize(("contract", "bucket"), [(NORMED, 8), (LARGE, 16)], ids=["1.7B, 8", "8B, 16"])
-def test_the_program_of_several_tokens_fits_and_reads_no_code_back(contract, bucket: int, tmp_path: Path):
-    config = untuned_config(contract, bucket, SM_90)
-    (program,) = programs_of(contract, bucket, config, SM_90, GeneratedCode())
-    binary = program.binary
-    assert binary.symbol == "gluon_decoder_rows"
-    assert binary.num_warps == 8 + 4
-    assert spilled_bytes([program]) == 0
-    assert config.ring * 64 * config.tile_k < binary.shared_bytes <= SM_90.max_shared_bytes
-    assert why_dropped([program], SM_90) is None
-    shown = instructions(program.data, tmp_path)
-    assert "QGMMA" in shown
-    assert MADE.search(shown)
     assert READ_BACK.findall(shown) == []
 
 
