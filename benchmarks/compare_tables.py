@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
 from parhelion.bench.compare.engines import OURS
-from parhelion.bench.compare.results import Comparison, EngineRow, LoadFigures, Row, Spread
+from parhelion.bench.compare.results import Comparison, EngineRow, LoadFigures, OnlineRow, Row, Spread
 
 _LEAST_SHARE = 0.1
 """Of Parhelion's requests, below which a ratio to the peer's says nothing but that there were few."""
@@ -53,7 +54,7 @@ def compare_table(content: bytes) -> str:
         f"their range; ratios are formed within a round, above 1 Parhelion is the faster. A block's calls are those of "
         f"Parhelion's decoding, by provider: of 8, norms, activation and attention quantize what they make; of 5, "
         f"activations are not quantized, as in a single one, which is all of them. {result.device}; "
-        f"{versions}; {result.measured_at[:10]}; `{result.command}`."
+        f"{versions}; {_dates(result, measured)}; `{result.command}`."
     )
     return "\n".join([*lines, "", note])
 
@@ -99,9 +100,14 @@ def servers_table(content: bytes) -> str:
         f"Medians of {result.settings.rounds} rounds of {settings.num_requests} requests, over HTTP on the loopback. "
         f"Within a limit: requests a second whose tokens took no longer and whose first came within "
         f"{settings.ttft_limit_ms:g} ms, Parhelion's and {peer}'s, with their ratio. {result.device}; "
-        f"{result.measured_at[:10]}; the command is in `benchmarks/results/h200_vs_vllm.json`."
+        f"{_dates(result, loads)}; the command is in `benchmarks/results/h200_vs_vllm.json`."
     )
     return "\n".join([*lines, "", note])
+
+
+def _dates(result: Comparison, rows: Sequence[Row | OnlineRow]) -> str:
+    """The days on which these were measured."""
+    return ", ".join(sorted({(row.measured_at or result.measured_at)[:10] for row in rows}))
 
 
 def _kept(ours: LoadFigures, theirs: LoadFigures, limit: str) -> str:

@@ -58,6 +58,9 @@ def test_what_is_not_measured_again_stays_from_the_first_point_on(path: Path) ->
             ("large", pytest.approx(3.0)),
         ]
         assert len(found["online"]) == 1
+        # Each point keeps the date of its run.
+        assert [each["measured_at"] for each in found["rows"]] == ["noon", None]
+        assert found["online"][0]["measured_at"] == "noon"
         assert found["command"] == "first; then second"
         assert found["notes"] == ["own", "on a shared host", "What was not measured again is of noon or before."]
         earlier.finish(later)

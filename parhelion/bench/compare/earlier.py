@@ -38,8 +38,11 @@ class Earlier:
         if why_not is not None:
             raise ConfigError(f"{path} has a comparison {why_not}: name another --output, or move it away")
         found = self._found
-        comparison.rows += found.rows
-        comparison.online += found.online
+        points = [replace(row, measured_at=row.measured_at or found.measured_at) for row in found.rows]
+        loads = [replace(row, measured_at=row.measured_at or found.measured_at) for row in found.online]
+        self._kept = (*points, *loads)
+        comparison.rows += points
+        comparison.online += loads
         comparison.engines += found.engines
         comparison.versions |= found.versions
         comparison.command = f"{found.command}; then {comparison.command}"
@@ -49,8 +52,7 @@ class Earlier:
 
     def finish(self, comparison: Comparison) -> None:
         """All is measured: if all of it was measured again, nothing is said of the earlier one."""
-        mine = [*self._found.rows, *self._found.online]
-        if not any(each is other for each in (*comparison.rows, *comparison.online) for other in mine):
+        if not any(each is other for each in (*comparison.rows, *comparison.online) for other in self._kept):
             comparison.notes = [note for note in comparison.notes if note not in self._taken]
             comparison.command = self._own_command
 

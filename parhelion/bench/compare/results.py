@@ -65,6 +65,7 @@ class Row:
         samples: every round, by engine.
         prefill_floor_ms: the products of the prompts at the device's measured rates, or the weights' bytes, whichever
             takes longer; None if not known.
+        measured_at: the start of the run that measured it, in UTC, where that is not the comparison's.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Row:
     refused: dict[str, str]
     samples: dict[str, list[Sample]]
     prefill_floor_ms: float | None = None
+    measured_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class OnlineRow:
         rate: arrivals a second of the open loop.
         engines: figures by name.
         errors: by name, why there are none.
+        measured_at: as of ``Row``.
     """
 
     model: str
@@ -159,6 +162,7 @@ class OnlineRow:
     rate: float | None
     engines: dict[str, LoadFigures]
     errors: dict[str, str]
+    measured_at: str | None = None
 
 
 @dataclass

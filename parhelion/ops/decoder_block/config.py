@@ -24,7 +24,7 @@ _RESERVED_OF_ROWS = 2560
 _LONGEST_RING = 12
 
 _MOST_ROUNDS = 3
-"""Of gate and up: with more of them a program would add up less than one unit in some."""
+"""Of gate and up: with more of them a program of the 8B would add up less than one unit in some."""
 
 _WIDEST = 2048
 """Inputs of the last product that a program may have: with four parts of K of more the ring is too short."""
