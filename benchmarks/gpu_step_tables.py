@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+LONG_GAP_US = 3.0
+"""Gaps of a trace are listed from here on."""
+
 
 def step_trace_table(content: bytes) -> str:
     """A line a model and batch: what a step takes, how much of it nothing runs, and the longest of these gaps."""
@@ -25,7 +28,7 @@ def step_trace_table(content: bytes) -> str:
 def _gap(gaps: list[list[Any]]) -> str:
     """Between which two kernels the device waits longest in all."""
     if not gaps:
-        return ""
+        return f"none of {LONG_GAP_US:g} us"
     before, after, count, microseconds = gaps[0]
     times = "" if count < 1.5 else f" ({count:.0f} of them)"
     return f"{microseconds:.1f} us{times}: {_short(before)} to {_short(after)}"

@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gpu_step_tables import LONG_GAP_US
 from h100_engine import SHAPES
 
 from parhelion import LLM, SamplingParams
@@ -41,9 +42,6 @@ PROMPT = 512
 
 PROMPT_STEP = 4096
 """Tokens of prompts that a step takes at most."""
-
-LONG_GAP_US = 3.0
-"""Gaps from here on are listed."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""Streams, events and page-locked memory: a GPU's where there is one, and nothing where the device is the CPU."""
+"""Streams, events and page-locked memory: a GPU's where there is one, and nothing where the device is the CPU.
+
+A copy by the device's copy engine holds up a stream for some 5 us at either end, while the engine and the kernels
+before and behind it tell each other that they are done. What is small goes between two kernels by a third one
+(``seen_by`` and ``copy_by_kernel``).
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -149,3 +154,31 @@ def pinned(size: int, device: torch.device, dtype: torch.dtype = torch.int32) ->
     dtypes is two: the device converts first.
     """
     return torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+class _Memory:
+    """A tensor's memory, as what is not torch's own hands it to torch."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        sizes = {torch.int32: "<i4", torch.int64: "<i8"}
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": tuple(tensor.shape),
+            "typestr": sizes[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+        self._tensor = tensor
+
+
+def seen_by(device: torch.device, host: torch.Tensor) -> torch.Tensor:
+    """Page-locked memory (see ``pinned``) as a tensor of the device, whose kernels read and write it over the bus.
+
+    Args:
+        host: contiguous, int32 or int64. On a CPU it is what is returned.
+    """
+    return host if device.type == "cpu" else torch.as_tensor(_Memory(host), device=device)
+
+
+def copy_by_kernel(there: torch.Tensor, here: torch.Tensor) -> None:
+    """Copy a tensor of integers in a kernel, in the current stream's order: ``copy_`` would be the copy engine's."""
+    torch.add(here, 0, out=there)

@@ -30,6 +30,7 @@ from parhelion.ops.registry import has_programs
 from parhelion.packs.format import Argument, BlockTime, Candidate, Recipe, Row
 from parhelion.packs.match import Chosen, match
 from parhelion.packs.store import read_pack
+from parhelion.platform.ceilings import Ceilings
 from tests.ops.packed_norm import opened
 from tests.packs import sample
 from tests.platform.fake_library import FakeCuda
@@ -93,6 +94,15 @@ def test_it_moves_what_its_parts_do_less_what_they_hand_each_other():
     of_attention = LARGE.parts[1].traffic(1).bytes
     assert 0 < of_weights + of_attention - traffic.bytes < of_attention
     assert traffic.flops == sum(part.traffic(1).flops for part in LARGE.parts)
+
+
+def test_its_floor_is_that_of_its_bytes_on_a_device_whose_matrix_unit_takes_its_codes():
+    # About an H200's; plain arithmetic would take 120 us.
+    h200 = Ceilings("NVIDIA H200", 4.29e12, float32=52e12, bfloat16=720e12, float8=1300e12, int8=None)
+    traffic = LARGE.traffic(16)
+    floor_s = h200.floor_s(traffic.bytes, traffic.flops, traffic.unit)
+    assert floor_s == pytest.approx(traffic.bytes / 4.29e12)
+    assert 50e-6 < floor_s < 60e-6
 
 
 class Recorded:

@@ -1,4 +1,6 @@
-"""Who has to enter a GPU's stream, with a stand-in for torch's: threads that stay on it need not."""
+"""Who has to enter a GPU's stream, with a stand-in for torch's: threads that stay on it need not; and memory of the
+host that a device's kernels read and write.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from parhelion.platform.streams import work_stream
+from parhelion.platform.streams import copy_by_kernel, pinned, seen_by, work_stream
 
 GPU = torch.device("cuda", 0)
 
@@ -99,3 +101,36 @@ def test_events_are_recorded_on_their_stream_whatever_is_current(cuda: FakeCuda)
     event.record()
     event.record()
     assert event._event.recorded == [stream._stream] * 2
+
+
+def test_a_gpu_is_told_where_memory_of_the_host_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, torch.device]] = []
+    monkeypatch.setattr(torch, "as_tensor", lambda memory, device: asked.append((memory, device)))
+    host = torch.zeros(6, dtype=torch.int64)[1:]
+    seen_by(GPU, host)
+    ((memory, device),) = asked
+    assert device == GPU
+    interface = {"shape": (5,), "typestr": "<i8", "data": (host.data_ptr(), False), "version": 3}
+    assert memory.__cuda_array_interface__ == interface
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_get_to_a_device_and_back_by_kernels(device: str, dtype: torch.dtype) -> None:
+    where = torch.device(device)
+    stream = work_stream(where)
+    host, back = pinned(1000, where, dtype), pinned(1000, where, dtype)
+    there = torch.zeros(1200, dtype=dtype, device=where)
+    host.copy_(torch.arange(1000, dtype=dtype) - 500)
+    with stream.activate():
+        copy_by_kernel(there[100:1100], seen_by(where, host))
+        copy_by_kernel(seen_by(where, back), there[100:1100])
+    stream.synchronize()
+    assert torch.equal(back, host)
+    assert there[:100].tolist() == there[1100:].tolist() == [0] * 100

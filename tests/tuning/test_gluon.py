@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import triton
 
+import parhelion.ops.decoder_block
 import parhelion.tuning.record
 from parhelion.ops.contract import Contract
 from parhelion.ops.decoder_block import OP
@@ -53,6 +55,27 @@ def config_of(contract: Contract, **changes: Any) -> Any:
 def built(contract: Contract, **changes: Any) -> Program:
     (program,) = programs_of(contract, 1, config_of(contract, **changes), SM_90, GeneratedCode())
     return program
+
+
+def returning_none(path: Path) -> list[str]:
+    """Functions for the device that return None by name."""
+    return [
+        f"{path.parent.name}/{path.name}: {function.name}"
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        and any(ast.unparse(each) == "gluon.jit" for each in function.decorator_list)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and node.value.value is None
+    ]
+
+
+def test_no_function_for_the_device_returns_none_which_triton_3_6_refuses(tmp_path: Path):
+    sources = sorted(Path(parhelion.ops.decoder_block.__file__).parents[1].rglob("gluon_*.py"))
+    assert len(sources) > 5
+    assert [found for path in sources for found in returning_none(path)] == []
+    seen = tmp_path / "gluon_seen.py"
+    seen.write_text("@gluon.jit\ndef found(x):\n    if x is None:\n        return None\n    return x\n")
+    assert len(returning_none(seen)) == 1
 
 
 @pytest.mark.parametrize("contract", [PLAIN, NORMED], ids=["plain", "head norms"])

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import torch
 
-from parhelion.platform.streams import WorkStream, pinned
+from parhelion.platform.streams import WorkStream, copy_by_kernel, pinned, seen_by
 
 
 class HostIds:
@@ -18,13 +18,14 @@ class HostIds:
     """
 
     def __init__(self, num_rows: int, stream: WorkStream, device: torch.device) -> None:
-        self._tensor = pinned(num_rows, device, torch.int64)
-        self.array = self._tensor.numpy()
+        ids = pinned(num_rows, device, torch.int64)
+        self.array = ids.numpy()
+        self._seen = seen_by(device, ids)
         self.done = stream.event()
 
     def fetch(self, token_ids: torch.Tensor) -> None:
-        """Let the device copy ids [num_rows] int64, behind everything that the stream was given so far."""
-        self._tensor.copy_(token_ids, non_blocking=True)
+        """Let the device write ids [num_rows] int64 here, behind everything that the stream was given so far."""
+        copy_by_kernel(self._seen, token_ids)
         self.done.record()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from parhelion.engine.device.state import NO_UPDATE, DeviceState, Update, merged
 from parhelion.engine.step_layout import Bucket, Repacking, StepRows, entry_places, num_ints, pack
-from parhelion.platform.streams import Event, WorkStream, pinned
+from parhelion.platform.streams import Event, WorkStream, copy_by_kernel, pinned, seen_by
 
 ROOM_FOR_UPDATES = 1 << 17
 """Integers behind a step's own fields for the prompts, blocks and parameters of new requests; more go separately."""
@@ -22,12 +22,12 @@ class _Front:
     """A bucket's fields at the front of a buffer of the host, and of the device's.
 
     Attributes:
-        here, there: int32, of either.
+        here, there: int32, of either, as the device sees them.
     """
 
-    def __init__(self, bucket: Bucket, buffer: torch.Tensor, ints: torch.Tensor) -> None:
+    def __init__(self, bucket: Bucket, buffer: torch.Tensor, seen: torch.Tensor, ints: torch.Tensor) -> None:
         count, (offsets, values) = num_ints(bucket), entry_places(bucket)
-        self.here, self.there = buffer[:count], ints[:count]
+        self.here, self.there = seen[:count], ints[:count]
         array = buffer.numpy()
         self._offsets, self._values = array[offsets].view(np.int64), array[values]
 
@@ -56,6 +56,7 @@ class _HostBuffer:
         self.ints = pinned(len(ints), ints.device)
         self.array = self.ints.numpy()
         self.copied = copied
+        self._seen = seen_by(ints.device, self.ints)
         self._there = ints
         self._fronts: dict[Bucket, _Front] = {}
         # Of the step that is in it, if its rows have one token each.
@@ -77,7 +78,7 @@ class _HostBuffer:
         """As much of it as a step of the bucket takes."""
         found = self._fronts.get(bucket)
         if found is None:
-            found = self._fronts[bucket] = _Front(bucket, self.ints, self._there)
+            found = self._fronts[bucket] = _Front(bucket, self.ints, self._seen, self._there)
         return found
 
 
@@ -132,7 +133,7 @@ class DeviceQueue:
 
     def _copy(self, host: _HostBuffer, bucket: Bucket) -> None:
         front = host.front(bucket)
-        front.there.copy_(front.here, non_blocking=True)
+        copy_by_kernel(front.there, front.here)
 
     def _copy_and_write(self, host: _HostBuffer, bucket: Bucket, update: Update) -> None:
         """Copy a step's fields and, in the same copy if there is room, an update; write that."""

@@ -201,11 +201,13 @@ class DecoderBlock(Contract):
         return found
 
     def traffic(self, num_tokens: int) -> Traffic:
-        """Of the parts, less what one hands the next, which need not be written to be read again."""
+        """Of the parts, less what one hands the next, which need not be written to be read again. Nearly all of it is
+        products of FP8 codes.
+        """
         between = self.qkv_size + self.attended_size + self.intermediate_size + 2 * self.hidden_size
         parts = [part.traffic(num_tokens) for part in self.parts]
         moved = sum(part.bytes for part in parts) - 2 * num_tokens * between * self.dtype.itemsize
-        return Traffic(moved, sum(part.flops for part in parts))
+        return Traffic(moved, sum(part.flops for part in parts), "float8")
 
     def _product(
         self,

@@ -72,7 +72,7 @@ def consume(
     head_dim: gl.constexpr = heads[2]
     per_key: gl.constexpr = num_heads // num_kv_heads
     keys: gl.constexpr = cached_keys(tile_k, head_dim)
-    acc: gl.constexpr = multiplied_in(2 * rows, warps)
+    acc: gl.constexpr = multiplied_in(2 * rows)
     of_tokens: gl.constexpr = gl.BlockedLayout([1, tile_k // 32], [1, 32], [warps, 1], [1, 0])
     of_heads: gl.constexpr = gl.BlockedLayout(
         [1, 1, tile_k // 32], [1, tile_k // head_dim, 32 * head_dim // tile_k], [warps, 1, 1], [2, 1, 0]

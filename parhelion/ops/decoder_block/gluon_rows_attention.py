@@ -40,11 +40,8 @@ def added_up(sums_at, place, parts: gl.constexpr, size: gl.constexpr, there):
 
 @gluon.jit
 def norm_weights(weights, d, turned_d):
-    """Of the heads' norm, in the order of either; None if there is none."""
-    if weights is None:
-        return None
-    else:
-        return gl.load(weights + d).to(gl.float32)[None, :], gl.load(weights + turned_d).to(gl.float32)[None, :]
+    """Of the heads' norm, in the order of either."""
+    return gl.load(weights + d).to(gl.float32)[None, :], gl.load(weights + turned_d).to(gl.float32)[None, :]
 
 
 @gluon.jit
@@ -93,10 +90,18 @@ def attend_row(
     own_key_turned = added_up(of_row, key_at + turned_d, parts, rows * size, there)[None, :] * factor
     own_value = added_up(of_row, key_at + num_kv_heads * head_dim + d, parts, rows * size, there) * factor
     own_value = own_value.to(gl.bfloat16)
-    query = rotated(query.to(gl.bfloat16), query_turned.to(gl.bfloat16), norm_weights(q_weights, d, turned_d), cos, sin,
-                    d, head_dim, head_epsilon)  # fmt: skip
-    own_key = rotated(own_key.to(gl.bfloat16), own_key_turned.to(gl.bfloat16), norm_weights(k_weights, d, turned_d),
-                      cos, sin, d, head_dim, head_epsilon)  # fmt: skip
+    query = query.to(gl.bfloat16)
+    query_turned = query_turned.to(gl.bfloat16)
+    # A function that returns None is beyond Triton 3.6.
+    of_heads = None
+    if q_weights is not None:
+        of_heads = norm_weights(q_weights, d, turned_d)
+    query = rotated(query, query_turned, of_heads, cos, sin, d, head_dim, head_epsilon)
+    own_key = own_key.to(gl.bfloat16)
+    own_key_turned = own_key_turned.to(gl.bfloat16)
+    if k_weights is not None:
+        of_heads = norm_weights(k_weights, d, turned_d)
+    own_key = rotated(own_key, own_key_turned, of_heads, cos, sin, d, head_dim, head_epsilon)
     own_score = gl.sum(query.to(gl.float32) * own_key.to(gl.float32), axis=1) * (scale * LOG2_E)
     own_score = gl.where(owns, own_score, float("-inf"))
     if owns & (slot >= 0):

@@ -17,11 +17,9 @@ from parhelion.ops.gluon_parts import sync
 
 
 @gluon.constexpr_function
-def multiplied_in(columns, warps):
-    """The layout of the sums of a tile's rows by so many columns."""
-    if warps == 8:
-        return gl.NVMMADistributedLayout([3, 0], [4, 2], [16, columns // 2, 32])
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 32])
+def multiplied_in(columns):
+    """The layout of the sums of a tile's rows by so many columns, in 8 warps."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 2], [16, columns // 2, 32])
 
 
 @gluon.constexpr_function
