@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def own_parts(contracts: Iterable[Contract]) -> list[Contract]:
     return [part for part in parts if part is not None]
 
 
+@functools.cache
 def op_names() -> tuple[str, ...]:
     """The folders under ``parhelion/ops`` that hold a contract, in alphabetical order, without collectives."""
     return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/contract.py")))

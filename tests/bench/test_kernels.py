@@ -22,7 +22,7 @@ from parhelion.ops.oracle import poison_free_memory
 from parhelion.ops.provider import BaseProvider, ReferenceProvider
 from parhelion.ops.rms_norm import RmsNorm
 from parhelion.platform import ceilings as ceilings_module
-from parhelion.platform.ceilings import Ceilings, measure_ceilings
+from parhelion.platform.ceilings import Ceilings, best_seconds, measure_ceilings
 from parhelion.platform.measure import summarize
 
 CPU = torch.device("cpu")
@@ -93,6 +93,16 @@ def test_ceilings_are_positive_and_measured_once():
     assert ceilings.float32 is not None
     assert ceilings.float32 > 1e8
     assert measure_ceilings(CPU) is ceilings
+
+
+def test_runs_that_take_long_are_few():
+    runs: list[float] = []
+    assert best_seconds(lambda: runs.append(time.sleep(0.15) or 0.15), CPU) >= 0.15
+    # One that is not counted, and two that together take longer than all may.
+    assert len(runs) == 3
+    runs.clear()
+    best_seconds(lambda: runs.append(0.0), CPU, rounds=5)
+    assert len(runs) == 6
 
 
 def test_a_product_that_is_only_emulated_has_no_rate_and_is_never_made_large(monkeypatch: pytest.MonkeyPatch):
