@@ -95,14 +95,21 @@ def test_ceilings_are_positive_and_measured_once():
     assert measure_ceilings(CPU) is ceilings
 
 
-def test_runs_that_take_long_are_few():
-    runs: list[float] = []
-    assert best_seconds(lambda: runs.append(time.sleep(0.15) or 0.15), CPU) >= 0.15
-    # One that is not counted, and two that together take longer than all may.
-    assert len(runs) == 3
-    runs.clear()
-    best_seconds(lambda: runs.append(0.0), CPU, rounds=5)
-    assert len(runs) == 6
+def test_runs_that_take_long_are_few(monkeypatch: pytest.MonkeyPatch):
+    begun: list[Callable[[], object]] = []
+    times = iter((0.17, 0.15, 0.1, *[0.01] * 5))
+
+    def timed(work: Callable[[], object], device: torch.device) -> float:
+        begun.append(work)
+        return next(times)
+
+    monkeypatch.setattr(ceilings_module, "_seconds", timed)
+    # Two of them together take longer than all may.
+    assert best_seconds(list, CPU) == 0.15
+    assert len(begun) == 2
+    next(times)
+    assert best_seconds(list, CPU, rounds=5) == 0.01
+    assert len(begun) == 2 + 5
 
 
 def test_a_product_that_is_only_emulated_has_no_rate_and_is_never_made_large(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from parhelion.engine.device.state import NO_UPDATE, DeviceState, Update, merged
@@ -25,10 +26,9 @@ class _Front:
         here, there: int32, of either, as the device sees them.
     """
 
-    def __init__(self, bucket: Bucket, buffer: torch.Tensor, seen: torch.Tensor, ints: torch.Tensor) -> None:
+    def __init__(self, bucket: Bucket, array: npt.NDArray[np.int32], seen: torch.Tensor, ints: torch.Tensor) -> None:
         count, (offsets, values) = num_ints(bucket), entry_places(bucket)
         self.here, self.there = seen[:count], ints[:count]
-        array = buffer.numpy()
         self._offsets, self._values = array[offsets].view(np.int64), array[values]
 
     def pack_entries(self, update: Update, spare_offset: int) -> None:
@@ -48,15 +48,15 @@ class _HostBuffer:
         copied: when the device has them.
 
     Attributes:
-        ints: int32; ``array`` is the same memory.
+        array: int32; ``seen`` is the same memory, as the device sees it.
         copied: see above.
     """
 
     def __init__(self, ints: torch.Tensor, copied: Event) -> None:
-        self.ints = pinned(len(ints), ints.device)
-        self.array = self.ints.numpy()
+        own = pinned(len(ints), ints.device)
+        self.array = own.numpy()
+        self.seen = seen_by(ints.device, own)
         self.copied = copied
-        self._seen = seen_by(ints.device, self.ints)
         self._there = ints
         self._fronts: dict[Bucket, _Front] = {}
         # Of the step that is in it, if its rows have one token each.
@@ -78,7 +78,7 @@ class _HostBuffer:
         """As much of it as a step of the bucket takes."""
         found = self._fronts.get(bucket)
         if found is None:
-            found = self._fronts[bucket] = _Front(bucket, self.ints, self._seen, self._there)
+            found = self._fronts[bucket] = _Front(bucket, self.array, self.seen, self._there)
         return found
 
 
@@ -143,7 +143,7 @@ class DeviceQueue:
         end = start + len(changes)
         if end <= len(host.array):
             host.array[start:end] = changes
-            self.ints[:end].copy_(host.ints[:end], non_blocking=True)
+            copy_by_kernel(self.ints[:end], host.seen[:end])
             changed = self.ints[start:end]
         else:
             self._copy(host, bucket)
