@@ -15,6 +15,7 @@ import msgspec
 from parhelion.config import EngineConfig, ServerConfig, parse_bytes, read_environment
 from parhelion.engine.async_engine import AsyncEngine
 from parhelion.errors import ConfigError, EngineDeadError
+from parhelion.platform.garbage import keep_for_good
 from parhelion.server.app import create_app
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class ServedEngine:
     async def __init__(self, engine: EngineConfig, server: ServerConfig) -> None:  # type: ignore[misc]
         self._server = replace(server, api_keys=server.api_keys + read_environment().api_keys)
         self._engine = await AsyncEngine.from_config(engine)
+        keep_for_good(collect=False)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve hands the requests to."""

@@ -7,15 +7,18 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
+from typing import Self
 
 from parhelion.bench.serving import ClientShare, RequestRecord, ServingSettings, generate_load
+from parhelion.platform.garbage import keep_for_good
 
 MOST_CLIENTS = 8
 
 _READY_S = 0.2
-"""From when all clients are there until the first request."""
+"""From when all clients have been told until the first request."""
 
 _START_TIMEOUT_S = 120.0
 """How long clients wait for each other, which import what they need."""
@@ -37,28 +40,52 @@ def default_clients() -> int:
     return max(1, min(MOST_CLIENTS, (os.cpu_count() or 1) // 4))
 
 
-def run_load(url: str, model: str, settings: ServingSettings, num_clients: int, api_key: str | None = None) -> Load:
-    """Send all requests from so many processes, which begin together.
+class LoadClients:
+    """Processes that send a load together. They live until the block ends: starting them takes seconds.
 
     Args:
-        settings: of all clients together.
-        num_clients: of them no more than requests are in flight; one alone is this process.
+        count: of them; one alone is this process.
     """
-    count = min(num_clients, settings.concurrency, settings.num_requests)
-    if count == 1:
-        return Load(*_client(url, model, settings, ClientShare(), api_key))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _meet, (context.Barrier(count),)) as pool:
-        # As many are started as there are tasks, and none takes any before all are there.
-        list(pool.map(abs, range(count)))
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+        if self._count > 1:
+            context = multiprocessing.get_context("spawn")
+            meet = context.Barrier(self._count)
+            pool = ProcessPoolExecutor(self._count, context, _meet, (meet,))
+            self._pool = self._stack.enter_context(pool)
+            # As many are started as there are tasks, and none takes any before all are there.
+            list(self._pool.map(abs, range(self._count)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, url: str, model: str, settings: ServingSettings, api_key: str | None = None) -> Load:
+        """Send all requests, from processes that begin together: no more of them than requests are in flight.
+
+        Args:
+            url: the server's.
+            model: the name it goes by there.
+            settings: of all clients together.
+            api_key: of the server.
+        """
+        count = min(self._count, settings.concurrency, settings.num_requests)
+        if self._pool is None or count == 1:
+            return Load(*_client(url, model, settings, ClientShare(), api_key))
         start = time.perf_counter() + _READY_S
         shares = [ClientShare(number, count, start) for number in range(count)]
-        done = [pool.submit(_client, url, model, settings, share, api_key) for share in shares]
+        done = [self._pool.submit(_client, url, model, settings, share, api_key) for share in shares]
         parts = [each.result() for each in done]
-    return Load([record for records, _ in parts for record in records], max(busy for _, busy in parts))
+        return Load([record for records, _ in parts for record in records], max(busy for _, busy in parts))
 
 
 def _meet(others: Barrier) -> None:
+    keep_for_good(collect=False)
     others.wait(_START_TIMEOUT_S)
 
 

@@ -26,6 +26,7 @@ from parhelion.engine.messages import EngineFailed, EngineInfo, FromEngine, Load
 from parhelion.engine.parent import end_with_parent, remove_what_is_left
 from parhelion.engine.ranks.placement import compute_on, rank_device, replica_config
 from parhelion.errors import EngineDeadError, ParhelionError
+from parhelion.platform.garbage import keep_for_good
 
 CHECK_MS = 1000
 """How often an idle engine looks whether its ranks still live."""
@@ -102,6 +103,7 @@ def main() -> int:
             raise
         loaded.watch.end_by(lambda why: end_late(options, why))
         info: EngineInfo = loaded.info
+        keep_for_good()
         channel.send(info)
         run_loop(loaded.core, channel)
     except ParhelionError:

@@ -16,6 +16,7 @@ import uvicorn
 
 from parhelion.config import EngineConfig, ServerConfig
 from parhelion.errors import ConfigError
+from parhelion.platform.garbage import keep_for_good
 from parhelion.server.admission import Admission
 from parhelion.server.app import build_context, create_application
 from parhelion.server.engine_client import EngineClient
@@ -95,9 +96,14 @@ def run(
     *,
     load_progress: LoadProgressCallback | None = None,
 ) -> None:
-    """``serve`` on an event loop of its own: uvloop's where it is installed."""
+    """``serve`` on an event loop of its own: uvloop's where it is installed. The process has nothing else to do."""
+
+    def announce(info: ReadyInfo) -> None:
+        keep_for_good(collect=False)
+        on_ready(info)
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(engine_config, server_config, on_ready, load_progress=load_progress))
+        runner.run(serve(engine_config, server_config, announce, load_progress=load_progress))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

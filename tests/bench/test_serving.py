@@ -13,7 +13,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from parhelion.bench.load_clients import run_load
+from parhelion.bench.load_clients import LoadClients
 from parhelion.bench.serving import (
     ClientShare,
     RequestRecord,
@@ -116,8 +116,12 @@ def test_several_clients_share_the_requests_and_begin_together() -> None:
     settings = ServingSettings(num_requests=5, prompt_length=3, output_length=2, concurrency=3)
     with ThreadingHTTPServer(("127.0.0.1", 0), CountingServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        load = run_load(f"http://127.0.0.1:{server.server_port}", "m", settings, 2)
+        with LoadClients(2) as clients:
+            once = clients.run(f"http://127.0.0.1:{server.server_port}", "m", settings)
+            CountingServer.sent.clear()
+            load = clients.run(f"http://127.0.0.1:{server.server_port}", "m", settings)
         server.shutdown()
+    assert len(once.records) == 5
     assert [record.error for record in load.records] == [""] * 5
     assert [(record.output_tokens, len(record.chunks)) for record in load.records] == [(2, 2)] * 5
     prompts = random_prompts(count=5, length=3, vocab_size=1000, seed=0)

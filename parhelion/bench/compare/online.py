@@ -14,7 +14,7 @@ from parhelion.bench.compare.offline import Bench, kv_cache_bytes
 from parhelion.bench.compare.results import LoadFigures, OnlineRow, spread
 from parhelion.bench.compare.servers import ServerOptions, running
 from parhelion.bench.compare.settings import OnlineSettings
-from parhelion.bench.load_clients import run_load
+from parhelion.bench.load_clients import LoadClients
 from parhelion.bench.server_process import ServerProcess
 from parhelion.bench.serving import ServingSettings, count_good, generate_load, summarize_load, wall_seconds
 from parhelion.config import read_environment
@@ -56,11 +56,11 @@ def compare_online(engines: Sequence[Engine], bench: Bench, online: OnlineSettin
     """Measure a model under each load. A server that fails is given up with its error recorded; the others go on."""
     groups = [[engine] for engine in engines] if bench.settings.sequential else [list(engines)]
     for group in groups:
-        with ExitStack() as servers:
+        with LoadClients(online.clients) as clients, ExitStack() as servers:
             alive, errors = _start(group, bench, online, servers)
-            closed = _measure(_load(bench, online, None), alive, errors, bench, online)
+            closed = _measure(_load(bench, online, None), alive, errors, bench, online, clients)
             for rate in online.rates or rates_from(closed):
-                _measure(_load(bench, online, rate), alive, errors, bench, online)
+                _measure(_load(bench, online, rate), alive, errors, bench, online, clients)
 
 
 def rates_from(closed: OnlineRow) -> list[float]:
@@ -105,7 +105,12 @@ def _start(
 
 
 def _measure(
-    load: ServingSettings, alive: Alive, errors: Mapping[str, str], bench: Bench, online: OnlineSettings
+    load: ServingSettings,
+    alive: Alive,
+    errors: Mapping[str, str],
+    bench: Bench,
+    online: OnlineSettings,
+    clients: LoadClients,
 ) -> OnlineRow:
     """All rounds of one load, server after server within each."""
     closed = math.isinf(load.request_rate)
@@ -118,7 +123,7 @@ def _measure(
             if engine.name in problems:
                 continue
             try:
-                measured = _run(engine, server, load, online, warm_up=number == 0)
+                measured = _run(engine, server, load, online, clients, warm_up=number == 0)
             except ParhelionError as error:
                 problems[engine.name] = str(error)
                 bench.say(f"{engine.name}: {error}")
@@ -139,7 +144,14 @@ def _measure(
     return row
 
 
-def _run(engine: Engine, server: ServerProcess, load: ServingSettings, online: OnlineSettings, warm_up: bool) -> _Round:
+def _run(
+    engine: Engine,
+    server: ServerProcess,
+    load: ServingSettings,
+    online: OnlineSettings,
+    clients: LoadClients,
+    warm_up: bool,
+) -> _Round:
     """One run.
 
     Raises:
@@ -151,7 +163,7 @@ def _run(engine: Engine, server: ServerProcess, load: ServingSettings, online: O
     if warm_up:
         short = replace(load, request_rate=math.inf, output_length=min(_WARMUP_TOKENS, load.output_length))
         asyncio.run(generate_load(server.url, server.model, short, key))
-    sent = run_load(server.url, server.model, load, online.clients, key)
+    sent = clients.run(server.url, server.model, load, key)
     records = sent.records
     figures = {each.quantity: each.summary for each in summarize_load(records, load)}
     good_share = count_good(records, load) / len(records)

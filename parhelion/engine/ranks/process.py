@@ -46,6 +46,7 @@ from parhelion.engine.ranks.start import SHOW_STACKS
 from parhelion.engine.step_result import PendingStep
 from parhelion.errors import EngineDeadError, ModelNotFoundError, ParhelionError
 from parhelion.models.resolve import resolve_model
+from parhelion.platform.garbage import keep_for_good
 
 ENDING_S = 1.0
 """How long a rank that has failed waits to see whether whoever started it has ended."""
@@ -112,6 +113,7 @@ def _serve(options: RankOptions, channel: RankChannel) -> None:
     get_ready(config, worker)
     answers = loaded.model.stage.is_last and place.stage > 0 and place.group.rank == 0
     awaited = AwaitedTokens(config.pp) if place.stage == 0 else None
+    keep_for_good()
     if not answers or device.type == "cpu":
         run_steps(channel, worker, answers, awaited)
     with Relay(channel, device) as relay:
