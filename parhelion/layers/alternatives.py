@@ -9,7 +9,7 @@ from typing import Any
 from parhelion.layers.program import Call, Plan, Program, cover
 from parhelion.ops.contract import Contract
 from parhelion.ops.launching import BUCKETS, bucket_index
-from parhelion.ops.paged_attention.single_rows import has_single_rows
+from parhelion.ops.paged_attention.single_tokens import has_single_tokens
 from parhelion.ops.registry import needs_single_rows
 from parhelion.ops.resolve import Resolver
 from parhelion.ops.ways import OfAnyRows, Times, Way, quickest
@@ -26,7 +26,7 @@ class Choices:
     """Which of several ways runs, at each bucket of M.
 
     Attributes:
-        single_rows: where each token is the only one of its row.
+        single_rows: where each token is the only one of its row; a few rows may be of one sequence, as guesses are.
         any_rows: in every other step.
     """
 
@@ -64,7 +64,7 @@ class Alternatives:
         num_tokens = values[self._rows].shape[0]
         index = bucket_index(num_tokens)
         way = self._of_any_rows[index]
-        if self._attention is not None and has_single_rows(values[self._attention], num_tokens):
+        if self._attention is not None and has_single_tokens(values[self._attention], num_tokens):
             way = self._of_single_rows[index]
         way(values)
 

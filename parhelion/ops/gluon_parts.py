@@ -41,6 +41,7 @@ def rotated(x, turned, weights, cos, sin, d, head_dim: gl.constexpr, epsilon: gl
 
     Args:
         turned: the heads with their halves exchanged.
+        cos, sin: of each row's position, or of one that all have, [rows or 1, head_dim].
         weights: of the norm, in the order of either; None: heads are not normalized.
         d: 0 to head_dim.
     """
@@ -50,4 +51,4 @@ def rotated(x, turned, weights, cos, sin, d, head_dim: gl.constexpr, epsilon: gl
         factor = gl.rsqrt(gl.sum(x * x, axis=1) / head_dim + epsilon)[:, None]
         x = x * factor * weights[0]
         turned = turned * factor * weights[1]
-    return (x * cos[None, :] + turned * sin[None, :]).to(gl.bfloat16)
+    return (x * cos + turned * sin).to(gl.bfloat16)

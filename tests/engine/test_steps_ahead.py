@@ -14,6 +14,7 @@ import pytest
 from parhelion.config import EngineConfig
 from parhelion.engine import core as core_module
 from parhelion.engine.device import drafter as drafter_module
+from parhelion.engine.device.state import DeviceState, StepTensors
 from parhelion.engine.drafts.choice import read_draft, speculator
 from parhelion.engine.load import load_model
 from parhelion.engine.messages import AddRequest
@@ -126,6 +127,37 @@ def test_texts_and_draws_are_those_without_guesses(
     assert run(core, some_requests()) == expected
     assert watched.rows_ahead > 40
     assert core.stats().accepted_tokens_total > 10
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_rows_of_a_request_follow_one_another_however_many_guesses_were_wrong(
+    folder: Path, draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So programs of attention tell, from slots and lengths alone, which keys are those of the step's own tokens."""
+    steps: list[tuple[int, list[int], list[int]]] = []
+    made = DeviceState.tensors
+
+    def noting(*arguments: Any, **options: Any) -> StepTensors:
+        tensors = made(*arguments, **options)
+        step = tensors.batch.attention
+        if step.row_slots is not None:
+            steps.append((step.max_siblings, step.row_slots.tolist(), step.seq_lens.tolist()))
+        return tensors
+
+    monkeypatch.setattr(DeviceState, "tensors", noting)
+    core, watched = watched_core(folder, draft)
+    run(core, some_requests())
+    assert watched.rows_ahead > 40
+    found = 0
+    for bound, slots, lengths in steps:
+        rows = list(zip(slots, lengths, strict=True))
+        for number, (slot, length) in enumerate(rows):
+            before = [each for each in range(number) if rows[each][0] == slot and length > 0]
+            assert before == list(range(number - len(before), number))
+            assert [length - rows[each][1] for each in before] == [number - each for each in before]
+            assert len(before) < bound
+            found += len(before)
+    assert found > 100
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

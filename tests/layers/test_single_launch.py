@@ -217,14 +217,25 @@ def served_plan(way: Way) -> Plan:
     return next(plan for plan in ON_GPU if tuple(call.contract for call in cover(first, plan)) == tuple(way))
 
 
+ONE_SEQUENCE = torch.zeros(2, dtype=torch.int32)
+"""Whose two rows are."""
+
+
+def test_a_step_with_guesses_is_computed_as_one_of_single_tokens():
+    model = Model([1, 1], [20, 21], max_query_len=2, max_siblings=2, row_slots=ONE_SEQUENCE)
+    served, found = model.served()
+    assert [each.name for each in served[1]] == ["decoder_block"]
+    assert_same(found, model.under(SINGLE_LAUNCH, served_plan(served[0])))
+
+
 @pytest.mark.parametrize(
     ("query_lens", "seq_lens", "of_batch"),
     [
         ([2], [20], {}),
         ([1, 1], [20, 33], {"max_query_len": 2}),
-        ([1, 1], [20, 21], {"max_query_len": 2, "max_siblings": 2, "row_slots": torch.zeros(2, dtype=torch.int32)}),
+        ([1, 1], [20, 21], {"max_query_len": 2, "max_siblings": 16, "row_slots": ONE_SEQUENCE}),
     ],
-    ids=["a prompt", "rows that may be prompts", "a guess"],
+    ids=["a prompt", "rows that may be prompts", "as many guesses as no program is for"],
 )
 def test_a_step_whose_rows_may_have_several_tokens_is_computed_in_another_way(
     query_lens: list[int], seq_lens: list[int], of_batch: dict[str, Any]

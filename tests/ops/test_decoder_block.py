@@ -116,13 +116,19 @@ class Recorded:
         self.calls.append((kernel, config, arguments))
 
 
-def behind_tensors(run: Recorded, inputs: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a program was given behind all inputs and what it makes of them, which stand in order."""
+def behind_tensors(
+    run: Recorded, inputs: tuple[Any, ...], results: tuple[Any, ...], of_rows: tuple[Any, ...] = ()
+) -> tuple[Any, ...]:
+    """What a program was given behind all inputs and what it makes of them, which stand in order.
+
+    Args:
+        of_rows: what it is given of the rows besides their blocks and lengths.
+    """
     ((_, _, arguments),) = run.calls
     hidden, residual, positions, slots, cache, batch, *weights = inputs
     new_hidden, new_residual, new_cache = results
     heads = weights[4:6] if len(weights) == 13 else [None, None]
-    given = [hidden, residual, positions, slots, cache, batch.block_table, batch.seq_lens]
+    given = [hidden, residual, positions, slots, cache, batch.block_table, batch.seq_lens, *of_rows]
     given += [*weights[:4], *heads, *weights[-7:], new_hidden, new_residual]
     assert all(ours is theirs for ours, theirs in zip(arguments, given, strict=False))
     assert new_cache is cache

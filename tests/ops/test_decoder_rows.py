@@ -44,13 +44,25 @@ def test_its_program_is_given_all_inputs_in_order_and_for_how_many_tokens_it_is(
     run = Recorded()
     results = launch(contract, run, config, *inputs)
     assert run.calls[0][:2] == ("decoder_block.decoder_rows", KernelConfig(num_warps=4, num_stages=1))
-    scratch, counters, *numbers = behind_tensors(run, inputs, results)
+    scratch, counters, *numbers = behind_tensors(run, inputs, results, of_rows=(None,))
     assert (scratch.dtype, tuple(scratch.shape)) == (torch.float32, (row_scratch_size(contract, config),))
     assert counters is arrival_counters(CPU, 512)
     head_epsilon = 1e-6 if contract is NORMED else 0.0
     dims = (1e-6, head_epsilon, 128**-0.5, 2048, 16, 8, 128, 6144, 16)
-    layout = (padded, 128, 256, 11, 2, 128, 4, 4, 1, 4, 4, False)
+    layout = (padded, 1, 128, 256, 11, 2, 128, 4, 4, 1, 4, 4, False)
     assert tuple(numbers) == (*dims, *layout)
+
+
+@pytest.mark.parametrize(("num_tokens", "bound"), [(2, 2), (3, 8), (8, 4), (16, 8)])
+def test_rows_of_one_sequence_have_a_program_that_knows_whose_they_are(num_tokens: int, bound: int):
+    *before, batch = empty_inputs(NORMED, num_tokens)[:6]
+    rows = replace(batch, max_query_len=num_tokens, max_siblings=bound, row_slots=torch.zeros_like(batch.seq_lens))
+    inputs = (*before, rows, *empty_inputs(NORMED, num_tokens)[6:])
+    run = Recorded()
+    results = launch(NORMED, run, default_config(NORMED, 16, SM_90), *inputs)
+    *_, padded, siblings = behind_tensors(run, inputs, results, of_rows=(rows.row_slots,))[2:13]
+    assert padded >= num_tokens
+    assert siblings == 8
 
 
 def test_the_config_says_which_program_it_is():
@@ -162,9 +174,11 @@ def test_who_builds_and_plans_is_told_for_how_many_tokens_there_are_programs():
 @pytest.mark.parametrize(("bucket", "sizes"), [(1, [1]), (2, [2]), (4, [3, 4]), (8, [7, 8]), (16, [11, 16])])
 def test_it_is_built_for_integers_at_any_address_and_tables_of_any_width(bucket: int, sizes: list[int]):
     steps = build_inputs(NORMED, bucket)
-    assert [len(hidden) for hidden, *_ in steps] == sizes
+    found = [(len(step[0]), step[5].max_siblings > 1) for step in steps]
+    assert found == [(size, shared) for size in sizes for shared in ((False,) if bucket == 1 else (False, True))]
     for hidden, _, positions, slots, cache, batch, *_ in steps:
-        for integers in (positions, slots, batch.block_table, batch.seq_lens):
+        whose = [] if batch.max_siblings == 1 else [batch.row_slots]
+        for integers in (positions, slots, batch.block_table, batch.seq_lens, *whose):
             assert integers.data_ptr() % 16 != 0
         assert cache.data_ptr() % 16 == hidden.data_ptr() % 16 == 0
         assert batch.block_table.shape[0] == batch.seq_lens.shape[0] == len(hidden)
@@ -185,10 +199,10 @@ def test_it_says_what_it_is_not_for():
     *before, batch = empty_inputs(NORMED, 4)[:6]
     weights = empty_inputs(NORMED, 4)[6:]
     others = (
-        # A prompt of four tokens; two rows, one of them of three; a row and its three guesses.
+        # A prompt of four tokens; two rows, one of them of three; a row and more guesses than there is a program for.
         replace(batch, seq_lens=batch.seq_lens[:1], max_query_len=4),
         replace(batch, seq_lens=batch.seq_lens[:2], max_query_len=4),
-        replace(batch, max_query_len=4, max_siblings=4, row_slots=batch.seq_lens),
+        replace(batch, max_query_len=4, max_siblings=16, row_slots=batch.seq_lens),
     )
     for rows in others:
         with pytest.raises(ValueError, match=f"4 in {len(rows.seq_lens)} rows of up to 4"):

@@ -58,18 +58,22 @@ OF_ROWS = ("gluon_decoder_rows", 8 + 4)
 )
 def test_the_program_fits_a_processor_and_reads_no_code_back(contract, bucket: int, expected, tmp_path: Path):
     config = untuned_config(contract, bucket, SM_90)
-    (program,) = programs_of(contract, bucket, config, SM_90, GeneratedCode())
-    binary = program.binary
-    assert (binary.symbol, binary.num_warps) == expected
-    assert spilled_bytes([program]) == 0
-    # The ring is there, and all that lies beside it.
-    assert config.ring * 64 * config.tile_k < binary.shared_bytes <= SM_90.max_shared_bytes
-    assert why_dropped([program], SM_90) is None
-    shown = instructions(program.data, tmp_path)
-    assert "QGMMA" in shown
-    assert MADE.search(shown)
-    # ptxas 12.8 mistakes the register of a code that is also stored.
-    assert READ_BACK.findall(shown) == []
+    programs = programs_of(contract, bucket, config, SM_90, GeneratedCode())
+    # Of several tokens one for rows of one sequence as well.
+    assert len(programs) == (1 if expected == OF_ONE else 2)
+    for number, program in enumerate(programs):
+        binary = program.binary
+        assert (binary.symbol, binary.num_warps) == expected
+        # That one may lack two registers.
+        assert spilled_bytes([program]) <= 8 * number
+        # The ring is there, and all that lies beside it.
+        assert config.ring * 64 * config.tile_k < binary.shared_bytes <= SM_90.max_shared_bytes
+        assert why_dropped([program], SM_90) is None
+        shown = instructions(program.data, tmp_path)
+        assert "QGMMA" in shown
+        assert MADE.search(shown)
+        # ptxas 12.8 mistakes the register of a code that is also stored.
+        assert READ_BACK.findall(shown) == []
 
 
 def test_codes_that_are_read_back_are_told_from_those_that_are_made(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ import triton
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.check import compare
 from parhelion.ops.decoder_block import OP, DecoderBlock
+from parhelion.ops.decoder_block.config import DecoderBlockConfig
 from parhelion.ops.decoder_block.launch import NUM_ROW_COUNTERS, candidates
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.launching import bucket_of
+from parhelion.ops.paged_attention.apart import siblings_apart
 from parhelion.tuning.jobs import Trial
 from parhelion.tuning.programs import programs_of
 from parhelion.tuning.record import GeneratedCode
@@ -31,6 +34,18 @@ LENGTHS = (1, 700, 15, 16, 17, 33, 64, 65, 129, 128, 1024, 4096, 2, 577, 48, 300
 PADDING = {2: (), 5: (3,), 16: (0, 9, 15)}
 """Which rows of so many are padding."""
 
+WITH_GUESSES = (
+    [(700, 2)],
+    [(3, 3)],
+    [(1024, 4)],
+    [(17, 3), (2, 2)],
+    [(130, 8)],
+    [(65, 3), (0, 1), (129, 3), (1, 1)],
+    [(577, 4)] * 4,
+    [(300, 8), (16, 8)],
+)
+"""Tokens of each sequence, and how many of them, the last, a step computes; with one of none, padding."""
+
 
 @pytest.fixture(autouse=True)
 def _as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,29 +54,76 @@ def _as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
+of_contracts = pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain", "8B"])
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
+
+
+@needs_gpu
 @pytest.mark.parametrize("num_tokens", PADDING)
-@pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain", "8B"])
+@of_contracts
 def test_on_a_gpu_it_computes_what_the_contract_says_for_rows_of_any_lengths(
     contract: DecoderBlock, num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
+    lengths = [0 if row in PADDING[num_tokens] else LENGTHS[row] for row in range(num_tokens)]
+    inputs = step(contract, [(length, 1) for length in lengths], monkeypatch)
+    configs = candidates_of(contract, num_tokens)
+    assert configs
+    check_on_gpu(contract, configs, inputs, inputs)
+
+
+@needs_gpu
+@pytest.mark.parametrize("sequences", WITH_GUESSES, ids=str)
+@of_contracts
+def test_on_a_gpu_guesses_attend_to_those_before_them(
+    contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    inputs = step(contract, sequences, monkeypatch)
+    apart = (*inputs[:5], siblings_apart(inputs[5]), *inputs[6:])
+    # What differs of the others has nothing to do with attention.
+    by_share = {config.keys_a_program: config for config in candidates_of(contract, len(inputs[0]))}
+    assert by_share
+    check_on_gpu(contract, list(by_share.values()), apart, inputs)
+
+
+def step(contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """The inputs of a step of these tokens, a row a sequence."""
     device = torch.device("cuda", torch.cuda.current_device())
-    here, bucket = target_of_device(device), bucket_of(num_tokens)
-    configs = candidates(contract, bucket, here)
-    assert configs, f"it is not built for {here.name}"
-    lens = "parhelion.ops.fused_rope_attention.contract.sampled_lens"
-    monkeypatch.setattr(lens, lambda count: ([1] * count, list(LENGTHS[:count])))
-    hidden, residual, positions, slots, cache, batch, *weights = contract.sample_inputs(
-        num_tokens, device, torch.Generator().manual_seed(num_tokens)
-    )
-    padding, seq_lens = list(PADDING[num_tokens]), batch.seq_lens.clone()
-    seq_lens[padding], slots[padding], positions[padding] = 0, -1, 0
-    rows = replace(batch, seq_lens=seq_lens)
-    expected = contract.reference(hidden, residual, positions, slots, cache, rows, *weights)
+    lens = [max(1, length) for length, _ in sequences], [count for _, count in sequences]
+    num_tokens = sum(count for _, count in sequences)
+    generator = torch.Generator().manual_seed(num_tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr("parhelion.ops.fused_rope_attention.contract.sampled_lens", lambda count: lens[::-1])
+        hidden, residual, positions, slots, cache, batch, *weights = contract.sample_inputs(
+            num_tokens, device, generator
+        )
+    padding = padding_of(batch.query_start_loc, [length for length, _ in sequences])
+    slots[padding], positions[padding] = -1, 0
+    seq_lens = torch.tensor([length for length, _ in sequences], dtype=torch.int32, device=device)
+    return hidden, residual, positions, slots, cache, replace(batch, seq_lens=seq_lens), *weights
+
+
+def padding_of(starts: torch.Tensor, lengths: list[int]) -> list[int]:
+    """The tokens of rows of no length, which have one each."""
+    return [int(starts[row]) for row, length in enumerate(lengths) if length == 0]
+
+
+def candidates_of(contract: DecoderBlock, num_tokens: int) -> list[DecoderBlockConfig]:
+    here = target_of_device(torch.device("cuda", torch.cuda.current_device()))
+    return candidates(contract, bucket_of(num_tokens), here)
+
+
+def check_on_gpu(
+    contract: DecoderBlock, configs: list[DecoderBlockConfig], given: tuple[Any, ...], same: tuple[Any, ...]
+) -> None:
+    """That programs make of what they are given what the reference makes of the same step, twice the same."""
+    device = given[0].device
+    here, bucket = target_of_device(device), bucket_of(len(given[0]))
+    expected = contract.reference(*same)
+    padding = (given[3] < 0).nonzero().flatten().tolist()
     for config in configs:
         programs = tuple(programs_of(contract, bucket, config, target(here.name), GeneratedCode()))
         launch = launcher_of(contract, Trial("gluon", config, programs), device)
-        runs = [launch(hidden, residual, positions, slots, cache.clone(), rows, *weights) for _ in range(2)]
+        runs = [launch(*given[:4], given[4].clone(), *given[5:]) for _ in range(2)]
         for new_hidden, new_residual, _ in runs:
             # What is left for padding rows nobody reads.
             new_hidden[padding], new_residual[padding] = (each[padding] for each in expected[:2])

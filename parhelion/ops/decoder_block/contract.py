@@ -57,9 +57,9 @@ class DecoderBlock(Contract):
 
     What one part hands the next is rounded to ``dtype`` as where each is a launch. A program may keep more of it.
 
-    The programs take up to ``most_tokens``, of which each is the only one of its row: token i is of row i. A padding
-    row, of length 0 and with a slot of -1, leaves anything of its own and nothing of the others'. The reference takes
-    any rows.
+    The programs take up to ``most_tokens``, of which each is the only one of its row: token i is of row i. Rows may
+    have siblings. A padding row, of length 0 and with a slot of -1, leaves anything of its own and nothing of the
+    others'. The reference takes any rows.
 
     Attributes:
         epsilon: of the two norms of hidden_size.

@@ -42,6 +42,26 @@ def share_of(seq_len, split, keys_a_program: gl.constexpr, most_splits: gl.const
 
 
 @gluon.jit
+def siblings_before(row_slots, seq_lens, row, seq_len, there, siblings: gl.constexpr):
+    """How many rows right before a row are of its sequence, each a token less far than the one behind it. What a step
+    computes of them is in no cache yet.
+
+    Args:
+        row: a row's number, or several; ``there``: whether there is such a row.
+        siblings: a bound of a sequence's rows.
+    """
+    count = row * 0
+    if siblings > 1:
+        slot = gl.load(row_slots + row, mask=there, other=-1)
+        for each in gl.static_range(1, siblings):
+            is_row = there & (row >= each)
+            is_same = gl.load(row_slots + row - each, mask=is_row, other=-2) == slot
+            is_next = gl.load(seq_lens + row - each, mask=is_row, other=-1) == seq_len - each
+            count += (is_same & is_next).to(gl.int32)
+    return count
+
+
+@gluon.jit
 def blocks_of(block_table, begin, end, keys: gl.constexpr, layout: gl.constexpr, block_size: gl.constexpr):
     """The block of each of a tile's keys, [keys]; 0 where there are none."""
     key = begin + gl.arange(0, keys, layout=gl.SliceLayout(1, layout))

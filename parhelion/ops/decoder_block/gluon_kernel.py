@@ -130,8 +130,8 @@ def consume(
         query_turned = gl.load(query_at + turned_d[None, :], mask=is_head, other=0.0, cache_modifier=".cg")
         own_key = gl.load(key_at + d[None, :], cache_modifier=".cg")
         own_key_turned = gl.load(key_at + turned_d[None, :], cache_modifier=".cg")
-        query = rotated(query, query_turned, q_weights, cos, sin, d, head_dim, head_epsilon)
-        own_key = rotated(own_key, own_key_turned, k_weights, cos, sin, d, head_dim, head_epsilon)
+        query = rotated(query, query_turned, q_weights, cos[None, :], sin[None, :], d, head_dim, head_epsilon)
+        own_key = rotated(own_key, own_key_turned, k_weights, cos[None, :], sin[None, :], d, head_dim, head_epsilon)
         own_scores = gl.sum(query.to(gl.float32) * own_key.to(gl.float32), axis=1)
         own_scores = gl.convert_layout(own_scores, gl.SliceLayout(1, scores_layout)) * (scale * LOG2_E)
         own_scores = gl.where(owns, own_scores, NOTHING)
@@ -296,19 +296,19 @@ def decoder_block(
 
 def decoder_rows(
     hidden: Any, residual: Any, positions: Any, slot_mapping: Any, kv_cache: Any, block_table: Any, seq_lens: Any,
-    input_norm: Any, qkv: Any, qkv_scales: Any, cos_sin: Any, q_norm: Any, k_norm: Any, out: Any, out_scales: Any,
-    post_norm: Any, gate_up: Any, gate_up_scales: Any, down: Any, down_scales: Any, new_hidden: Any, new_residual: Any,
-    scratch: Any, counters: Any, epsilon: Any, head_epsilon: Any, scale: Any, hidden_size: Any, num_heads: Any,
-    num_kv_heads: Any, head_dim: Any, intermediate_size: Any, block_size: Any, tokens: Any, num_programs: Any,
-    tile_k: Any, ring: Any, in_flight: Any, keys_a_program: Any, parts: Any, down_parts: Any, rounds: Any, warps: Any,
-    producer_warps: Any, programmatic: Any, *, _launcher: Any,
+    row_slots: Any, input_norm: Any, qkv: Any, qkv_scales: Any, cos_sin: Any, q_norm: Any, k_norm: Any, out: Any,
+    out_scales: Any, post_norm: Any, gate_up: Any, gate_up_scales: Any, down: Any, down_scales: Any, new_hidden: Any,
+    new_residual: Any, scratch: Any, counters: Any, epsilon: Any, head_epsilon: Any, scale: Any, hidden_size: Any,
+    num_heads: Any, num_kv_heads: Any, head_dim: Any, intermediate_size: Any, block_size: Any, tokens: Any,
+    siblings: Any, num_programs: Any, tile_k: Any, ring: Any, in_flight: Any, keys_a_program: Any, parts: Any,
+    down_parts: Any, rounds: Any, warps: Any, producer_warps: Any, programmatic: Any, *, _launcher: Any,
 ) -> None:  # fmt: skip
     """Launch the program of several tokens (``gluon_rows.py``)."""
     _launcher(
         gluon_decoder_rows, (num_programs,), hidden, residual, positions, slot_mapping, kv_cache, block_table,
-        seq_lens, input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up,
+        seq_lens, row_slots, input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up,
         gate_up_scales, down, down_scales, new_hidden, new_residual, scratch, counters, hidden.size(0),
         block_table.stride(0), epsilon, head_epsilon, scale, hidden_size, num_heads, num_kv_heads, head_dim,
-        intermediate_size, block_size, tokens, num_programs, tile_k, ring, in_flight, keys_a_program, parts, down_parts,
-        rounds, warps, producer_warps, programmatic, num_warps=warps,
+        intermediate_size, block_size, tokens, siblings, num_programs, tile_k, ring, in_flight, keys_a_program, parts,
+        down_parts, rounds, warps, producer_warps, programmatic, num_warps=warps,
     )  # fmt: skip

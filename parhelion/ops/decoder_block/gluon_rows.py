@@ -6,6 +6,9 @@ its part of K, of 64 outputs at a time, as FP8 codes with scales of their own, a
 have the other parts of the same outputs, its group. These add them up, each its share of the outputs, once all of the
 group have arrived. Queries, keys and values are added up by those who attend.
 
+Rows next to each other may be of one sequence, as guesses are. What the rows before it have is in no cache yet when a
+row attends, so its program makes their keys and values as well.
+
 Gate and up may be made in rounds. Then one round is added up while the next is multiplied, and the down projection
 begins with what all but the last have made, while that is added up.
 """
@@ -16,7 +19,7 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from parhelion.ops.decoder_block.gluon_attention import cached_keys, fetch_keys, share_of
+from parhelion.ops.decoder_block.gluon_attention import cached_keys, fetch_keys, share_of, siblings_before
 from parhelion.ops.decoder_block.gluon_ring import TILE_ROWS, arrive, forget, tell_last, wait_for_all
 from parhelion.ops.decoder_block.gluon_rows_attention import (
     HEADS,
@@ -55,12 +58,12 @@ def codes_tiles(shape, head_dim, rows, grid, tile_k, parts, down_parts, rounds):
 
 @gluon.jit
 def consume(
-    ring, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, seq_lens, input_norm,
+    ring, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, seq_lens, row_slots, input_norm,
     qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm, gate_up_scales, down_scales, new_hidden, new_residual,
     scratch, counters, num_tokens, epsilon: gl.constexpr, head_epsilon: gl.constexpr, scale: gl.constexpr,
     shape: gl.constexpr, heads: gl.constexpr, splits: gl.constexpr, cached: gl.constexpr, tokens: gl.constexpr,
     rows: gl.constexpr, parts: gl.constexpr, down_parts: gl.constexpr, grid: gl.constexpr, tile_k: gl.constexpr,
-    slots: gl.constexpr, rounds: gl.constexpr, warps: gl.constexpr, programmatic: gl.constexpr,
+    slots: gl.constexpr, rounds: gl.constexpr, warps: gl.constexpr, siblings: gl.constexpr, programmatic: gl.constexpr,
 ):  # fmt: skip
     """What the warps that multiply do, and attend."""
     hidden_size: gl.constexpr = shape[0]
@@ -129,17 +132,15 @@ def consume(
     seq_len = gl.load(seq_lens + row, mask=is_row, other=0)
     position = gl.load(positions + row, mask=is_row, other=0)
     slot = gl.load(slot_mapping + row, mask=is_row, other=-1)
-    num_splits, begin_key, old_end, owns = share_of(seq_len, split, splits[0], splits[1])
+    before = siblings_before(row_slots, seq_lens, row, seq_len, is_row, siblings)
+    num_splits, begin_key, old_end, owns = share_of(seq_len - before, split, splits[0], splits[1])
     arrive(counters)
     wait_for_all(counters, grid)
     if is_row & (split < num_splits):
-        square = gl.load(squares + row, cache_modifier=".cg")
-        for p in gl.static_range(1, parts):
-            square += gl.load(squares + p * rows + row, cache_modifier=".cg")
         c, mean, lse, head, d = attend_row(
-            ring, full, empty, xbuf, c, qkv_sums, gl.rsqrt(square / hidden_size + epsilon), position, slot, row,
-            kv_head, begin_key, old_end, owns, kv_cache, cos_sin, q_norm, k_norm, head_epsilon, scale, heads, parts,
-            qkv_size, rows, keys, slots, warps)  # fmt: skip
+            ring, full, empty, xbuf, c, qkv_sums, squares, position, slot, row, before, kv_head, begin_key, old_end,
+            owns, kv_cache, cos_sin, q_norm, k_norm, epsilon, head_epsilon, scale, hidden_size, heads, parts, qkv_size,
+            rows, keys, slots, warps, siblings)  # fmt: skip
         own_head = (split * tokens + row) * num_heads + kv_head * per_key + head
         gl.store(found + (own_head * head_dim)[:, None] + d[None, :], mean.to(gl.bfloat16),
                  mask=(head < per_key)[:, None] & (d >= 0)[None, :])  # fmt: skip
@@ -151,8 +152,9 @@ def consume(
     wait_for_all(counters + 1, grid)
     if pid == 0:
         gl.store(counters, 0)
-    xs = attended_tiles(found, found_lse, seq_lens, num_tokens, part * (heads_size // parts), out_tiles, heads_size,
-                        num_heads, head_dim, tile_k, rows, tokens, splits, of_tokens, of_heads)  # fmt: skip
+    xs = attended_tiles(found, found_lse, seq_lens, row_slots, num_tokens, part * (heads_size // parts), out_tiles,
+                        heads_size, num_heads, head_dim, tile_k, rows, tokens, splits, siblings, of_tokens,
+                        of_heads)  # fmt: skip
     counts = encode_rows(xbuf, xs, out_tiles, tile_k, rows)
     c = multiply_part(ring, full, empty, xbuf, c, out_scales, out_sums + part * (rows * hidden_size), counts, group,
                       hidden_size // TILE_ROWS, hidden_size, out_tiles, False, False, groups, rows, slots,
@@ -232,11 +234,11 @@ def consume(
 
 @gluon.jit
 def produce(
-    ring, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, num_tokens, table_stride,
+    ring, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, row_slots, num_tokens, table_stride,
     shape: gl.constexpr, heads: gl.constexpr, splits: gl.constexpr, cached: gl.constexpr, fetching: gl.constexpr,
     reading: gl.constexpr, block_size: gl.constexpr, tokens: gl.constexpr, parts: gl.constexpr,
     down_parts: gl.constexpr, grid: gl.constexpr, tile_k: gl.constexpr, slots: gl.constexpr, in_flight: gl.constexpr,
-    rounds: gl.constexpr, programmatic: gl.constexpr,
+    rounds: gl.constexpr, siblings: gl.constexpr, programmatic: gl.constexpr,
 ):  # fmt: skip
     """What the warps that fetch do: weights change no more, and the rest is there once the predecessor has ended."""
     hidden: gl.constexpr = shape[0]
@@ -260,6 +262,7 @@ def produce(
     wait_for_predecessor(programmatic)
     row = pid // num_kv_heads % tokens
     seq_len = gl.load(seq_lens + row, mask=row < num_tokens, other=0)
+    seq_len -= siblings_before(row_slots, seq_lens, row, seq_len, row < num_tokens, siblings)
     _, begin, end, _ = share_of(seq_len, pid // num_kv_heads // tokens, splits[0], splits[1])
     table = block_table + row.to(gl.int64) * table_stride
     c = fetch_keys(ring, full, empty, kv_cache, table, begin, end, pid % num_kv_heads, c, reading, cached, num_kv_heads,
@@ -280,14 +283,14 @@ def produce(
 
 @gluon.jit
 def gluon_decoder_rows(
-    hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, input_norm, qkv, qkv_scales, cos_sin,
-    q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales, down, down_scales, new_hidden, new_residual,
-    scratch, counters, num_tokens, table_stride, epsilon: gl.constexpr, head_epsilon: gl.constexpr,
+    hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, row_slots, input_norm, qkv, qkv_scales,
+    cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales, down, down_scales, new_hidden,
+    new_residual, scratch, counters, num_tokens, table_stride, epsilon: gl.constexpr, head_epsilon: gl.constexpr,
     scale: gl.constexpr, hidden_size: gl.constexpr, num_heads: gl.constexpr, num_kv_heads: gl.constexpr,
     head_dim: gl.constexpr, intermediate_size: gl.constexpr, block_size: gl.constexpr, tokens: gl.constexpr,
-    num_programs: gl.constexpr, tile_k: gl.constexpr, ring: gl.constexpr, in_flight: gl.constexpr,
-    keys_a_program: gl.constexpr, parts: gl.constexpr, down_parts: gl.constexpr, rounds: gl.constexpr,
-    warps: gl.constexpr, producer_warps: gl.constexpr, programmatic: gl.constexpr,
+    siblings: gl.constexpr, num_programs: gl.constexpr, tile_k: gl.constexpr, ring: gl.constexpr,
+    in_flight: gl.constexpr, keys_a_program: gl.constexpr, parts: gl.constexpr, down_parts: gl.constexpr,
+    rounds: gl.constexpr, warps: gl.constexpr, producer_warps: gl.constexpr, programmatic: gl.constexpr,
 ):  # fmt: skip
     heads_size: gl.constexpr = num_heads * head_dim
     shape: gl.constexpr = (hidden_size, heads_size, heads_size + 2 * num_kv_heads * head_dim, intermediate_size)
@@ -311,13 +314,13 @@ def gluon_decoder_rows(
     gl.warp_specialize(
         [
             (consume, (tiles, full, empty, xbuf, hidden, residual, positions, slot_mapping, kv_cache, seq_lens,
-                        input_norm, qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm, gate_up_scales,
-                        down_scales, new_hidden, new_residual, scratch, counters, num_tokens, epsilon, head_epsilon,
-                        scale, shape, heads, splits, cached, tokens, rows, parts, down_parts, num_programs, tile_k,
-                        ring, rounds, warps, programmatic)),
-            (produce, (tiles, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, num_tokens,
-                        table_stride, shape, heads, splits, cached, fetching, reading, block_size, tokens, parts,
-                        down_parts, num_programs, tile_k, ring, in_flight, rounds, programmatic)),
+                        row_slots, input_norm, qkv_scales, cos_sin, q_norm, k_norm, out_scales, post_norm,
+                        gate_up_scales, down_scales, new_hidden, new_residual, scratch, counters, num_tokens, epsilon,
+                        head_epsilon, scale, shape, heads, splits, cached, tokens, rows, parts, down_parts,
+                        num_programs, tile_k, ring, rounds, warps, siblings, programmatic)),
+            (produce, (tiles, full, empty, qkv, out, gate_up, down, kv_cache, block_table, seq_lens, row_slots,
+                        num_tokens, table_stride, shape, heads, splits, cached, fetching, reading, block_size, tokens,
+                        parts, down_parts, num_programs, tile_k, ring, in_flight, rounds, siblings, programmatic)),
         ],
         [producer_warps],
         [80],

@@ -9,7 +9,7 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
-from parhelion.ops.decoder_block.gluon_attention import NOTHING, spread
+from parhelion.ops.decoder_block.gluon_attention import NOTHING, siblings_before, spread
 from parhelion.ops.gluon_parts import LOG2_E, rotated, sync, taken_as
 
 KEYS = gl.constexpr(16)
@@ -45,16 +45,87 @@ def norm_weights(weights, d, turned_d):
 
 
 @gluon.jit
+def factors_of(squares, row, parts: gl.constexpr, rows: gl.constexpr, size: gl.constexpr, epsilon: gl.constexpr):
+    """What a norm multiplies a row by, or each of several, from the squares that all parts of K have added up."""
+    square = gl.load(squares + row, cache_modifier=".cg")
+    for part in gl.static_range(1, parts):
+        square += gl.load(squares + part * rows + row, cache_modifier=".cg")
+    return gl.rsqrt(square / size + epsilon)
+
+
+@gluon.jit
+def attend_siblings(
+    xbuf, query, qkv_sums, squares, row, before, position, kv_head, cos_sin, k_weights, owns, epsilon: gl.constexpr,
+    head_epsilon: gl.constexpr, scale: gl.constexpr, hidden_size: gl.constexpr, heads: gl.constexpr,
+    parts: gl.constexpr, size: gl.constexpr, rows: gl.constexpr, warps: gl.constexpr, siblings: gl.constexpr,
+    by_row: gl.constexpr,
+):  # fmt: skip
+    """What a row's queries, [heads, head_dim], find among its own token and those of the rows before it that are of the
+    same sequence, and are in no cache yet: the greatest score of each, what the others count beside it, and the
+    weighted values. A warp makes key and value of one of them; all go by way of the codes' memory, in which is nothing.
+
+    Args:
+        before: how many rows before it.
+        owns: whether all this belongs to the program's share of the keys.
+        by_row: layout of the queries.
+    """
+    num_heads: gl.constexpr = heads[0]
+    num_kv_heads: gl.constexpr = heads[1]
+    head_dim: gl.constexpr = heads[2]
+    half: gl.constexpr = head_dim // 2
+    each: gl.constexpr = gl.BlockedLayout([1, head_dim // 32], [1, 32], [warps, 1], [1, 0])
+    together: gl.constexpr = gl.BlockedLayout([1, siblings, head_dim // 32], [1, 1, 32], [warps, 1, 1], [2, 1, 0])
+    of_heads: gl.constexpr = gl.SliceLayout(1, by_row)
+    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
+    d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, each))
+    turned_d = d + half - d // half * head_dim
+    number = gl.arange(0, siblings, layout=gl.SliceLayout(1, each))
+    its_row = gl.maximum(row - number, 0)
+    factor = factors_of(squares, its_row, parts, rows, hidden_size, epsilon)[:, None]
+    there = (number <= before)[:, None] & (d >= 0)[None, :]
+    at = (its_row * size + (num_heads + kv_head) * head_dim)[:, None]
+    key = added_up(qkv_sums, at + d[None, :], parts, rows * size, there) * factor
+    turned = added_up(qkv_sums, at + turned_d[None, :], parts, rows * size, there) * factor
+    value = added_up(qkv_sums, at + num_kv_heads * head_dim + d[None, :], parts, rows * size, there) * factor
+    angle = (gl.maximum(position - number, 0) * head_dim)[:, None] + (d % half)[None, :]
+    weights = None
+    if k_weights is not None:
+        weights = norm_weights(k_weights, d, turned_d)
+    key = rotated(key.to(gl.bfloat16), turned.to(gl.bfloat16), weights, gl.load(cos_sin + angle),
+                  gl.load(cos_sin + angle + half), d, head_dim, head_epsilon)  # fmt: skip
+    tiles = taken_as(xbuf, gl.bfloat16, [2, siblings, head_dim], shared)
+    tiles.index(0).store(key)
+    tiles.index(1).store(value.to(gl.bfloat16))
+    sync()
+    keys = gl.expand_dims(tiles.index(0).load(gl.SliceLayout(0, together)).to(gl.float32), 0)
+    asked = gl.expand_dims(gl.convert_layout(query, gl.SliceLayout(1, together)).to(gl.float32), 1)
+    scores = gl.sum(asked * keys, axis=2) * (scale * LOG2_E)
+    counts = gl.arange(0, siblings, layout=gl.SliceLayout(0, gl.SliceLayout(2, together))) <= before
+    scores = gl.where((owns & counts)[None, :], scores, float("-inf"))
+    top = gl.where(owns, gl.max(scores, axis=1), 0.0)
+    shares = gl.exp2(scores - top[:, None])
+    values = gl.expand_dims(tiles.index(1).load(gl.SliceLayout(0, together)).to(gl.float32), 0)
+    found = gl.sum(gl.expand_dims(shares, 2) * values, axis=1)
+    sync()
+    top = gl.where(owns, top, float("-inf"))
+    return (gl.convert_layout(top, of_heads), gl.convert_layout(gl.sum(shares, axis=1), of_heads),
+            gl.convert_layout(found, by_row))  # fmt: skip
+
+
+@gluon.jit
 def attend_row(
-    ring, full, empty, xbuf, c, qkv_sums, factor, position, slot, row, kv_head, begin, old_end, owns, kv_cache, cos_sin,
-    q_weights, k_weights, head_epsilon: gl.constexpr, scale: gl.constexpr, heads: gl.constexpr, parts: gl.constexpr,
-    size: gl.constexpr, rows: gl.constexpr, keys: gl.constexpr, slots: gl.constexpr, warps: gl.constexpr,
+    ring, full, empty, xbuf, c, qkv_sums, squares, position, slot, row, before, kv_head, begin, old_end, owns, kv_cache,
+    cos_sin, q_weights, k_weights, epsilon: gl.constexpr, head_epsilon: gl.constexpr, scale: gl.constexpr,
+    hidden_size: gl.constexpr, heads: gl.constexpr, parts: gl.constexpr, size: gl.constexpr, rows: gl.constexpr,
+    keys: gl.constexpr, slots: gl.constexpr, warps: gl.constexpr, siblings: gl.constexpr,
 ):  # fmt: skip
     """A share of a row's keys for one key head: what its queries find, [heads, head_dim] float32, the base-2 logarithm
     of the weights' sum, and which head and element that is. Stores the row's key and value if they belong to the share.
 
     Args:
-        qkv_sums: of the projection, [parts, rows, size], to be added up and multiplied by ``factor``.
+        qkv_sums: of the projection, [parts, rows, size], to be added up and multiplied by what ``squares``, of
+            [parts, rows], say.
+        before: so many rows before it are of the same sequence. Whose share has the row's own key has theirs too.
     """
     num_heads: gl.constexpr = heads[0]
     num_kv_heads: gl.constexpr = heads[1]
@@ -74,6 +145,7 @@ def attend_row(
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0])
 
     # The row's own query, key and value.
+    factor = factors_of(squares, row, parts, rows, hidden_size, epsilon)
     d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, by_row))
     turned_d = d + half - d // half * head_dim
     head = gl.arange(0, HEADS, layout=by_head)
@@ -96,18 +168,22 @@ def attend_row(
     of_heads = None
     if q_weights is not None:
         of_heads = norm_weights(q_weights, d, turned_d)
-    query = rotated(query, query_turned, of_heads, cos, sin, d, head_dim, head_epsilon)
+    query = rotated(query, query_turned, of_heads, cos[None, :], sin[None, :], d, head_dim, head_epsilon)
     own_key = own_key.to(gl.bfloat16)
     own_key_turned = own_key_turned.to(gl.bfloat16)
     if k_weights is not None:
         of_heads = norm_weights(k_weights, d, turned_d)
-    own_key = rotated(own_key, own_key_turned, of_heads, cos, sin, d, head_dim, head_epsilon)
+    own_key = rotated(own_key, own_key_turned, of_heads, cos[None, :], sin[None, :], d, head_dim, head_epsilon)
     own_score = gl.sum(query.to(gl.float32) * own_key.to(gl.float32), axis=1) * (scale * LOG2_E)
     own_score = gl.where(owns, own_score, float("-inf"))
     if owns & (slot >= 0):
         to = kv_cache + slot * (2 * num_kv_heads * head_dim) + kv_head * head_dim
         gl.store(to + d[None, :], own_key)
         gl.store(to + num_kv_heads * head_dim + d, own_value)
+    if siblings > 1:
+        own_score, own_count, own_found = attend_siblings(
+            xbuf, query, qkv_sums, squares, row, before, position, kv_head, cos_sin, k_weights, owns, epsilon,
+            head_epsilon, scale, hidden_size, heads, parts, size, rows, warps, siblings, by_row)  # fmt: skip
     # The matrix unit has 16 rows.
     asked = gl.permute(gl.join(query, gl.full_like(query, 0.0)), (2, 0, 1)).reshape([2 * HEADS, head_dim])
     asked = gl.expand_dims(gl.convert_layout(asked, gl.SliceLayout(0, left)), 0)
@@ -152,15 +228,21 @@ def attend_row(
     whole_top = gl.maximum(gl.max(top, axis=0), own_there)
     weights = gl.exp2(top - whole_top[None, :])
     own_weight = gl.exp2(own_there - whole_top)
-    whole = gl.convert_layout(gl.sum(sums * weights, axis=0) + own_weight, by_head)
+    whole = gl.sum(sums * weights, axis=0)
+    if siblings > 1:
+        whole += own_weight * gl.convert_layout(own_count, by_score)
+    else:
+        whole += own_weight
+    whole = gl.convert_layout(whole, by_head)
     whole_top = gl.convert_layout(whole_top, by_head)
     own_weight = gl.convert_layout(own_weight, by_head)
     weights = gl.convert_layout(weights, gl.SliceLayout(1, acc))
     results_at = taken_as(xbuf, gl.float32, [key_warps, HEADS, head_dim],
                           gl.SwizzledSharedLayout(8, 2, 4, [2, 1, 0]))  # fmt: skip
     results_at.permute([0, 2, 1]).store(result * gl.expand_dims(weights, 1))
-    own_value = gl.where(owns, own_value.to(gl.float32), 0.0)
-    mean = gl.sum(results_at.load(merging), axis=0) + own_weight[:, None] * own_value[None, :]
+    if siblings == 1:
+        own_found = gl.where(owns, own_value.to(gl.float32), 0.0)[None, :]
+    mean = gl.sum(results_at.load(merging), axis=0) + own_weight[:, None] * own_found
     is_any = whole > 0.0
     mean = mean * gl.where(is_any, 1.0 / whole, 0.0)[:, None]
     return c, mean, gl.where(is_any, whole_top + gl.log2(whole), -1.0e30), head, d
@@ -195,9 +277,9 @@ def part_of(
 
 @gluon.jit
 def attended_tiles(
-    found, found_lse, seq_lens, num_tokens, begin, tiles: gl.constexpr, size: gl.constexpr, num_heads: gl.constexpr,
-    head_dim: gl.constexpr, tile_k: gl.constexpr, rows: gl.constexpr, tokens: gl.constexpr, splits: gl.constexpr,
-    layout: gl.constexpr, heads_layout: gl.constexpr,
+    found, found_lse, seq_lens, row_slots, num_tokens, begin, tiles: gl.constexpr, size: gl.constexpr,
+    num_heads: gl.constexpr, head_dim: gl.constexpr, tile_k: gl.constexpr, rows: gl.constexpr, tokens: gl.constexpr,
+    splits: gl.constexpr, siblings: gl.constexpr, layout: gl.constexpr, heads_layout: gl.constexpr,
 ):  # fmt: skip
     """A part of attention's output, a tensor [rows, tile_k] a tile, from what programs found with their keys."""
     if splits[1] == 1:
@@ -209,6 +291,7 @@ def attended_tiles(
         h = gl.arange(0, per_tile, layout=gl.SliceLayout(0, gl.SliceLayout(2, heads_layout)))
         d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, gl.SliceLayout(0, heads_layout)))
         seq_len = gl.load(seq_lens + token, mask=token < num_tokens, other=0)
+        seq_len -= siblings_before(row_slots, seq_lens, token, seq_len, token < num_tokens, siblings)
         shared_by = gl.minimum(gl.maximum((seq_len + splits[0] - 1) // splits[0], 1), splits[1])
         for tile in gl.static_range(tiles):
             head = begin // head_dim + tile * per_tile + h

@@ -18,7 +18,8 @@ from parhelion.ops.inputs import empty_inputs
 from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner, build_sizes, target_of
 from parhelion.ops.paged_attention.batch import AttentionBatch
-from parhelion.ops.paged_attention.single_rows import has_single_rows
+from parhelion.ops.paged_attention.single_tokens import has_single_tokens
+from parhelion.ops.paged_attention.tiling import SIBLINGS
 
 NUM_COUNTERS = 8
 """Arrivals that programs count, zeros between launches."""
@@ -42,20 +43,23 @@ def candidates(contract: DecoderBlock, bucket: int, target: GemmTarget) -> list[
 
 
 def build_inputs(contract: DecoderBlock, bucket: int) -> list[tuple[Any, ...]]:
-    """Steps of single tokens, their integers at any address: they are views of the engine's buffer. All that a bucket
-    has are launched alike, so a few say what does not follow their number.
+    """Steps of single tokens, and of such with siblings, their integers at any address: they are views of the engine's
+    buffer. All that a bucket has are launched alike, so a few say what does not follow their number.
     """
-    sizes = [size for size in build_sizes(bucket) if size <= bucket] if bucket > 1 else [1]
-    return [_built(contract, size) for size in sizes]
+    if bucket == 1:
+        return [_built(contract, 1)]
+    return [_built(contract, size, each) for size in build_sizes(bucket) if size <= bucket for each in (1, 2)]
 
 
-def _built(contract: DecoderBlock, num_tokens: int) -> tuple[Any, ...]:
+def _built(contract: DecoderBlock, num_tokens: int, max_siblings: int = 1) -> tuple[Any, ...]:
     hidden, residual, positions, slots, kv_cache, batch, *weights = empty_inputs(contract, num_tokens)
     assert isinstance(batch, AttentionBatch)
     num_rows, width = batch.block_table.shape
     # A table's rows are as long as an engine's longest text: of an odd length nothing is taken for granted.
     table = _anywhere(batch.block_table.new_empty(num_rows, 2 * width + 1))
     own = replace(batch, block_table=table, seq_lens=_anywhere(batch.seq_lens))
+    if max_siblings > 1:
+        own = replace(own, max_siblings=max_siblings, row_slots=_anywhere(batch.seq_lens))
     return hidden, residual, _anywhere(positions), _anywhere(slots), kv_cache, own, *weights
 
 
@@ -86,6 +90,8 @@ def launch(
     of_qkv, of_attention, of_out, of_gate_up, of_down = c.weights_by_part(weights)
     cos_sin, q_weight, k_weight = of_attention if c.head_epsilon is not None else (*of_attention, None, None)
     of_rows = config.parts > 0
+    # One program is for any number of siblings that there may be.
+    siblings = max(SIBLINGS) if of_rows and batch.max_siblings > 1 else 1
     run(
         "decoder_block.decoder_rows" if of_rows else "decoder_block.decoder_block",
         _kernel_config(config.warps, config.programmatic),
@@ -96,6 +102,7 @@ def launch(
         kv_cache,
         batch.block_table,
         batch.seq_lens,
+        *([batch.row_slots if siblings > 1 else None] if of_rows else []),
         *of_qkv,
         cos_sin,
         q_weight,
@@ -116,7 +123,7 @@ def launch(
         c.head_dim,
         c.intermediate_size,
         c.block_size,
-        *([_padded(hidden.shape[0])] if of_rows else []),
+        *([_padded(hidden.shape[0]), siblings] if of_rows else []),
         config.num_programs,
         config.tile_k,
         config.ring,
@@ -165,7 +172,7 @@ def _check(
     if num_tokens > most:
         allowed = f"up to {most} tokens" if most > 1 else "one token"
         raise ValueError(f"{contract.name}: the program is for {allowed}, and there are {num_tokens}")
-    if not has_single_rows(batch, num_tokens):
+    if not has_single_tokens(batch, num_tokens):
         raise ValueError(
             f"{contract.name} is for tokens of a row each, and there are {num_tokens} in {num_rows} rows of up to "
             f"{batch.max_query_len}: compute the step in other launches"
