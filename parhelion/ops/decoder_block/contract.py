@@ -28,7 +28,7 @@ MOST_HEADS = 16
 """That share a key head."""
 
 MOST_TOKENS = 16
-"""Of a launch, each of a row (a request) of its own."""
+"""Of a launch, each of a row of its own."""
 
 UNIT = 64
 """Rows of a weight that a program of several tokens multiplies at a time."""
