@@ -88,11 +88,11 @@ def test_on_a_gpu_guesses_attend_to_those_before_them(
 def step(contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """The inputs of a step of these tokens, a row a sequence."""
     device = torch.device("cuda", torch.cuda.current_device())
-    lens = [max(1, length) for length, _ in sequences], [count for _, count in sequences]
-    num_tokens = sum(count for _, count in sequences)
+    lens = [count for _, count in sequences], [max(1, length) for length, _ in sequences]
+    num_tokens = sum(lens[0])
     generator = torch.Generator().manual_seed(num_tokens)
     with monkeypatch.context() as patch:
-        patch.setattr("parhelion.ops.fused_rope_attention.contract.sampled_lens", lambda count: lens[::-1])
+        patch.setattr("parhelion.ops.fused_rope_attention.contract.sampled_lens", lambda count: lens)
         hidden, residual, positions, slots, cache, batch, *weights = contract.sample_inputs(
             num_tokens, device, generator
         )
