@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Self
@@ -51,19 +50,17 @@ class LoadClients:
         self._count = count
 
     def __enter__(self) -> Self:
-        self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
         if self._count > 1:
             context = multiprocessing.get_context("spawn")
-            meet = context.Barrier(self._count)
-            pool = ProcessPoolExecutor(self._count, context, _meet, (meet,))
-            self._pool = self._stack.enter_context(pool)
+            self._pool = ProcessPoolExecutor(self._count, context, _meet, (context.Barrier(self._count),))
             # As many are started as there are tasks, and none takes any before all are there.
             list(self._pool.map(abs, range(self._count)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def run(self, url: str, model: str, settings: ServingSettings, api_key: str | None = None) -> Load:
         """Send all requests, from processes that begin together: no more of them than requests are in flight.

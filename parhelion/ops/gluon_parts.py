@@ -41,8 +41,8 @@ def rotated(x, turned, weights, cos, sin, d, head_dim: gl.constexpr, epsilon: gl
 
     Args:
         turned: the heads with their halves exchanged.
-        cos, sin: of each row's position, or of one that all have, [rows or 1, head_dim].
         weights: of the norm, in the order of either; None: heads are not normalized.
+        cos, sin: of each row's position, or of one that all have, [rows or 1, head_dim].
         d: 0 to head_dim.
     """
     x = x.to(gl.float32)

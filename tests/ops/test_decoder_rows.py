@@ -49,7 +49,7 @@ def test_its_program_is_given_all_inputs_in_order_and_for_how_many_tokens_it_is(
     assert counters is arrival_counters(CPU, 512)
     head_epsilon = 1e-6 if contract is NORMED else 0.0
     dims = (1e-6, head_epsilon, 128**-0.5, 2048, 16, 8, 128, 6144, 16)
-    layout = (padded, 1, 128, 256, 11, 2, 128, 4, 4, 1, 4, 4, False)
+    layout = (padded, 128, 256, 11, 2, 128, 4, 4, 1, 4, 4, False)
     assert tuple(numbers) == (*dims, *layout)
 
 
@@ -60,9 +60,11 @@ def test_rows_of_one_sequence_have_a_program_that_knows_whose_they_are(num_token
     inputs = (*before, rows, *empty_inputs(NORMED, num_tokens)[6:])
     run = Recorded()
     results = launch(NORMED, run, default_config(NORMED, 16, SM_90), *inputs)
-    *_, padded, siblings = behind_tensors(run, inputs, results, of_rows=(rows.row_slots,))[2:13]
-    assert padded >= num_tokens
-    assert siblings == 8
+    given = behind_tensors(run, inputs, results, of_rows=(rows.row_slots,))
+    usual = Recorded()
+    results = launch(NORMED, usual, default_config(NORMED, 16, SM_90), *inputs[:5], batch, *inputs[6:])
+    # Nothing else says that there are any.
+    assert given[1:] == behind_tensors(usual, (*inputs[:5], batch, *inputs[6:]), results, of_rows=(None,))[1:]
 
 
 def test_the_config_says_which_program_it_is():

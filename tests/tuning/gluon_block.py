@@ -51,8 +51,8 @@ def _gluon_decoder_rows(
     hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, row_slots,
     input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales,
     down, down_scales, new_hidden, new_residual, scratch, counters, num_tokens, table_stride,
-    EPSILON: gl.constexpr, HEAD_EPSILON: gl.constexpr, scale, TOKENS: gl.constexpr,
-    SIBLINGS: gl.constexpr, TILE_K: gl.constexpr, WARPS: gl.constexpr, PRODUCERS: gl.constexpr,
+    EPSILON: gl.constexpr, HEAD_EPSILON: gl.constexpr, scale, TOKENS: gl.constexpr, TILE_K: gl.constexpr,
+    WARPS: gl.constexpr, PRODUCERS: gl.constexpr,
 ):  # fmt: skip
     buffer = gl.allocate_shared_memory(gl.float32, [TILE_K], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -61,7 +61,7 @@ def _gluon_decoder_rows(
     row = gl.load(block_table + gl.minimum(gl.program_id(0), num_tokens - 1) * table_stride)
     gl.warp_specialize(
         [
-            (_consume, (buffer, full, hidden + row * TOKENS * SIBLINGS, new_hidden, TILE_K, WARPS)),
+            (_consume, (buffer, full, hidden + row * TOKENS, new_hidden, TILE_K, WARPS)),
             (_produce, (buffer, full, input_norm, TILE_K, PRODUCERS)),
         ],
         [PRODUCERS],
@@ -91,7 +91,7 @@ def decoder_rows(
     input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales,
     down, down_scales, new_hidden, new_residual, scratch, counters,
     epsilon, head_epsilon, scale, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, block_size,
-    tokens, siblings, num_programs, tile_k, ring, in_flight, keys_a_program, parts, down_parts, rounds, warps,
+    tokens, num_programs, tile_k, ring, in_flight, keys_a_program, parts, down_parts, rounds, warps,
     producer_warps, programmatic, *, _launcher,
 ):  # fmt: skip
     _launcher(
@@ -99,5 +99,5 @@ def decoder_rows(
         hidden, residual, positions, slot_mapping, kv_cache, block_table, seq_lens, row_slots,
         input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up, gate_up_scales,
         down, down_scales, new_hidden, new_residual, scratch, counters, hidden.size(0), block_table.stride(0),
-        epsilon, head_epsilon, scale, tokens, siblings, tile_k, warps, producer_warps, num_warps=warps,
+        epsilon, head_epsilon, scale, tokens, tile_k, warps, producer_warps, num_warps=warps,
     )  # fmt: skip

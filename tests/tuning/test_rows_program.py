@@ -13,7 +13,6 @@ import triton
 from parhelion.ops.arrival_counters import arrival_counters
 from parhelion.ops.check import compare
 from parhelion.ops.decoder_block import OP, DecoderBlock
-from parhelion.ops.decoder_block.config import DecoderBlockConfig
 from parhelion.ops.decoder_block.launch import NUM_ROW_COUNTERS, candidates
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.launching import bucket_of
@@ -31,8 +30,11 @@ CONTRACTS = (NORMED, replace(NORMED, head_epsilon=None), LARGE)
 LENGTHS = (1, 700, 15, 16, 17, 33, 64, 65, 129, 128, 1024, 4096, 2, 577, 48, 300)
 """Of rows, those at the bounds of blocks and of shares of keys among them."""
 
-PADDING = {2: (), 5: (3,), 16: (0, 9, 15)}
-"""Which rows of so many are padding."""
+SINGLE_ROWS = [
+    [(0 if row in padding else LENGTHS[row], 1) for row in range(count)]
+    for count, padding in ((2, ()), (5, (3,)), (16, (0, 9, 15)))
+]
+"""Tokens of each sequence, and how many of them, the last, a step computes; with one of none, padding."""
 
 WITH_GUESSES = (
     [(700, 2)],
@@ -44,7 +46,7 @@ WITH_GUESSES = (
     [(577, 4)] * 4,
     [(300, 8), (16, 8)],
 )
-"""Tokens of each sequence, and how many of them, the last, a step computes; with one of none, padding."""
+"""The same where several are of one sequence."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,35 +56,36 @@ def _as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
 
 
-of_contracts = pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain", "8B"])
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
-
-
-@needs_gpu
-@pytest.mark.parametrize("num_tokens", PADDING)
-@of_contracts
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
+@pytest.mark.parametrize("sequences", [*SINGLE_ROWS, *WITH_GUESSES], ids=str)
+@pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain", "8B"])
 def test_on_a_gpu_it_computes_what_the_contract_says_for_rows_of_any_lengths(
-    contract: DecoderBlock, num_tokens: int, monkeypatch: pytest.MonkeyPatch
-):
-    lengths = [0 if row in PADDING[num_tokens] else LENGTHS[row] for row in range(num_tokens)]
-    inputs = step(contract, [(length, 1) for length in lengths], monkeypatch)
-    configs = candidates_of(contract, num_tokens)
-    assert configs
-    check_on_gpu(contract, configs, inputs, inputs)
-
-
-@needs_gpu
-@pytest.mark.parametrize("sequences", WITH_GUESSES, ids=str)
-@of_contracts
-def test_on_a_gpu_guesses_attend_to_those_before_them(
     contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ):
     inputs = step(contract, sequences, monkeypatch)
-    apart = (*inputs[:5], siblings_apart(inputs[5]), *inputs[6:])
-    # What differs of the others has nothing to do with attention.
-    by_share = {config.keys_a_program: config for config in candidates_of(contract, len(inputs[0]))}
-    assert by_share
-    check_on_gpu(contract, list(by_share.values()), apart, inputs)
+    device = inputs[0].device
+    here, bucket = target_of_device(device), bucket_of(len(inputs[0]))
+    configs = candidates(contract, bucket, here)
+    given = inputs
+    if sequences in WITH_GUESSES:
+        given = (*inputs[:5], siblings_apart(inputs[5]), *inputs[6:])
+        # What else differs of them has nothing to do with attention.
+        configs = list({config.keys_a_program: config for config in configs}.values())
+    assert configs, f"it is not built for {here.name}"
+    expected = contract.reference(*inputs)
+    padding = (inputs[3] < 0).nonzero().flatten().tolist()
+    for config in configs:
+        programs = tuple(programs_of(contract, bucket, config, target(here.name), GeneratedCode()))
+        launch = launcher_of(contract, Trial("gluon", config, programs), device)
+        runs = [launch(*given[:4], given[4].clone(), *given[5:]) for _ in range(2)]
+        for new_hidden, new_residual, _ in runs:
+            # What is left for padding rows nobody reads.
+            new_hidden[padding], new_residual[padding] = (each[padding] for each in expected[:2])
+        found, again = runs
+        problems = [each.problem for each in compare(contract, found, expected)]
+        assert problems == [None] * 3, config
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, again, strict=True)), config
+        assert not arrival_counters(device, NUM_ROW_COUNTERS).any()
 
 
 def step(contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
@@ -96,39 +99,7 @@ def step(contract: DecoderBlock, sequences: list[tuple[int, int]], monkeypatch: 
         hidden, residual, positions, slots, cache, batch, *weights = contract.sample_inputs(
             num_tokens, device, generator
         )
-    padding = padding_of(batch.query_start_loc, [length for length, _ in sequences])
+    padding = [int(batch.query_start_loc[row]) for row, (length, _) in enumerate(sequences) if length == 0]
     slots[padding], positions[padding] = -1, 0
     seq_lens = torch.tensor([length for length, _ in sequences], dtype=torch.int32, device=device)
     return hidden, residual, positions, slots, cache, replace(batch, seq_lens=seq_lens), *weights
-
-
-def padding_of(starts: torch.Tensor, lengths: list[int]) -> list[int]:
-    """The tokens of rows of no length, which have one each."""
-    return [int(starts[row]) for row, length in enumerate(lengths) if length == 0]
-
-
-def candidates_of(contract: DecoderBlock, num_tokens: int) -> list[DecoderBlockConfig]:
-    here = target_of_device(torch.device("cuda", torch.cuda.current_device()))
-    return candidates(contract, bucket_of(num_tokens), here)
-
-
-def check_on_gpu(
-    contract: DecoderBlock, configs: list[DecoderBlockConfig], given: tuple[Any, ...], same: tuple[Any, ...]
-) -> None:
-    """That programs make of what they are given what the reference makes of the same step, twice the same."""
-    device = given[0].device
-    here, bucket = target_of_device(device), bucket_of(len(given[0]))
-    expected = contract.reference(*same)
-    padding = (given[3] < 0).nonzero().flatten().tolist()
-    for config in configs:
-        programs = tuple(programs_of(contract, bucket, config, target(here.name), GeneratedCode()))
-        launch = launcher_of(contract, Trial("gluon", config, programs), device)
-        runs = [launch(*given[:4], given[4].clone(), *given[5:]) for _ in range(2)]
-        for new_hidden, new_residual, _ in runs:
-            # What is left for padding rows nobody reads.
-            new_hidden[padding], new_residual[padding] = (each[padding] for each in expected[:2])
-        found, again = runs
-        problems = [each.problem for each in compare(contract, found, expected)]
-        assert problems == [None] * 3, config
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, again, strict=True)), config
-        assert not arrival_counters(device, NUM_ROW_COUNTERS).any()

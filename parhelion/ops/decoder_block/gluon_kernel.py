@@ -300,8 +300,8 @@ def decoder_rows(
     out_scales: Any, post_norm: Any, gate_up: Any, gate_up_scales: Any, down: Any, down_scales: Any, new_hidden: Any,
     new_residual: Any, scratch: Any, counters: Any, epsilon: Any, head_epsilon: Any, scale: Any, hidden_size: Any,
     num_heads: Any, num_kv_heads: Any, head_dim: Any, intermediate_size: Any, block_size: Any, tokens: Any,
-    siblings: Any, num_programs: Any, tile_k: Any, ring: Any, in_flight: Any, keys_a_program: Any, parts: Any,
-    down_parts: Any, rounds: Any, warps: Any, producer_warps: Any, programmatic: Any, *, _launcher: Any,
+    num_programs: Any, tile_k: Any, ring: Any, in_flight: Any, keys_a_program: Any, parts: Any, down_parts: Any,
+    rounds: Any, warps: Any, producer_warps: Any, programmatic: Any, *, _launcher: Any,
 ) -> None:  # fmt: skip
     """Launch the program of several tokens (``gluon_rows.py``)."""
     _launcher(
@@ -309,6 +309,6 @@ def decoder_rows(
         seq_lens, row_slots, input_norm, qkv, qkv_scales, cos_sin, q_norm, k_norm, out, out_scales, post_norm, gate_up,
         gate_up_scales, down, down_scales, new_hidden, new_residual, scratch, counters, hidden.size(0),
         block_table.stride(0), epsilon, head_epsilon, scale, hidden_size, num_heads, num_kv_heads, head_dim,
-        intermediate_size, block_size, tokens, siblings, num_programs, tile_k, ring, in_flight, keys_a_program, parts,
-        down_parts, rounds, warps, producer_warps, programmatic, num_warps=warps,
+        intermediate_size, block_size, tokens, num_programs, tile_k, ring, in_flight, keys_a_program, parts, down_parts,
+        rounds, warps, producer_warps, programmatic, num_warps=warps,
     )  # fmt: skip

@@ -42,9 +42,13 @@ from parhelion.ops.decoder_block.gluon_rows_products import (
     weights_of_part,
 )
 from parhelion.ops.gluon_parts import start_successor, sync, wait_for_predecessor
+from parhelion.ops.paged_attention.tiling import SIBLINGS
 
 OF_GROUPS = gl.constexpr(64)
 """Counters of a product's groups, which begin behind as many of all programs."""
+
+MOST_SIBLINGS = gl.constexpr(max(SIBLINGS))
+"""Rows of a sequence, where it is said whose they are: one program is for any number of them."""
 
 
 @gluon.constexpr_function
@@ -288,14 +292,15 @@ def gluon_decoder_rows(
     new_residual, scratch, counters, num_tokens, table_stride, epsilon: gl.constexpr, head_epsilon: gl.constexpr,
     scale: gl.constexpr, hidden_size: gl.constexpr, num_heads: gl.constexpr, num_kv_heads: gl.constexpr,
     head_dim: gl.constexpr, intermediate_size: gl.constexpr, block_size: gl.constexpr, tokens: gl.constexpr,
-    siblings: gl.constexpr, num_programs: gl.constexpr, tile_k: gl.constexpr, ring: gl.constexpr,
-    in_flight: gl.constexpr, keys_a_program: gl.constexpr, parts: gl.constexpr, down_parts: gl.constexpr,
-    rounds: gl.constexpr, warps: gl.constexpr, producer_warps: gl.constexpr, programmatic: gl.constexpr,
+    num_programs: gl.constexpr, tile_k: gl.constexpr, ring: gl.constexpr, in_flight: gl.constexpr,
+    keys_a_program: gl.constexpr, parts: gl.constexpr, down_parts: gl.constexpr, rounds: gl.constexpr,
+    warps: gl.constexpr, producer_warps: gl.constexpr, programmatic: gl.constexpr,
 ):  # fmt: skip
     heads_size: gl.constexpr = num_heads * head_dim
     shape: gl.constexpr = (hidden_size, heads_size, heads_size + 2 * num_kv_heads * head_dim, intermediate_size)
     heads: gl.constexpr = (num_heads, num_kv_heads, head_dim)
     rows: gl.constexpr = tokens if tokens > 8 else 8
+    siblings: gl.constexpr = 1 if row_slots is None else MOST_SIBLINGS
     fetching: gl.constexpr = gl.BlockedLayout([1, 16], [512 // tile_k, tile_k // 16], [producer_warps, 1], [1, 0])
     operand: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
     num_tiles: gl.constexpr = codes_tiles(shape, head_dim, rows, num_programs, tile_k, parts, down_parts, rounds)

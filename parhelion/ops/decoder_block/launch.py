@@ -19,7 +19,6 @@ from parhelion.ops.kernel_config import KernelConfig
 from parhelion.ops.launching import Runner, build_sizes, target_of
 from parhelion.ops.paged_attention.batch import AttentionBatch
 from parhelion.ops.paged_attention.single_tokens import has_single_tokens
-from parhelion.ops.paged_attention.tiling import SIBLINGS
 
 NUM_COUNTERS = 8
 """Arrivals that programs count, zeros between launches."""
@@ -48,6 +47,7 @@ def build_inputs(contract: DecoderBlock, bucket: int) -> list[tuple[Any, ...]]:
     """
     if bucket == 1:
         return [_built(contract, 1)]
+    # How many siblings there may be makes no difference, if there may be some.
     return [_built(contract, size, each) for size in build_sizes(bucket) if size <= bucket for each in (1, 2)]
 
 
@@ -90,8 +90,6 @@ def launch(
     of_qkv, of_attention, of_out, of_gate_up, of_down = c.weights_by_part(weights)
     cos_sin, q_weight, k_weight = of_attention if c.head_epsilon is not None else (*of_attention, None, None)
     of_rows = config.parts > 0
-    # One program is for any number of siblings that there may be.
-    siblings = max(SIBLINGS) if of_rows and batch.max_siblings > 1 else 1
     run(
         "decoder_block.decoder_rows" if of_rows else "decoder_block.decoder_block",
         _kernel_config(config.warps, config.programmatic),
@@ -102,7 +100,7 @@ def launch(
         kv_cache,
         batch.block_table,
         batch.seq_lens,
-        *([batch.row_slots if siblings > 1 else None] if of_rows else []),
+        *([batch.row_slots] if of_rows else []),
         *of_qkv,
         cos_sin,
         q_weight,
@@ -123,7 +121,7 @@ def launch(
         c.head_dim,
         c.intermediate_size,
         c.block_size,
-        *([_padded(hidden.shape[0]), siblings] if of_rows else []),
+        *([_padded(hidden.shape[0])] if of_rows else []),
         config.num_programs,
         config.tile_k,
         config.ring,
