@@ -3,9 +3,9 @@ itself.
 
     PYTHONPATH=. python benchmarks/siblings.py [--models qwen3-1.7b,qwen3-8b] [--pack auto] [--output FILE]
 
-``together_us`` is how the engine launches it, which with few rows is as ``apart_us``: the same step as rows of any
-length; ``decode_us`` a step of as many requests without guesses, which has more to
-read. Each is checked beside the reference, and a graph of launches with different caches is timed, the L2 cache cold.
+``together_us`` is how the engine launches it, ``apart_us`` the same step as rows of any length, ``decode_us`` a step of
+as many rows without guesses, which has more to read. Each is checked beside the reference, and a graph of launches with
+different caches is timed, the L2 cache cold.
 """
 
 from __future__ import annotations

@@ -108,16 +108,36 @@ def test_single_tokens_are_its_own(contract: FusedRopeAttention, programs: int, 
     run = launched(contract, inputs, programs=programs, gluon_warps=8, ring=2)
     kernel, config, arguments = run.calls[0]
     assert (kernel, config.num_warps) == (PROGRAM, 8)
-    given = [qkv, positions, slots, cache, table, *(weights or [None, None]), batch.block_table, batch.seq_lens]
+    given = [qkv, positions, slots, cache, table, *(weights or [None, None]), batch.block_table, batch.seq_lens, None]
     assert all(ours is theirs for ours, theirs in zip(arguments, given, strict=False))
     parts, lse = arguments[len(given) : len(given) + 2]
     assert tuple(parts.shape) == (3, splits, 16, 128)
     assert (lse.dtype, tuple(lse.shape)) == (torch.float32, (3, splits, 16))
     assert parts.dtype == (torch.bfloat16 if splits == 1 else torch.float32)
     epsilon = 0.0 if contract is PLAIN else 1e-6
-    assert arguments[len(given) + 2 :] == (epsilon, 128**-0.5, 16, 8, 128, 16, splits > 1, 2, 8, True)
+    assert arguments[len(given) + 2 :] == (epsilon, 128**-0.5, 16, 8, 128, 16, 8, splits > 1, 2, 8, True)
     # The parts are put together as those that Helion's program leaves.
     assert [each[0] for each in run.calls[1:]] == ["paged_attention.paged_attention_combine"] * (splits > 1)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "most", "columns"),
+    [(8, 8, 8), (16, 2, 8), (16, 4, 8), (16, 8, 16), (32, 2, 8), (32, 4, 16), (64, 2, 16)],
+)
+@pytest.mark.parametrize(("num_tokens", "splits"), [(2, 16), (12, 2), (40, 1)])
+def test_rows_of_one_sequence_are_its_own_too(num_heads: int, most: int, columns: int, num_tokens: int, splits: int):
+    contract = replace(NORMED, num_heads=num_heads)
+    slots = torch.zeros(num_tokens, dtype=torch.int32)
+    inputs = step(contract, num_tokens, max_query_len=num_tokens, max_siblings=most, row_slots=slots)
+    # Whatever was tuned for as many rows without siblings.
+    for of_config in ({}, {"programs": 512, "gluon_warps": 8, "ring": 6}):
+        kernel, config, arguments = launched(contract, inputs, **of_config).calls[0]
+        assert (kernel, config.num_warps) == (PROGRAM, 4)
+        assert arguments[9] is slots
+        parts, lse = arguments[10:12]
+        assert tuple(parts.shape) == (num_tokens, splits, num_heads, 128)
+        assert tuple(lse.shape) == (num_tokens, splits, num_heads)
+        assert arguments[12:] == (1e-6, 128**-0.5, num_heads, 8, 128, 16, columns, splits > 1, 2, 4, True)
 
 
 def test_its_output_is_quantized_as_that_of_helions_program():
@@ -131,19 +151,21 @@ def test_its_output_is_quantized_as_that_of_helions_program():
 
 
 @pytest.mark.parametrize(
-    "of_batch",
+    ("num_heads", "of_batch"),
     [
-        {"max_query_len": 16, "seq_lens": torch.empty(2, dtype=torch.int32)},
-        {"max_query_len": 16},
-        {"max_query_len": 16, "max_siblings": 4, "row_slots": torch.empty(12, dtype=torch.int32)},
+        (16, {"max_query_len": 16, "seq_lens": torch.empty(2, dtype=torch.int32)}),
+        (16, {"max_query_len": 16}),
+        (32, {"max_query_len": 16, "max_siblings": 8, "row_slots": torch.empty(12, dtype=torch.int32)}),
+        (8, {"max_query_len": 16, "max_siblings": 16, "row_slots": torch.empty(12, dtype=torch.int32)}),
     ],
-    ids=["prompts", "prompts and single tokens", "siblings"],
+    ids=["prompts", "prompts and single tokens", "siblings with many heads", "many siblings"],
 )
-def test_every_other_step_is_helions(of_batch: dict[str, Any]):
-    inputs = step(NORMED, 12, **of_batch)
+def test_every_other_step_is_helions(num_heads: int, of_batch: dict[str, Any]):
+    contract = replace(NORMED, num_heads=num_heads)
+    inputs = step(contract, 12, **of_batch)
     run = Recorded()
-    launch_helion(NORMED, run, default_config(NORMED, 16, SM_90), *inputs)
-    ours = launched(NORMED, inputs).calls
+    launch_helion(contract, run, default_config(contract, 16, SM_90), *inputs)
+    ours = launched(contract, inputs).calls
     assert [each[:2] for each in ours] == [each[:2] for each in run.calls]
     assert PROGRAM not in [each[0] for each in ours]
 
@@ -154,11 +176,18 @@ def test_it_says_what_it_is_not_for():
 
 
 def test_it_is_built_for_integers_at_any_address():
-    for inputs in (*build_inputs(NORMED, 16), *timed_inputs(NORMED, 16)):
+    for inputs in (*build_inputs(NORMED, 4), *build_inputs(NORMED, 16), *timed_inputs(NORMED, 16)):
         _, positions, slots, cache, batch, *_ = inputs
-        for integers in (positions, slots, batch.block_table, batch.seq_lens):
-            assert integers.data_ptr() % 16 != 0
+        integers = [positions, slots, batch.block_table, batch.seq_lens]
+        integers += [] if batch.row_slots is None else [batch.row_slots]
+        assert all(each.data_ptr() % 16 != 0 for each in integers)
         assert cache.data_ptr() % 16 == 0
+
+
+def test_it_is_built_for_siblings_from_two_rows_on():
+    for bucket in (1, 2, 8, 16):
+        found = {inputs[4].max_siblings for inputs in build_inputs(NORMED, bucket)}
+        assert found == ({1} if bucket == 1 else {1, 2, 4, 8})
 
 
 def served(folder: Path, here: dict[str, str]) -> tuple[PackKernels, FakeCuda]:

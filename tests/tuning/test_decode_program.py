@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 import torch
 import triton
 
+from parhelion.ops.check import compare
 from parhelion.ops.decode_attention.launch import candidates, default_config, launch
 from parhelion.ops.fused_rope_attention import FusedRopeAttention
+from parhelion.ops.fused_rope_attention.launch import build_inputs as build_helion_inputs
 from parhelion.ops.fused_rope_attention.launch import default_config as default_helion_config
 from parhelion.ops.gemm.target import target_of_device
 from parhelion.ops.oracle import Oracle
+from parhelion.ops.paged_attention.apart import siblings_apart
 from parhelion.ops.quantize import FP8
 from parhelion.ops.source_hash import source_hash
 from parhelion.packs.store import read_pack
@@ -36,6 +40,16 @@ from tests.tuning.tuner_fakes import SM_90, World
 NORMED = FusedRopeAttention(16, 8, 128, 16, 4096, 128**-0.5, 1e-6)
 CONTRACTS = (NORMED, replace(NORMED, num_heads=32, epsilon=None), replace(NORMED, quant_dtype=FP8))
 PROGRAM = "decode_attention.decode_attention"
+
+WITH_GUESSES = (
+    [(1, 1), (2, 2)],
+    [(700, 4)],
+    [(3, 3), (0, 1), (17, 2), (0, 1)],
+    [(65, 4), (129, 3), (1, 1), (700, 4)] * 5,
+    [(48, 2), (63, 2), (64, 2), (66, 2), (3000, 3)],
+    [(31, 1)] * 17,
+)
+"""Tokens of each sequence, and how many of them, the last, a step computes; with one of none, padding."""
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 64, 65, 129, 700, 1024, 4096)
 """Of rows, those at the bounds of splits and tiles among them."""
@@ -68,6 +82,18 @@ def test_it_is_built_and_fits(built: dict[int, list[Program]]):
             assert (binary.symbol, binary.num_warps, binary.programmatic) == ("_gluon_decode_attention", warps, True)
             assert (binary.scratch_bytes, binary.stack_bytes) == (0, 0)
         assert why_dropped(programs, target("sm_90")) is None
+
+
+def test_with_siblings_it_is_built_and_fits_any_processor(monkeypatch: pytest.MonkeyPatch):
+    steps = [each for each in build_helion_inputs(NORMED, 4) if each[4].max_query_len == 1]
+    monkeypatch.setattr("parhelion.ops.decode_attention.launch.build_helion_inputs", lambda *_: list(steps))
+    config = replace(default_config(NORMED, 4, SM_90), programs=1)
+    programs = programs_of(NORMED, 4, config, target("sm_90"), GeneratedCode())
+    own = [each.binary for each in programs if each.binary.kernel == PROGRAM]
+    # For heads of a sequence's rows that are 8 columns and 16, with one split and with several; and without siblings.
+    assert len(own) == 5
+    assert all((each.num_warps, each.stack_bytes) == (4, 0) for each in own)
+    assert max(each.shared_bytes for each in own) <= 99 << 10
 
 
 def test_a_launch_finds_it_for_any_rows_and_splits(built: dict[int, list[Program]]):
@@ -148,3 +174,42 @@ def test_on_a_gpu_it_computes_what_the_contract_says(
             inputs = contract.sample_inputs(num_tokens, device, torch.Generator().manual_seed(num_tokens))
             problems = [each.problem for each in Oracle(contract, inputs).compare(computed)]
             assert problems == [None] * len(problems), (config, num_tokens)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
+@pytest.mark.parametrize("contract", CONTRACTS, ids=["head norms", "plain, group of 4", "quantized"])
+@pytest.mark.parametrize("sequences", WITH_GUESSES, ids=str)
+def test_on_a_gpu_rows_of_one_sequence_are_computed_as_the_contract_says(
+    contract: FusedRopeAttention, sequences: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    device = torch.device("cuda")
+    lens = [count for _, count in sequences], [max(1, length) for length, _ in sequences]
+    monkeypatch.setattr("parhelion.ops.fused_rope_attention.contract.sampled_lens", lambda count: lens)
+    num_tokens = sum(lens[0])
+    inputs = contract.sample_inputs(num_tokens, device, torch.Generator().manual_seed(num_tokens))
+    qkv, positions, slots, cache, batch, *weights = inputs
+    padding = [int(batch.query_start_loc[row]) for row, (length, _) in enumerate(sequences) if length == 0]
+    slots[padding], positions[padding] = -1, 0
+    seq_lens = torch.tensor([length for length, _ in sequences], dtype=torch.int32, device=device)
+    apart = siblings_apart(replace(batch, seq_lens=seq_lens))
+    if apart.max_siblings == 1:
+        apart = replace(apart, max_siblings=2, row_slots=torch.arange(num_tokens, dtype=torch.int32, device=device))
+    expected = contract.reference(qkv, positions, slots, cache.clone(), replace(batch, seq_lens=seq_lens), *weights)
+    launch = launcher_of(contract, built_on_a_gpu(contract), device)
+    runs = [launch(qkv, positions, slots, cache.clone(), apart, *weights) for _ in range(2)]
+    for run in runs:
+        # What is left for padding rows nobody reads.
+        for ours, theirs in zip(run[:-1], expected[:-1], strict=True):
+            ours[padding] = theirs[padding]
+    found, again = runs
+    problems = [each.problem for each in compare(contract, found, expected)]
+    assert problems == [None] * len(expected)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, again, strict=True))
+
+
+@functools.cache
+def built_on_a_gpu(contract: FusedRopeAttention) -> Trial:
+    """All programs of steps of up to 16 rows, which are those of any number of them."""
+    here = target_of_device(torch.device("cuda"))
+    config = default_config(contract, 16, here)
+    return Trial("gluon", config, tuple(programs_of(contract, 16, config, target(here.name), GeneratedCode())))
