@@ -49,13 +49,8 @@ def siblings_table(content: bytes) -> str:
         lines.append(f"| {row['model']} | {row['requests']} | {row['guesses']} | {' | '.join(times)} |")
     wrong = sum(name.endswith("_problem") for row in found["rows"] for name in row)
     checked = "all beside the reference within its bounds" if not wrong else f"{wrong} of them NOT as the reference"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Head norms, rotation and attention of a layer, {checked}. {' '.join(found['notes'])} {_where(found)}",
-        ]
-    )
+    said = [f"Head norms, rotation and attention of a layer, {checked}.", *found["notes"], _where(found)]
+    return "\n".join([*lines, "", " ".join(said)])
 
 
 def _where(found: dict[str, Any]) -> str:

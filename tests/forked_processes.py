@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -39,11 +40,13 @@ READ_LATE = frozenset(
         "KMP_DUPLICATE_LIB_OK",
         "KMP_INIT_AT_FORK",
         "NCCL_SOCKET_IFNAME",
+        "PARHELION_FILLED_WEIGHTS",
         "PARHELION_HOME",
         "PYTEST_CURRENT_TEST",
         "TMPDIR",
         "TORCHINDUCTOR_CACHE_DIR",
         "TRITON_CACHE_DIR",
+        "VLLM_CACHE_ROOT",
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     }
 )
@@ -54,6 +57,7 @@ _REPOSITORY = Path(__file__).parents[1]
 _SCRIPTS = tuple(str(_REPOSITORY / folder) + os.sep for folder in ("benchmarks", "parhelion/bench"))
 _INSTALLED = (sys.prefix, sys.base_prefix)
 _PARAMETERS = inspect.signature(subprocess.Popen._execute_child)
+_PATH = tuple(sys.path[1:])
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES = 1 << 18
 _ROOM = "-" * 2000
@@ -132,11 +136,27 @@ def _is_plain(asked: dict[str, Any]) -> bool:
 
 
 def _read_early(environment: dict[str, str]) -> dict[str, object]:
-    """Variables, and the folders of modules but those that everybody has."""
-    folders = filter(os.path.isdir, environment.get("PYTHONPATH", "").split(os.pathsep))
-    others = [each for each in folders if each != str(_REPOSITORY) and not each.startswith(_INSTALLED)]
+    """Variables, and the folders of modules but those that everybody has and those of stand-ins."""
+    others = [each for each in _own_folders(environment) if not _is_of_stand_ins(each)]
     fixed = {name: value for name, value in environment.items() if name not in READ_LATE}
     return {**fixed, "PYTHONPATH": others}
+
+
+def _own_folders(environment: dict[str, str]) -> list[str]:
+    """The folders of modules but those that everybody has."""
+    folders = filter(os.path.isdir, environment.get("PYTHONPATH", "").split(os.pathsep))
+    return [each for each in folders if each != str(_REPOSITORY) and not each.startswith(_INSTALLED)]
+
+
+def _is_of_stand_ins(folder: str) -> bool:
+    """Whether none of its modules has been imported by then, be it another of the same name."""
+    names = {name.partition(".")[0] for name in os.listdir(folder)}
+    return "sitecustomize" not in names and not any(name.isidentifier() and _is_installed(name) for name in names)
+
+
+@cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 @contextmanager
@@ -190,6 +210,7 @@ def _become(
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
+        sys.path[1:] = [*filter(_is_of_stand_ins, _own_folders(environment)), *_PATH]
         beneath = _source_beneath()
         with _popen(environment, lambda: beneath):
             _show_command(command)
