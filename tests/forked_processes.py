@@ -4,7 +4,7 @@
 that what it has forked becomes a child of the one that asks, with the arguments, the environment, the folder and the
 standard streams of the command, and with such a process of its own, for what it starts in turn. Other commands are
 started as ever, and so are these in an environment in which Python or torch might have imported something else, as
-those of tests/e2e/test_hanging.py.
+those of tests/e2e/test_hanging.py, or that has a ``sitecustomize`` of its own.
 """
 
 from __future__ import annotations

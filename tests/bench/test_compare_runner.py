@@ -63,6 +63,8 @@ def vllm(tmp_path: Path) -> Engine:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "vllm.py").write_text(VLLM)
+    # For which a Python of its own is started: a forked one has imported what this test looks for.
+    (folder / "sitecustomize.py").touch()
     return peer("vllm", sys.executable, str(folder))
 
 

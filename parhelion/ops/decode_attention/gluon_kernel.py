@@ -8,7 +8,7 @@ their own, and what the rows bring themselves is one more tile of keys.
 Tiles of keys and of their values are on their way to a ring in shared memory from the first instructions on, before the
 predecessor has ended. A warp attends to its own 16 keys of every tile, with maxima and sums of its own, so that no warp
 waits for another until all that they have found is put together at the end. On the matrix unit the keys, and then the
-values, stand where a head's queries usually do, and the heads of a group are its eight columns: the weights of the keys
+values, stand where a head's queries usually do, and the heads of a group are columns: the weights of the keys
 are then, without being moved, the operand by which the values are multiplied.
 """
 
