@@ -29,8 +29,7 @@ def _engine_lines(own: list[dict[str, Any]], rates: list[float]) -> list[str]:
     for way, count in dict.fromkeys((row["way"], row["guesses"]) for row in own if row["way"] != "off"):
         cells = {row["imposed"]: _cell(row) for row in own if (row["way"], row["guesses"]) == (way, count)}
         times = f"`auto`, up to {count}" if "auto" in way else f"always {count}"
-        planned = ", not ahead" if way.endswith("not ahead") else ""
-        name = _named(own[0], times + _BY[way.split(",")[0]] + planned)
+        name = _named(own[0], times + _BY[way.split(",")[0]])
         lines.append(f"{name} | {' | '.join(cells.get(rate, '') for rate in rates)}")
     for plain in (row for row in own if row["way"] == "off"):
         floor = f" (floor {plain['floor_ms']:.2f})" if _engine(plain) == "parhelion" else ""

@@ -46,8 +46,6 @@ def _as_in_a_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
         patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
         patch.setenv("TRITON_DISABLE_LINE_INFO", "1")
-        # Of attention's programs for rows with siblings the largest stands for those of each bound.
-        patch.setattr("parhelion.ops.paged_attention.launch.SIBLINGS", (8,))
         yield
 
 

@@ -36,9 +36,6 @@ HEAD_DIM = 128
 COLUMNS = (8, 16)
 """Of the matrix unit: heads that share a key head, of all rows of a sequence."""
 
-MOST_ROWS = 8
-"""Of a sequence."""
-
 KEYS = 16
 """Of a block, which has a multiple of them: a warp reads so many at a time."""
 
@@ -109,7 +106,7 @@ def _columns(contract: FusedRopeAttention, batch: AttentionBatch, num_tokens: in
     """Of a program for these rows; None if it is not for them."""
     if has_single_rows(batch, num_tokens):
         return COLUMNS[0]
-    if not has_single_tokens(batch, num_tokens) or batch.max_siblings > MOST_ROWS:
+    if not has_single_tokens(batch, num_tokens):
         return None
     heads = batch.max_siblings * contract.num_heads // contract.num_kv_heads
     return next((each for each in COLUMNS if heads <= each), None)
